@@ -1,0 +1,1 @@
+"""Export-ready PyTorch modules with explicit caches."""

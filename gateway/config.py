@@ -1,0 +1,137 @@
+"""All settings of the gateway, read once from the environment; nothing else reads `os.environ`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streaming.errors import WanstreamError
+
+
+@dataclass(frozen=True, slots=True)
+class Bitrate:
+    """Range of the video encoders in bit/s; the floor is scaled down for pictures below 832x480."""
+
+    minimum: int = 5_000_000
+    default: int = 7_000_000
+    maximum: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """Where files live; the same places as Scope's, so that an existing installation is found (api.md 5.1)."""
+
+    home: Path
+    models: Path
+    loras: Path
+    assets: Path
+    logs: Path
+    engines: Path
+
+    def create(self) -> None:
+        for path in (self.home, self.models, self.loras, self.assets, self.logs, self.engines):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Tokens and keys; never logged, never part of a repr."""
+
+    hf_token: str | None = field(default=None, repr=False)
+    civitai_token: str | None = field(default=None, repr=False)
+    cloudflare_key_id: str | None = field(default=None, repr=False)
+    cloudflare_api_token: str | None = field(default=None, repr=False)
+    twilio_account_sid: str | None = field(default=None, repr=False)
+    twilio_auth_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one gateway process."""
+
+    directories: Directories
+    secrets: Secrets = Secrets()
+    bitrate: Bitrate = Bitrate()
+    host: str = "0.0.0.0"
+    port: int = 8000
+    triton_url: str | None = None  # host:port of an external server's gRPC endpoint; None: embedded
+    triton_metrics_url: str | None = None  # http://host:port/metrics of an external server
+    max_sessions: int | None = None  # None: the pipeline's own default
+    prewarm: str | None = None  # pipeline to load at start (PIPELINE)
+    cors_origins: tuple[str, ...] | None = None  # None: every origin
+    ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
+    load_timeout_s: float = 900.0
+    connect_timeout_s: float = 30.0  # a peer that is not connected by then is dropped
+    session_idle_s: float = 60.0  # Triton forgets a sequence that was silent for this long
+    verbose: bool = False
+    git_commit: str = "unknown"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> "Config":
+        """Read the environment (api.md 12.2); an empty variable counts as unset.
+
+        Raises WanstreamError when a variable has a value that cannot be used.
+        """
+        values = {k: v for k, v in (os.environ if env is None else env).items() if v != ""}
+        origins = values.get("WANSTREAM_CORS_ORIGINS")
+        return cls(
+            directories=_directories(values),
+            secrets=Secrets(
+                hf_token=values.get("HF_TOKEN"),
+                civitai_token=values.get("CIVITAI_API_TOKEN"),
+                cloudflare_key_id=values.get("CLOUDFLARE_TURN_KEY_ID"),
+                cloudflare_api_token=values.get("CLOUDFLARE_TURN_KEY_API_TOKEN"),
+                twilio_account_sid=values.get("TWILIO_ACCOUNT_SID"),
+                twilio_auth_token=values.get("TWILIO_AUTH_TOKEN"),
+            ),
+            bitrate=_bitrate(values),
+            triton_url=values.get("WANSTREAM_TRITON_URL"),
+            triton_metrics_url=values.get("WANSTREAM_TRITON_METRICS_URL"),
+            max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
+            prewarm=values.get("PIPELINE"),
+            cors_origins=tuple(o.strip() for o in origins.split(",") if o.strip()) if origins else None,
+            ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
+            load_timeout_s=float(_integer(values, "WANSTREAM_LOAD_TIMEOUT_S", minimum=1) or 900),
+            verbose="VERBOSE_LOGGING" in values,
+        )
+
+
+def _directories(values: Mapping[str, str]) -> Directories:
+    def path(name: str, default: Path) -> Path:
+        return Path(values[name]).expanduser().absolute() if name in values else default
+
+    home = path("WANSTREAM_HOME", Path.home() / ".daydream-scope")
+    models = path("DAYDREAM_SCOPE_MODELS_DIR", home / "models")
+    return Directories(
+        home=home,
+        models=models,
+        loras=path("DAYDREAM_SCOPE_LORA_DIR", models / "lora"),
+        assets=path("DAYDREAM_SCOPE_ASSETS_DIR", models.parent / "assets"),
+        logs=path("DAYDREAM_SCOPE_LOGS_DIR", home / "logs"),
+        engines=path("WANSTREAM_ENGINES_DIR", home / "engines"),
+    )
+
+
+def _bitrate(values: Mapping[str, str]) -> Bitrate:
+    standard = Bitrate()
+    minimum = _integer(values, "WANSTREAM_VIDEO_BITRATE_MIN", minimum=50_000) or standard.minimum
+    default = _integer(values, "WANSTREAM_VIDEO_BITRATE_DEFAULT", minimum=50_000) or standard.default
+    maximum = _integer(values, "WANSTREAM_VIDEO_BITRATE_MAX", minimum=50_000) or standard.maximum
+    if not minimum <= default <= maximum:
+        raise WanstreamError(
+            "The video bitrates must satisfy WANSTREAM_VIDEO_BITRATE_MIN <= _DEFAULT <= _MAX; "
+            f"got {minimum}, {default}, {maximum}."
+        )
+    return Bitrate(minimum, default, maximum)
+
+
+def _integer(values: Mapping[str, str], name: str, minimum: int) -> int | None:
+    if name not in values:
+        return None
+    try:
+        number = int(values[name])
+    except ValueError:
+        number = minimum - 1
+    if number < minimum:
+        raise WanstreamError(f"{name} must be a whole number of at least {minimum}, not {values[name]!r}.")
+    return number

@@ -1,0 +1,113 @@
+"""What the gateway needs from the serving side, whoever provides it.
+
+`TritonServing` (`gateway/triton.py`) is the real one. The interface exists so that the gateway's own behaviour
+(states, errors, limits) can be tested with a serving side that is slow or fails on demand.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streaming.errors import WanstreamError
+from streaming.protocol import Meta
+from streaming.specs import PipelineSpec
+
+Images = npt.NDArray[np.uint8]
+StageCallback = Callable[[str], None]
+
+
+class ServingError(WanstreamError):
+    """The serving side refused or failed; the text is for the user."""
+
+
+class ServingLost(ServingError):
+    """The serving side died (server or model process); the pipeline has to be loaded again."""
+
+
+class ChunkFailed(ServingError):
+    """One chunk failed; the session's state is what it was after the last good chunk.
+
+    fatal: another try cannot succeed (out of memory), the stream must end.
+    """
+
+    def __init__(self, text: str, *, fatal: bool = False) -> None:
+        super().__init__(text)
+        self.fatal = fatal
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a pipeline can be loaded here, and if not, what to do about it."""
+
+    available: bool
+    reason: str | None = None
+    supported_resolutions: list[tuple[int, int]] | None = None  # (height, width); None: any
+    vae_types: tuple[str, ...] = ("wan",)  # autoencoders whose engines exist
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a chunk of video, or all of it.
+
+    frames: uint8 [T, H, W, 3] RGB, T >= 0.
+    """
+
+    frames: Images
+    meta: Meta = field(default_factory=Meta)
+
+
+class ServingSession(Protocol):
+    """One stream on the loaded pipeline. Calls must not overlap."""
+
+    def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
+        """Make one chunk.
+
+        parameters: on the first call the full state of the session, later the keys that changed.
+        video: uint8 [T, H, W, 3] RGB input pictures, or None.
+
+        Closing the iterator early cancels the chunk; the session can go on with the next one. Raises ChunkFailed
+        (the session goes on) or ServingLost.
+        """
+
+    async def close(self) -> None:
+        """Free the session's state. Idempotent, never raises."""
+
+
+class Serving(Protocol):
+    """A serving side with at most one loaded pipeline."""
+
+    url: str
+
+    async def start(self, on_lost: Callable[[str], None]) -> None:
+        """Begin to connect (and to launch, when embedded) in the background; returns at once.
+
+        on_lost(text): called on the event loop whenever a loaded pipeline died under its users.
+        """
+
+    async def is_ready(self) -> bool:
+        """Whether the serving side answers now; quick, never raises."""
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        """Whether `spec` can be loaded here; cheap, no I/O over the network."""
+
+    async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
+        """Load a pipeline and warm it up; nothing else is loaded at that time.
+
+        on_stage: called with a short English text when a new stage begins ("Loading text encoder...").
+        Raises ServingError; nothing stays loaded then. May be cancelled, with the same result.
+        """
+
+    async def unload(self) -> None:
+        """Unload what is loaded and wait until it is gone. Idempotent."""
+
+    def open_session(self) -> ServingSession:
+        """A new, independent stream on the loaded pipeline."""
+
+    async def gpu_memory_bytes(self) -> tuple[int, int] | None:
+        """(used, total) memory of GPU 0, or None without a GPU or when nobody can tell."""
+
+    async def close(self) -> None:
+        """Unload, disconnect, stop an embedded server. Idempotent."""

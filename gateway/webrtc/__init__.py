@@ -1,0 +1,1 @@
+"""Sessions, tracks and live parameters of WebRTC peers."""

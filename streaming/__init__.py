@@ -1,0 +1,1 @@
+"""The streaming denoise / cache loop; knows nothing of HTTP and WebRTC."""
