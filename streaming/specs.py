@@ -1,0 +1,306 @@
+"""The six pipelines as data: what differs between them, and nothing else.
+
+Sources: `pipeline-*.md` and `api.md` 4.2, 4.7 of the specification. Torch-free, so that the gateway reads it too.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+TEXT: Final = "text"
+VIDEO: Final = "video"
+
+TEMPORAL_FACTOR: Final = 4  # pixel frames per latent frame of the Wan VAE
+ROPE_POSITIONS: Final = 1024  # latent frames before the positions run out and the stream starts afresh
+
+QUANTIZATIONS: Final = ("fp8_e4m3fn",)
+VAE_TYPES: Final = ("wan", "lightvae", "tae", "lighttae")
+LORA_MERGE_MODES: Final = ("permanent_merge", "runtime_peft")
+INTERPOLATIONS: Final = ("linear", "slerp")
+
+
+class OnPromptChange(str, Enum):
+    """What happens to cached self-attention keys when the prompt changes in text mode."""
+
+    KEEP = "keep"
+    RECACHE = "recache"  # recompute them from the last clean latents under the new prompt
+
+
+class CachedKeys(str, Enum):
+    """The form in which self-attention keys are cached, and so what their positions are."""
+
+    ROTATED = "rotated"  # absolute positions, given once
+    UNROTATED = "unrotated"  # rotated when read, by their place in the window
+    RECOMPUTED = "recomputed"  # rebuilt from clean latents before every chunk, at positions 0, 1, ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSpec:
+    """Numbers of the denoise / cache loop. Lengths in latent frames.
+
+    The first chunk after a reset has `first_text_frames` or `first_video_frames`, later ones `frames_per_chunk`.
+    """
+
+    frames_per_chunk: int
+    local_attn_size: int  # attention window: sink, recent frames and the new chunk
+    first_text_frames: int
+    first_video_frames: int
+    sink_size: int = 0  # first frames of the stream, never evicted
+    first_video_advance: int | None = (
+        None  # frame counter after a first video chunk; None: first_video_frames
+    )
+    timestep_shift: float = 5.0
+    on_prompt_change: OnPromptChange = OnPromptChange.KEEP
+    cached_keys: CachedKeys = CachedKeys.ROTATED
+    clean_pass: bool = True  # a last forward at timestep 0 writes the cache
+    sink_ema_decay: float | None = None  # evicted frames are averaged into the sink
+    context_frames: int = 0  # clean frames from which a RECOMPUTED cache is rebuilt
+    bank_size: int = 0  # memory bank
+    record_interval: int | None = None  # chunks between two records in the bank; None: never
+    normalise_encoded_video: bool = (
+        True  # the VAE encoder's latents are brought to zero mean and unit variance
+    )
+    vae_types: tuple[str, ...] = VAE_TYPES  # autoencoders that this pipeline can run with
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """Valid heights and widths in pixels: multiples of `step` from `minimum` to `maximum`."""
+
+    minimum: int
+    maximum: int
+    step: int
+
+    def nearest(self, size: int) -> int:
+        """The valid size that is closest to `size`; the smaller one of two."""
+        lowest = -(-self.minimum // self.step) * self.step
+        highest = self.maximum // self.step * self.step
+        below = size // self.step * self.step
+        above = below + self.step
+        return min(max(below if size - below <= above - size else above, lowest), highest)
+
+
+@dataclass(frozen=True, slots=True)
+class ModeDefaults:
+    """What an input mode advertises instead of the pipeline's base values; None: the base value.
+
+    Clients send these values back; the loop itself starts from the base values in every mode (parity).
+    """
+
+    height: int | None = None
+    width: int | None = None
+    denoising_steps: tuple[int, ...] | None = None
+    noise_scale: float | None = None
+    noise_controller: bool | None = None
+    transition_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSpec:
+    """All that makes one pipeline differ from another. Sizes in pixels."""
+
+    id: str
+    name: str
+    config_title: str
+    description: str
+    docs_url: str | None
+    height: int
+    width: int
+    size: SizeRange
+    modes: tuple[str, ...] = (TEXT, VIDEO)
+    default_mode: str = TEXT
+    mode_defaults: dict[str, ModeDefaults] = field(default_factory=dict)
+    estimated_vram_gb: float | None = None
+    requires_models: bool = True
+    supports_prompts: bool = True
+    supports_lora: bool = True
+    supports_vace: bool = True
+    supports_cache_management: bool = True
+    supports_kv_cache_bias: bool = False
+    supports_quantization: bool = True
+    quantization_vram_threshold_gib: float | None = None  # without a choice: fp8 at or below, none above
+    base_seed: int = 42
+    denoising_steps: tuple[int, ...] | None = (1000, 750, 500, 250)  # timesteps, used as they are
+    noise_scale: float | None = 0.7
+    noise_controller: bool | None = True
+    noise_scale_live: bool = False  # shown to clients as a value that may be modulated
+    kv_cache_attention_bias: float = 1.0  # 1.0: off
+    transition_method: str = "slerp"
+    transition_steps: int = 0  # chunks; what clients propose, not what a transition without num_steps takes
+    input_frames_per_chunk: int = 12
+    video_frames_per_request: int = 12  # input frames that the gateway collects for one request
+    max_sessions: int | None = None  # default limit of concurrent sessions; None: what GPU memory allows
+    loop: LoopSpec | None = None  # None: no model, frames go through
+
+
+_WAN_SIZE: Final = SizeRange(16, 2048, 16)
+_WAN_SIZE_FROM_64: Final = SizeRange(64, 2048, 16)
+_WAN_VIDEO: Final = ModeDefaults(
+    height=512, width=512, denoising_steps=(1000, 750), noise_scale=0.7, noise_controller=True
+)
+
+STREAMDIFFUSIONV2: Final = PipelineSpec(
+    id="streamdiffusionv2",
+    name="StreamDiffusionV2",
+    config_title="StreamDiffusionV2Config",
+    description="Restyles live video as it comes in: one latent frame per chunk, the lowest delay of the models. "
+    "Wan2.1 1.3B.",
+    docs_url="https://github.com/chenfengxu714/StreamDiffusionV2",
+    height=512,
+    width=512,
+    size=_WAN_SIZE_FROM_64,
+    default_mode=VIDEO,
+    mode_defaults={TEXT: ModeDefaults(height=512, width=512, denoising_steps=(1000, 750))},
+    estimated_vram_gb=20.0,
+    denoising_steps=(750, 250),
+    input_frames_per_chunk=4,
+    video_frames_per_request=4,
+    loop=LoopSpec(
+        frames_per_chunk=1,
+        local_attn_size=6,
+        first_text_frames=2,
+        first_video_frames=2,
+        sink_size=3,
+        timestep_shift=8.0,
+        normalise_encoded_video=False,
+        vae_types=("wan",),
+    ),
+)
+
+LONGLIVE: Final = PipelineSpec(
+    id="longlive",
+    name="LongLive",
+    config_title="LongLiveConfig",
+    description="Long text-to-video streams whose prompt may change at any time: the memory is rebuilt under the new "
+    "prompt, so that the scene goes on smoothly. Wan2.1 1.3B.",
+    docs_url="https://github.com/NVlabs/LongLive",
+    height=320,
+    width=576,
+    size=_WAN_SIZE,
+    mode_defaults={VIDEO: _WAN_VIDEO},
+    estimated_vram_gb=20.0,
+    noise_scale_live=True,
+    loop=LoopSpec(
+        frames_per_chunk=3,
+        local_attn_size=12,
+        first_text_frames=3,
+        first_video_frames=4,
+        sink_size=3,
+        on_prompt_change=OnPromptChange.RECACHE,
+    ),
+)
+
+KREA_REALTIME_VIDEO: Final = PipelineSpec(
+    id="krea-realtime-video",
+    name="Krea Realtime Video",
+    config_title="KreaRealtimeVideoConfig",
+    description="The largest model: best picture and motion, for data-centre GPUs. Wan2.1 14B.",
+    docs_url="https://github.com/krea-ai/realtime-video",
+    height=512,
+    width=512,
+    size=_WAN_SIZE_FROM_64,
+    mode_defaults={
+        VIDEO: ModeDefaults(
+            height=256,
+            width=256,
+            denoising_steps=(1000, 750),
+            noise_scale=0.7,
+            noise_controller=True,
+            transition_steps=0,
+        )
+    },
+    estimated_vram_gb=32.0,
+    supports_vace=False,
+    supports_kv_cache_bias=True,
+    quantization_vram_threshold_gib=40.0,
+    kv_cache_attention_bias=0.3,
+    transition_method="linear",
+    transition_steps=4,
+    loop=LoopSpec(
+        frames_per_chunk=3,
+        local_attn_size=6,
+        first_text_frames=3,
+        first_video_frames=4,
+        cached_keys=CachedKeys.RECOMPUTED,
+        clean_pass=False,
+        context_frames=3,
+    ),
+)
+
+REWARD_FORCING: Final = PipelineSpec(
+    id="reward-forcing",
+    name="RewardForcing",
+    config_title="RewardForcingConfig",
+    description="Text-to-video trained for lively motion; its memory of the first frames drifts slowly with the "
+    "stream. Wan2.1 1.3B.",
+    docs_url="https://github.com/JaydenLyh/Reward-Forcing",
+    height=320,
+    width=576,
+    size=_WAN_SIZE,
+    mode_defaults={VIDEO: _WAN_VIDEO},
+    estimated_vram_gb=20.0,
+    loop=LoopSpec(
+        frames_per_chunk=3,
+        local_attn_size=9,
+        first_text_frames=3,
+        first_video_frames=4,
+        sink_size=3,
+        first_video_advance=3,
+        cached_keys=CachedKeys.UNROTATED,
+        sink_ema_decay=0.999,
+    ),
+)
+
+MEMFLOW: Final = PipelineSpec(
+    id="memflow",
+    name="MemFlow",
+    config_title="MemFlowConfig",
+    description="LongLive with a memory bank: frames that fit the prompt are kept and seen again much later. "
+    "Wan2.1 1.3B.",
+    docs_url="https://github.com/KlingTeam/MemFlow",
+    height=320,
+    width=576,
+    size=_WAN_SIZE,
+    mode_defaults={VIDEO: _WAN_VIDEO},
+    estimated_vram_gb=20.0,
+    loop=LoopSpec(
+        frames_per_chunk=3,
+        local_attn_size=12,
+        first_text_frames=3,
+        first_video_frames=4,
+        sink_size=3,
+        on_prompt_change=OnPromptChange.RECACHE,
+        bank_size=3,
+        record_interval=3,
+    ),
+)
+
+PASSTHROUGH: Final = PipelineSpec(
+    id="passthrough",
+    name="Passthrough",
+    config_title="PassthroughConfig",
+    description="Returns the incoming video unchanged. Needs no model and no GPU; for checking the connection.",
+    docs_url=None,
+    height=512,
+    width=512,
+    size=SizeRange(1, 4096, 1),
+    modes=(VIDEO,),
+    default_mode=VIDEO,
+    requires_models=False,
+    supports_prompts=False,
+    supports_lora=False,
+    supports_vace=False,
+    supports_cache_management=False,
+    supports_quantization=False,
+    denoising_steps=None,
+    noise_scale=None,
+    noise_controller=None,
+    input_frames_per_chunk=4,
+    video_frames_per_request=1,  # nothing gains from waiting for more
+    max_sessions=8,
+)
+
+SPECS: Final[dict[str, PipelineSpec]] = {
+    spec.id: spec
+    for spec in (STREAMDIFFUSIONV2, LONGLIVE, KREA_REALTIME_VIDEO, REWARD_FORCING, MEMFLOW, PASSTHROUGH)
+}
