@@ -1,0 +1,241 @@
+"""Which pipeline is loaded: the state machine of api.md 4.5."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from gateway.load_params import LoadRequest
+from gateway.serving import Serving, ServingError, ServingSession
+from streaming.specs import PipelineSpec
+
+logger = logging.getLogger(__name__)
+
+
+class State(str, Enum):
+    NOT_LOADED = "not_loaded"
+    LOADING = "loading"
+    LOADED = "loaded"
+    ERROR = "error"
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A pipeline that sessions can stream from, until `retired` is set."""
+
+    spec: PipelineSpec
+    params: dict[str, Any]  # effective load parameters
+    retired: asyncio.Event = field(default_factory=asyncio.Event)
+    users: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def serves(self, request: LoadRequest) -> bool:
+        return self.spec.id == request.spec.id and self.params == request.params
+
+
+class NothingLoaded(ServingError):
+    """There is no pipeline and none is on its way. error: why, when that was a failure."""
+
+    def __init__(self, error: str | None) -> None:
+        super().__init__(error or "Pipeline not loaded. Please load pipeline first.")
+        self.error = error
+
+
+class Pipelines:
+    """At most one loaded pipeline; the newest accepted load request wins."""
+
+    def __init__(self, serving: Serving, load_timeout_s: float) -> None:
+        self._serving = serving
+        self._load_timeout_s = load_timeout_s
+        self._loaded: Loaded | None = None
+        self._error: str | None = None
+        self._stage: str | None = None
+        self._wanted: LoadRequest | None = None  # accepted, not yet begun
+        self._running: LoadRequest | None = None  # being loaded now
+        self._runner: asyncio.Task[None] | None = None
+        self._load_task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()  # one owner of the serving side's model state at a time
+        self._changed = asyncio.Condition()
+
+    @property
+    def serving(self) -> Serving:
+        return self._serving
+
+    @property
+    def state(self) -> State:
+        if self._wanted or self._running:
+            return State.LOADING
+        if self._loaded:
+            return State.LOADED
+        return State.ERROR if self._error else State.NOT_LOADED
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """The pipeline that a new session would use; None while another one is on its way."""
+        return self._loaded if self.state is State.LOADED else None
+
+    def status(self) -> dict[str, Any]:
+        """Body of GET /api/v1/pipeline/status."""
+        loaded = self.loaded
+        target = self._wanted or self._running
+        return {
+            "status": self.state.value,
+            "pipeline_id": loaded.spec.id if loaded else None,
+            "load_params": loaded.params if loaded else None,
+            "loaded_lora_adapters": [] if loaded and loaded.spec.supports_lora else None,
+            "error": self._error if self.state is State.ERROR else None,
+            "loading_stage": (self._stage or "Waiting for the serving side...") if target else None,
+            "produces_video": True,
+            "produces_audio": False,
+            "pipeline_ids": [loaded.spec.id] if loaded else [],
+            "loading_pipeline_id": target.spec.id if target else None,
+        }
+
+    def reject(self, text: str) -> None:
+        """Remember a refused load, so that a client that only polls the status learns of it (4.1 rule 5)."""
+        if self.state in (State.NOT_LOADED, State.ERROR):
+            self._error = text
+
+    def request_load(self, request: LoadRequest) -> State:
+        """Accept a load; the state has changed when this returns. Equal requests are no-ops."""
+        newest = self._wanted or self._running
+        if newest is not None:
+            if (newest.spec.id, newest.params) == (request.spec.id, request.params):
+                return State.LOADING
+        elif self._loaded and self._loaded.serves(request):
+            return State.LOADED
+        self._wanted = request
+        self._error = None
+        self._stage = None
+        if self._load_task is not None:
+            self._load_task.cancel()
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run(), name="pipeline-loader")
+        return State.LOADING
+
+    async def unload(self) -> None:
+        """Unload what is loaded, cancel what is loading; idempotent. Streams end."""
+        self._wanted = None
+        if self._load_task is not None:
+            self._load_task.cancel()
+        async with self._lock:
+            self._error = None
+            await self._retire()
+        await self._notify()
+
+    async def lost(self, text: str) -> None:
+        """The serving side died under the loaded pipeline."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        logger.error("The loaded pipeline %s is gone: %s", loaded.spec.id, text)
+        self._error = text
+        loaded.retired.set()
+        await self._notify()
+
+    async def wait_loaded(self) -> Loaded:
+        """The loaded pipeline; waits while one is loading.
+
+        Raises NothingLoaded when nothing is loaded and nothing is on its way.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.state is not State.LOADING)
+        if self._loaded is None:
+            raise NothingLoaded(self._error)
+        return self._loaded
+
+    @contextlib.asynccontextmanager
+    async def open_session(self, loaded: Loaded) -> AsyncIterator[ServingSession]:
+        """A serving session that the pipeline's retirement waits for."""
+        session = self._serving.open_session()
+        loaded.users += 1
+        loaded.idle.clear()
+        try:
+            yield session
+        finally:
+            try:
+                await session.close()
+            finally:
+                loaded.users -= 1
+                if loaded.users == 0:
+                    loaded.idle.set()
+
+    async def close(self) -> None:
+        """Unload and stop the loader task."""
+        await self.unload()
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while self._wanted is not None:
+            async with self._lock:
+                request, self._wanted = self._wanted, None
+                if request is None:  # unloaded meanwhile
+                    break
+                self._running = request
+                self._load_task = asyncio.create_task(self._load(request), name=f"load-{request.spec.id}")
+                try:
+                    await self._load_task
+                except asyncio.CancelledError:
+                    if not self._load_task.cancelled():  # this task itself is being stopped
+                        self._load_task.cancel()
+                        raise
+                    logger.info("Loading %s was cancelled", request.spec.id)
+                except Exception as error:  # task boundary: the status tells the client
+                    self._fail(request, error)
+                finally:
+                    self._running = None
+                    self._load_task = None
+                    self._stage = None
+            await self._notify()
+
+    async def _load(self, request: LoadRequest) -> None:
+        if self._loaded and self._loaded.serves(request):  # an older wish was cancelled in favour of this one
+            return
+        await self._retire()
+        logger.info("Loading %s with %s", request.spec.id, request.params)
+        load = self._serving.load(request.spec, request.params, self._set_stage)
+        try:
+            await asyncio.wait_for(load, self._load_timeout_s)
+        except asyncio.TimeoutError as error:
+            raise ServingError(f"not loaded within {self._load_timeout_s:.0f} s") from error
+        self._loaded = Loaded(request.spec, request.params)
+        logger.info("Loaded %s", request.spec.id)
+
+    def _set_stage(self, text: str) -> None:
+        logger.info("%s", text)
+        self._stage = text
+
+    def _fail(self, request: LoadRequest, error: Exception) -> None:
+        if isinstance(error, ServingError):
+            logger.error("Failed to load %s: %s", request.spec.id, error)
+            text = str(error)
+        else:
+            logger.exception("Failed to load %s", request.spec.id)
+            text = "internal error, see the server's log"
+        if self._wanted is None:
+            self._error = f"Failed to load pipeline {request.spec.id}: {text}"
+
+    async def _retire(self) -> None:
+        """Take the loaded pipeline out of service: sessions let go of it, then it is unloaded."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        loaded.retired.set()
+        await self._notify()
+        try:
+            await asyncio.wait_for(loaded.idle.wait(), timeout=15)
+        except asyncio.TimeoutError:
+            logger.warning("%d session(s) did not let go of %s in time", loaded.users, loaded.spec.id)
+        await self._serving.unload()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
