@@ -1,0 +1,169 @@
+"""Video encoders tuned for generated video: one libvpx thread without denoiser, x264's fastest preset.
+
+aiortc's own settings suit a camera call: 0.5 Mbit/s, a denoiser, x264's default preset. What each choice costs was
+measured at 576x320 to 832x480 (clients.md 3): VP8 without denoiser and cpu-used -12 about a quarter less CPU than
+stock, x264 ultrafast about a quarter of stock, and two libvpx threads much slower whenever the cores are busy.
+"""
+
+import fractions
+from dataclasses import dataclass
+
+import av
+from aiortc import rtcrtpsender
+from aiortc.codecs import get_encoder as stock_encoder
+from aiortc.codecs import h264, vpx
+from aiortc.codecs.base import Encoder
+from aiortc.codecs.h264 import H264Encoder
+from aiortc.codecs.vpx import Vp8Encoder
+from aiortc.mediastreams import VIDEO_TIME_BASE, convert_timebase
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from av.frame import Frame
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
+
+from gateway.config import Bitrate
+
+_REFERENCE_PIXELS = 832 * 480  # at this size and above the configured bitrates apply in full
+_SMALLEST_SHARE = 0.1
+_ASSUMED_FPS = 30
+
+
+@dataclass(slots=True)
+class _RateLimits:
+    """The configured range, shared by all encoders of the process."""
+
+    bitrate: Bitrate = Bitrate()
+
+    def clamp(self, wanted: int, width: int, height: int) -> int:
+        """`wanted` bit/s inside the range for this picture size; small pictures get a lower floor and ceiling."""
+        share = min(1.0, max(_SMALLEST_SHARE, width * height / _REFERENCE_PIXELS))
+        return round(max(self.bitrate.minimum * share, min(wanted, self.bitrate.maximum * share)))
+
+    def default(self, width: int, height: int) -> int:
+        return self.clamp(round(self.bitrate.default * width * height / _REFERENCE_PIXELS), width, height)
+
+
+_limits = _RateLimits()
+
+
+def install_encoders(bitrate: Bitrate) -> None:
+    """Make aiortc's senders use the encoders of this module, within `bitrate`. Call once, before any session."""
+    _limits.bitrate = bitrate
+    for module in (vpx, h264):  # aiortc clamps bandwidth reports with these before it hands them to an encoder
+        module.MIN_BITRATE = round(bitrate.minimum * _SMALLEST_SHARE)
+        module.DEFAULT_BITRATE = bitrate.default
+        module.MAX_BITRATE = bitrate.maximum
+    rtcrtpsender.get_encoder = _get_encoder
+
+
+def _get_encoder(codec: RTCRtpCodecParameters) -> Encoder:
+    tuned: dict[str, type[Encoder]] = {"video/vp8": TunedVp8Encoder, "video/h264": TunedH264Encoder}
+    encoder = tuned.get(codec.mimeType.lower())
+    return encoder() if encoder else stock_encoder(codec)
+
+
+class _Tuned:
+    """One libav encoder that is rebuilt when the picture size or the bitrate changes."""
+
+    def __init__(self, name: str, options: dict[str, str]) -> None:
+        self._name = name
+        self._options = options
+        self._context: VideoCodecContext | None = None
+
+    def encode(self, frame: av.VideoFrame, bitrate: int | None, force_keyframe: bool) -> bytes:
+        """Encode one picture, yuv420p. bitrate: bit/s wanted by the receiver's reports, None before the first."""
+        wanted = (
+            _limits.default(frame.width, frame.height)
+            if bitrate is None
+            else _limits.clamp(bitrate, frame.width, frame.height)
+        )
+        context = self._context
+        if (
+            context is None
+            or (context.width, context.height) != (frame.width, frame.height)
+            # A rebuilt encoder starts with a key frame, so small steps are not worth one.
+            or abs(wanted - (context.bit_rate or 0)) > 0.25 * wanted
+        ):
+            context = self._context = self._open(frame.width, frame.height, wanted)
+        # A frame object may have been encoded before (another viewer): its old picture type must not stick.
+        frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
+        return b"".join(bytes(packet) for packet in context.encode(frame))
+
+    def _open(self, width: int, height: int, bitrate: int) -> VideoCodecContext:
+        context = av.CodecContext.create(self._name, "w")
+        assert isinstance(context, VideoCodecContext)
+        context.width, context.height = width, height
+        context.bit_rate = bitrate
+        context.pix_fmt = "yuv420p"
+        context.framerate = fractions.Fraction(_ASSUMED_FPS, 1)
+        context.time_base = VIDEO_TIME_BASE
+        context.gop_size = 3000
+        context.thread_count = 1
+        rate = str(bitrate)
+        context.options = {**self._options, "maxrate": rate, "bufsize": rate}
+        return context
+
+
+class TunedVp8Encoder(Vp8Encoder):
+    """VP8 with constant bitrate, for pictures of any even size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reported: int | None = None
+        self._tuned = _Tuned(
+            "libvpx",
+            {
+                "cpu-used": "-12",
+                "deadline": "realtime",
+                "lag-in-frames": "0",
+                "noise-sensitivity": "0",
+                "overshoot-pct": "15",
+                "undershoot-pct": "100",
+                "partitions": "0",
+                "static-thresh": "1",
+                "qmin": "2",
+                "qmax": "56",
+            },
+        )
+
+    def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+        assert isinstance(frame, av.VideoFrame)
+        data = self._tuned.encode(_yuv(frame), self._reported, force_keyframe)
+        payloads = self._packetize(data, self.picture_id)
+        self.picture_id = (self.picture_id + 1) % (1 << 15)
+        return payloads, convert_timebase(frame.pts, frame.time_base, VIDEO_TIME_BASE)
+
+    @property
+    def target_bitrate(self) -> int:
+        return self._reported or _limits.bitrate.default
+
+    @target_bitrate.setter
+    def target_bitrate(self, bitrate: int) -> None:
+        self._reported = bitrate
+
+
+class TunedH264Encoder(H264Encoder):
+    """Constrained baseline H.264 with x264's fastest preset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reported: int | None = None
+        self._tuned = _Tuned("libx264", {"preset": "ultrafast", "tune": "zerolatency", "profile": "baseline"})
+
+    def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+        assert isinstance(frame, av.VideoFrame)
+        data = self._tuned.encode(_yuv(frame), self._reported, force_keyframe)
+        timestamp = convert_timebase(frame.pts, frame.time_base, VIDEO_TIME_BASE)
+        return self._packetize(self._split_bitstream(data)), timestamp
+
+    @property
+    def target_bitrate(self) -> int:
+        return self._reported or _limits.bitrate.default
+
+    @target_bitrate.setter
+    def target_bitrate(self, bitrate: int) -> None:
+        self._reported = bitrate
+
+
+def _yuv(frame: av.VideoFrame) -> av.VideoFrame:
+    return frame if frame.format.name == "yuv420p" else frame.reformat(format="yuv420p")

@@ -1,0 +1,144 @@
+"""Outgoing video: generated pictures become evenly paced frames of one WebRTC track (api.md 10.2, 10.3)."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+import av
+from aiortc import VideoStreamTrack
+from aiortc.mediastreams import VIDEO_CLOCK_RATE, VIDEO_TIME_BASE, MediaStreamError
+
+from gateway.serving import Images
+
+_START_FPS = 30.0
+_FPS_RANGE = (1.0, 60.0)
+_CHUNKS_QUEUED = 1.5  # latency budget
+_CATCH_UP = 0.85  # share of the period while more is queued than the next frame
+
+
+def to_frame(image: Images) -> av.VideoFrame:
+    """A new yuv420p frame of an image, uint8 [H, W, 3] RGB; an odd last row or column is cropped.
+
+    Blocks for about a millisecond at 512x512: call it off the event loop.
+    """
+    height, width = image.shape[0] & ~1, image.shape[1] & ~1
+    return av.VideoFrame.from_ndarray(image[:height, :width], format="rgb24").reformat(format="yuv420p")
+
+
+class FrameQueue:
+    """Pictures on their way to the track, and the rate at which they are to be shown.
+
+    input_fps: rate of the peer's own video, or None; nothing is shown faster than it arrives.
+    """
+
+    def __init__(self, input_fps: Callable[[], float | None]) -> None:
+        self._input_fps = input_fps
+        self._queue: deque[Images] = deque()
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._chunk_frames = 1
+        self._rates: deque[tuple[float, int]] = deque(maxlen=2)  # (seconds, frames) of the last chunks
+        self.last: Images | None = None  # newest picture that was handed to the track
+        self.paused = False
+        self.closed = False
+        self.frames_out = 0
+        self.frames_dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at which the track shows pictures."""
+        seconds = sum(s for s, _ in self._rates)
+        frames = sum(n for _, n in self._rates)
+        pipeline = frames / seconds if seconds > 0 else _START_FPS
+        target = min(pipeline, self._input_fps() or pipeline)
+        return min(_FPS_RANGE[1], max(_FPS_RANGE[0], target))
+
+    async def wait_room(self) -> None:
+        """Until another chunk may be generated without exceeding the latency budget."""
+        while len(self._queue) > (_CHUNKS_QUEUED - 1) * self._chunk_frames and not self.closed:
+            self._taken.clear()
+            await self._taken.wait()
+
+    def chunk_done(self, seconds: float, frames: int) -> None:
+        """A chunk of `frames` pictures took `seconds` from its request to its last picture."""
+        if frames:
+            self._chunk_frames = frames
+            self._rates.append((seconds, frames))
+
+    def put(self, images: Images) -> None:
+        """Queue uint8 [T, H, W, 3] pictures; beyond the budget the oldest whole chunk goes, motion stays even."""
+        self._queue.extend(images)
+        self._arrived.set()
+        limit = max(2, int(_CHUNKS_QUEUED * self._chunk_frames)) + len(images)
+        while len(self._queue) > limit:
+            for _ in range(min(self._chunk_frames, len(self._queue))):
+                self._queue.popleft()
+                self.frames_dropped += 1
+
+    def clear(self) -> None:
+        self._queue.clear()
+        self._taken.set()
+
+    def close(self) -> None:
+        """No more pictures will come; wakes whoever waits for one."""
+        self.closed = True
+        self._arrived.set()
+        self._taken.set()
+
+    async def next(self, repeat_after_s: float) -> Images | None:
+        """The next picture; while paused the last one again, after `repeat_after_s`. None when closed."""
+        while not self.closed:
+            if self._queue:
+                self.last = self._queue.popleft()
+                self.frames_out += 1
+                self._taken.set()
+                return self.last
+            self._arrived.clear()
+            timeout = repeat_after_s if self.paused and self.last is not None else None
+            try:
+                await asyncio.wait_for(self._arrived.wait(), timeout)
+            except asyncio.TimeoutError:
+                return self.last
+        return None
+
+
+class GeneratedTrack(VideoStreamTrack):
+    """The track that the peer sees. RTP timestamps follow a monotonic clock and never stand still or go back."""
+
+    def __init__(self, frames: FrameQueue, on_demand: Callable[[], None]) -> None:
+        super().__init__()
+        self._frames = frames
+        self._on_demand: Callable[[], None] | None = on_demand
+        self._origin: float | None = None
+        self._due = 0.0
+        self._pts = -1
+
+    async def recv(self) -> av.VideoFrame:
+        if self._on_demand is not None:  # the connection is up and the sender wants frames: generation may begin
+            self._on_demand()
+            self._on_demand = None
+        image = await self._frames.next(repeat_after_s=self._delay(time.monotonic()))
+        if image is None:
+            self.stop()
+            raise MediaStreamError("the session ended")
+        convert = asyncio.get_running_loop().run_in_executor(None, to_frame, image)
+        await asyncio.sleep(self._delay(time.monotonic()))
+        frame: av.VideoFrame = await convert
+        now = time.monotonic()
+        period = (1.0 if not len(self._frames) else _CATCH_UP) / self._frames.fps
+        self._due = max(self._due, now - period) + period  # no burst after a late frame
+        frame.pts, frame.time_base = self._timestamp(now), VIDEO_TIME_BASE
+        return frame
+
+    def _delay(self, now: float) -> float:
+        return max(0.0, self._due - now)
+
+    def _timestamp(self, now: float) -> int:
+        if self._origin is None:
+            self._origin = now
+        self._pts = max(self._pts + 1, int((now - self._origin) * VIDEO_CLOCK_RATE))
+        return self._pts
