@@ -1,8 +1,9 @@
 """The six pipelines as data: what differs between them, and nothing else.
 
-Sources: `pipeline-*.md` and `api.md` 4.2, 4.7 of the specification. Torch-free, so that the gateway reads it too.
+Sources: `pipeline-*.md` and `api.md` 4.2, 4.7 of the specification. Torch-free: the gateway reads it too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -38,7 +39,8 @@ class CachedKeys(str, Enum):
 class LoopSpec:
     """Numbers of the denoise / cache loop. Lengths in latent frames.
 
-    The first chunk after a reset has `first_text_frames` or `first_video_frames`, later ones `frames_per_chunk`.
+    The first chunk after a reset has `first_text_frames` or `first_video_frames`, later ones
+    `frames_per_chunk`.
     """
 
     frames_per_chunk: int
@@ -46,9 +48,7 @@ class LoopSpec:
     first_text_frames: int
     first_video_frames: int
     sink_size: int = 0  # first frames of the stream, never evicted
-    first_video_advance: int | None = (
-        None  # frame counter after a first video chunk; None: first_video_frames
-    )
+    first_video_advance: int | None = None  # frame counter after that chunk; None: its length
     timestep_shift: float = 5.0
     on_prompt_change: OnPromptChange = OnPromptChange.KEEP
     cached_keys: CachedKeys = CachedKeys.ROTATED
@@ -57,9 +57,7 @@ class LoopSpec:
     context_frames: int = 0  # clean frames from which a RECOMPUTED cache is rebuilt
     bank_size: int = 0  # memory bank
     record_interval: int | None = None  # chunks between two records in the bank; None: never
-    normalise_encoded_video: bool = (
-        True  # the VAE encoder's latents are brought to zero mean and unit variance
-    )
+    normalise_encoded_video: bool = True  # (z - mean) / std after the VAE encoder
     vae_types: tuple[str, ...] = VAE_TYPES  # autoencoders that this pipeline can run with
 
 
@@ -109,7 +107,7 @@ class PipelineSpec:
     size: SizeRange
     modes: tuple[str, ...] = (TEXT, VIDEO)
     default_mode: str = TEXT
-    mode_defaults: dict[str, ModeDefaults] = field(default_factory=dict)
+    mode_defaults: Mapping[str, ModeDefaults] = field(default_factory=dict, hash=False)
     estimated_vram_gb: float | None = None
     requires_models: bool = True
     supports_prompts: bool = True
@@ -143,7 +141,7 @@ STREAMDIFFUSIONV2: Final = PipelineSpec(
     id="streamdiffusionv2",
     name="StreamDiffusionV2",
     config_title="StreamDiffusionV2Config",
-    description="Restyles live video as it comes in: one latent frame per chunk, the lowest delay of the models. "
+    description="Restyles live video as it comes in: one latent frame per chunk, the lowest delay of all. "
     "Wan2.1 1.3B.",
     docs_url="https://github.com/chenfengxu714/StreamDiffusionV2",
     height=512,
@@ -171,8 +169,8 @@ LONGLIVE: Final = PipelineSpec(
     id="longlive",
     name="LongLive",
     config_title="LongLiveConfig",
-    description="Long text-to-video streams whose prompt may change at any time: the memory is rebuilt under the new "
-    "prompt, so that the scene goes on smoothly. Wan2.1 1.3B.",
+    description="Long text-to-video streams whose prompt may change at any time: the memory is rebuilt under "
+    "the new prompt, so that the scene goes on smoothly. Wan2.1 1.3B.",
     docs_url="https://github.com/NVlabs/LongLive",
     height=320,
     width=576,
@@ -231,8 +229,8 @@ REWARD_FORCING: Final = PipelineSpec(
     id="reward-forcing",
     name="RewardForcing",
     config_title="RewardForcingConfig",
-    description="Text-to-video trained for lively motion; its memory of the first frames drifts slowly with the "
-    "stream. Wan2.1 1.3B.",
+    description="Text-to-video trained for lively motion; its memory of the first frames drifts slowly with "
+    "the stream. Wan2.1 1.3B.",
     docs_url="https://github.com/JaydenLyh/Reward-Forcing",
     height=320,
     width=576,
@@ -279,7 +277,7 @@ PASSTHROUGH: Final = PipelineSpec(
     id="passthrough",
     name="Passthrough",
     config_title="PassthroughConfig",
-    description="Returns the incoming video unchanged. Needs no model and no GPU; for checking the connection.",
+    description="Returns the incoming video unchanged. Needs no model and no GPU; checks the connection.",
     docs_url=None,
     height=512,
     width=512,
