@@ -2,9 +2,10 @@
 
 One WebRTC session is one Triton sequence, one request is one command, one `generate` request is one chunk.
 Tensor `params` of a request holds one JSON object, `{"op": ..., "parameters": {...}}`; tensor `video` holds
-input pictures, uint8 `[T, H, W, 3]` RGB. A response holds `frames`, uint8 `[T, H, W, 3]` RGB (T may be 0), and
-`meta`, one JSON object. Every request is answered by one or more responses; the last one carries Triton's FINAL
-flag, on errors too. Torch-free: both sides import this module.
+input pictures, uint8 `[T, H, W, 3]` RGB. A response holds `frames`, uint8 `[T, H, W, 3]` RGB (T may be 0),
+and `meta`, one JSON object. Every request is answered by one or more responses; the last one carries Triton's
+FINAL flag, on errors too. After a chunk that failed or was cancelled the session is as it was before, so the
+parameters of that request have to be sent again. Torch-free: both sides import this module.
 """
 
 from enum import Enum
@@ -16,6 +17,7 @@ class Op(str, Enum):
 
     START = "start"  # first request of a sequence; `parameters` is the session's full state
     GENERATE = "generate"  # one chunk; `parameters` holds the keys that changed since the last chunk
+    KEEP_ALIVE = "keep_alive"  # no work; the session is paused and must not idle out
     STOP = "stop"  # last request of a sequence
     WARMUP = "warmup"  # a sequence of its own, sent once after loading
 
@@ -42,3 +44,20 @@ PARAMS_INPUT = "params"
 VIDEO_INPUT = "video"
 FRAMES_OUTPUT = "frames"
 META_OUTPUT = "meta"
+
+# Parameters that hold for one chunk only and never become part of a session's state (api.md 9.2).
+ONE_SHOT = frozenset(
+    {"reset_cache", "lora_scales", "vace_ref_images", "first_frame_image", "last_frame_image", "images"}
+)
+
+_FATAL = "Fatal: "
+
+
+def encode_error(text: str, *, fatal: bool) -> str:
+    """The text of an error response; Triton sends no `meta` with an error."""
+    return f"{_FATAL}{text}" if fatal else text
+
+
+def decode_error(text: str) -> tuple[str, bool]:
+    """Inverse of `encode_error`: (text for the user, whether another try is useless)."""
+    return (text[len(_FATAL) :], True) if text.startswith(_FATAL) else (text, False)

@@ -1,0 +1,313 @@
+"""A Triton server as a child process of the gateway.
+
+Linux only, Python models only (the wheel has no TensorRT and no ONNX Runtime backend): for development, tests
+and the CPU demo. Production uses a Triton container and `--triton-url`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from gateway import shared_memory, triton_log
+from gateway.installation import EmbeddedTritonError, TritonInstallation
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["EmbeddedTriton", "EmbeddedTritonError", "model_repository"]
+
+_ADDRESS = "127.0.0.1"  # Triton has no authentication
+_START_ATTEMPTS = 5  # somebody may take a port between our look and Triton's
+_START_TIMEOUT_S = 30.0
+_POLL_S = 0.02
+_EXIT_TIMEOUT_S = 10  # how long Triton itself waits for requests that nobody ends
+_PORT_TAKEN = "already in use"
+
+
+def model_repository() -> Path:
+    """Directory of the pipelines' models: beside this package, in a source tree and in site-packages alike.
+
+    Raises EmbeddedTritonError when it is not there.
+    """
+    path = Path(str(resources.files("gateway"))).parent / "model_repository"
+    if not path.is_dir():
+        raise EmbeddedTritonError(
+            f"The model repository is missing: {path}. Run: pip install --force-reinstall wanstream."
+        )
+    return path
+
+
+class EmbeddedTriton:
+    """One embedded server; all methods belong to the event loop of the main thread.
+
+    `start` and `stop` may alternate; each start gets new ports. After an exit that nobody asked for,
+    everything is cleaned up and `on_exit(text)` is called; `start` may then be called again.
+    """
+
+    def __init__(
+        self,
+        repositories: Sequence[Path],
+        *,
+        on_exit: Callable[[str], None] | None = None,
+        installation: TritonInstallation | None = None,
+    ) -> None:
+        """repositories: existing directories of models, no model name twice. installation: None: find it."""
+        self.repositories = tuple(repositories)
+        self.on_exit = on_exit
+        self._installation = installation
+        self._process: asyncio.subprocess.Process | None = None
+        self._grpc_port = self._http_port = 0
+        self._prefix = ""
+        self._backends: Path | None = None
+        self._log: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._last_lines: deque[str] = deque(maxlen=200)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server. Raises EmbeddedTritonError when it does not run."""
+        return self._started().pid
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port. Raises EmbeddedTritonError when the server does not run."""
+        self._started()
+        return f"{_ADDRESS}:{self._grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """host:port. Raises EmbeddedTritonError when the server does not run."""
+        self._started()
+        return f"{_ADDRESS}:{self._http_port}"
+
+    async def preflight(self) -> TritonInstallation:
+        """Check that the server can run here. Raises EmbeddedTritonError with the remedy."""
+        for path in self.repositories:
+            if not path.is_dir():
+                raise EmbeddedTritonError(f"There is no model repository {path}. Create the directory.")
+        installation = self._installation or TritonInstallation.find()
+        await installation.check_stub(installation.environment(os.environ))
+        return installation
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers; no model is loaded.
+
+        Raises EmbeddedTritonError; nothing is left behind then.
+        """
+        if self._process is not None:
+            raise EmbeddedTritonError("The embedded Triton server runs already. Stop it first.")
+        if threading.current_thread() is not threading.main_thread():
+            raise EmbeddedTritonError(
+                "The embedded Triton server must be started from the main thread: it would be killed when "
+                "the thread that started it ends."
+            )
+        installation = await self.preflight()
+        removed = shared_memory.sweep()
+        if removed:
+            logger.info("Removed %d shared-memory files of servers that no longer run", removed)
+        try:
+            for attempt in range(1, _START_ATTEMPTS + 1):
+                await self._launch(installation)
+                if await self._answers():
+                    break
+                await self._clean_up()
+                if attempt == _START_ATTEMPTS or not self._port_was_taken():
+                    raise EmbeddedTritonError(f"The embedded Triton server did not start: {self._reason()}")
+                logger.info("A port was taken while Triton started; trying others")
+        except BaseException:
+            await self.stop(timeout_s=0)
+            raise
+        self._watch = asyncio.create_task(self._notice_exit(self._started()))
+        logger.info("Embedded Triton runs as process %d, gRPC on %s", self.pid, self.grpc_url)
+
+    async def wait_exit(self) -> int:
+        """Wait until the server has exited, for whatever reason; returns its exit code (-9: killed)."""
+        return await self._started().wait()
+
+    async def stop(self, timeout_s: float = _EXIT_TIMEOUT_S + 5) -> None:
+        """Stop the server, by force after `timeout_s`; idempotent.
+
+        Close streams and unload models before: the server waits for them.
+        """
+        self._stopping = True
+        try:
+            if self._process is not None and self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.terminate()
+                try:
+                    await asyncio.wait_for(self._process.wait(), timeout_s)
+                except asyncio.TimeoutError:
+                    logger.warning("Triton did not stop within %.1f s and is killed", timeout_s)
+            await self._clean_up()
+        finally:
+            self._stopping = False
+
+    async def _launch(self, installation: TritonInstallation) -> None:
+        self._grpc_port, self._http_port = _free_ports(2)
+        self._prefix = shared_memory.claim_prefix()
+        self._backends = _backend_directory(installation)
+        self._last_lines.clear()
+        output, child_output = os.pipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",  # the launcher needs nothing but the standard library, so it is quick
+                str(resources.files("gateway") / "launch.py"),
+                str(os.getpid()),
+                *self._command(installation),
+                env=installation.environment(os.environ),
+                cwd=self._backends,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=child_output,
+                stderr=child_output,
+                start_new_session=True,  # Ctrl-C is for the gateway, which stops Triton in order
+            )
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(child_output)
+        # A pipe of our own: asyncio's would make wait() wait for the model processes too, which inherit it.
+        self._log = asyncio.create_task(triton_log.forward(output, self._last_lines.append))
+
+    def _command(self, installation: TritonInstallation) -> list[str]:
+        return [
+            str(installation.server),
+            *(f"--model-repository={path}" for path in self.repositories),
+            f"--backend-directory={self._backends}",
+            "--model-control-mode=explicit",
+            f"--grpc-address={_ADDRESS}",
+            f"--grpc-port={self._grpc_port}",
+            f"--http-address={_ADDRESS}",
+            f"--http-port={self._http_port}",
+            "--allow-metrics=false",
+            "--exit-on-error=false",
+            "--strict-readiness=false",
+            "--disable-auto-complete-config",  # otherwise every load starts a second model process
+            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            "--pinned-memory-pool-byte-size=0",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            f"--backend-config=python,shm-default-byte-size={64 << 20}",
+        ]
+
+    async def _answers(self) -> bool:
+        """Wait until the server is ready; False when it exited before."""
+        process = self._started()
+        deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
+        while not await _is_ready(self._http_port):
+            if process.returncode is not None:
+                return False
+            if asyncio.get_running_loop().time() > deadline:
+                raise EmbeddedTritonError(
+                    f"The embedded Triton server did not answer within {_START_TIMEOUT_S:.0f} s: "
+                    f"{self._reason()}"
+                )
+            await asyncio.sleep(_POLL_S)
+        return process.returncode is None  # the answer may have come from another program on that port
+
+    async def _notice_exit(self, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        if self._stopping:
+            return
+        self._watch = None
+        await self._clean_up()
+        text = f"The Triton server ended unexpectedly ({_describe_exit(code)}). {self._reason()}"
+        logger.error("%s", text)
+        if self.on_exit is not None:
+            self.on_exit(text)
+
+    async def _clean_up(self) -> None:
+        """Kill what is left of the server and its models, and remove its files."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if self._log is not None:
+            await self._log  # ends with the last process that holds the pipe
+            self._log = None
+        if self._prefix:
+            shared_memory.release_prefix(self._prefix)
+            self._prefix = ""
+        if self._backends is not None:
+            shutil.rmtree(self._backends, ignore_errors=True)
+            self._backends = None
+
+    def _started(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise EmbeddedTritonError("The embedded Triton server does not run. Start it first.")
+        return self._process
+
+    def _port_was_taken(self) -> bool:
+        return any(_PORT_TAKEN in line for line in self._last_lines)
+
+    def _reason(self) -> str:
+        errors = [line for line in self._last_lines if triton_log.parse(line).level >= logging.ERROR]
+        lines = errors or list(self._last_lines)
+        return triton_log.parse(lines[-1]).text if lines else "It wrote nothing to its log."
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind((_ADDRESS, 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+def _backend_directory(installation: TritonInstallation) -> Path:
+    """A temporary backend directory with the stub of this Python version beside the Python backend."""
+    root = Path(tempfile.mkdtemp(prefix="wanstream-triton-"))
+    python = root / "python"
+    python.mkdir()
+    for source in (
+        installation.backend / "libtriton_python.so",
+        installation.backend / "triton_python_backend_utils.py",
+        installation.stub,
+    ):
+        (python / source.name).symlink_to(source)
+    return root
+
+
+async def _is_ready(port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(_ADDRESS, port)
+    except OSError:
+        return False
+    try:
+        writer.write(f"GET /v2/health/ready HTTP/1.0\r\nHost: {_ADDRESS}\r\n\r\n".encode())
+        status = await asyncio.wait_for(reader.readline(), 5)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    finally:
+        writer.close()
+    return b" 200 " in status
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
