@@ -72,6 +72,9 @@ class ServingSession(Protocol):
         (the session goes on) or ServingLost.
         """
 
+    async def keep_alive(self) -> None:
+        """Keep the session's state although no chunk is wanted for a while. Never raises."""
+
     async def close(self) -> None:
         """Free the session's state. Idempotent, never raises."""
 

@@ -1,0 +1,185 @@
+"""The loop of one session: parameters and input frames in, one chunk after another out."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.pipelines import Loaded, NothingLoaded, Pipelines
+from gateway.serving import ChunkFailed, Images, ServingLost, ServingSession
+from gateway.webrtc.parameters import ParameterState
+from gateway.webrtc.video_input import VideoInput, to_images
+from gateway.webrtc.video_output import FrameQueue
+
+logger = logging.getLogger(__name__)
+
+_MAX_FAILURES = 5
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
+_NO_INPUT_REPORT_S = 5.0
+_KEEP_ALIVE_S = 20.0  # well below the serving side's idle limit
+
+Notify = Callable[[dict[str, Any]], None]
+
+
+class StreamStopped(Exception):
+    """The stream is over. error_message: what to tell the user, None when nothing went wrong."""
+
+    def __init__(self, error_message: str | None) -> None:
+        super().__init__(error_message or "stopped")
+        self.error_message = error_message
+
+
+@dataclass(slots=True)
+class WorkerStats:
+    """Counters of one session since its start."""
+
+    chunks: int = 0
+    failed_chunks: int = 0
+    last_chunk_ms: float | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class StreamWorker:
+    """Generates one session's video until `StreamStopped` is raised or the task is cancelled.
+
+    has_input: whether the peer sends video at all.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        pipelines: Pipelines,
+        state: ParameterState,
+        video_input: VideoInput,
+        output: FrameQueue,
+        has_input: Callable[[], bool],
+        notify: Notify,
+    ) -> None:
+        self._id = session_id
+        self._pipelines = pipelines
+        self._state = state
+        self._input = video_input
+        self._output = output
+        self._has_input = has_input
+        self._notify = notify
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._failures = 0
+        self.stats = WorkerStats()
+
+    def set_paused(self, paused: bool) -> None:
+        """Act on `paused` at once: the picture stands still, what was made before is not shown late."""
+        self._output.paused = paused
+        if paused:
+            self._output.clear()
+            self._resumed.clear()
+        else:
+            self._resumed.set()
+
+    async def run(self) -> None:
+        """Stream on whatever pipeline is loaded, across reloads."""
+        while True:
+            try:
+                loaded = await self._pipelines.wait_loaded()
+            except NothingLoaded as error:
+                raise StreamStopped(error.error) from error
+            self._input.clear()
+            self._state.rebase(loaded.spec, loaded.params)
+            self._failures = 0
+            try:
+                async with self._pipelines.open_session(loaded) as session:
+                    await self._until_retired(loaded, session)
+            except ServingLost as error:
+                raise StreamStopped(str(error)) from error
+
+    async def _until_retired(self, loaded: Loaded, session: ServingSession) -> None:
+        """Stream until the pipeline is replaced or unloaded; a chunk in the making is cancelled then."""
+        stream = asyncio.ensure_future(self._stream(loaded, session))
+        retired = asyncio.ensure_future(loaded.retired.wait())
+        try:
+            await asyncio.wait({stream, retired}, return_when=asyncio.FIRST_COMPLETED)
+            if stream.done():
+                await stream  # it only ends by an error
+            logger.info("[%s] The pipeline is being replaced; waiting for the next one", self._id)
+        finally:
+            for task in (stream, retired):
+                task.cancel()
+            await asyncio.gather(stream, retired, return_exceptions=True)
+
+    async def _stream(self, loaded: Loaded, session: ServingSession) -> None:
+        while True:
+            await self._rest_while_paused(session)
+            await self._output.wait_room()
+            video = None
+            if self._state.input_mode == "video":
+                video = await self._take_input(loaded)
+                if video is None:
+                    continue
+            try:
+                await self._chunk(session, video)
+            except ChunkFailed as error:
+                await self._handle_failure(error)
+
+    async def _rest_while_paused(self, session: ServingSession) -> None:
+        while not self._resumed.is_set():
+            try:
+                await asyncio.wait_for(self._resumed.wait(), _KEEP_ALIVE_S)
+            except asyncio.TimeoutError:
+                await session.keep_alive()
+
+    async def _take_input(self, loaded: Loaded) -> Images | None:
+        """One request's worth of input pictures, or None when the mode or the pause changed while waiting."""
+        wanted = loaded.spec.video_frames_per_request
+        reported = False
+        while True:
+            frames = self._input.take(wanted)
+            if frames is not None:
+                return await asyncio.to_thread(to_images, frames)
+            try:
+                await asyncio.wait_for(self._input.wait(), _NO_INPUT_REPORT_S)
+            except asyncio.TimeoutError:
+                if not self._has_input() and not reported:
+                    reported = True
+                    self._report_problem(
+                        ["input_mode"], "no_input", "Video mode needs a video track; none was offered."
+                    )
+            if self._state.input_mode != "video" or self._output.paused:
+                return None
+
+    async def _chunk(self, session: ServingSession, video: Images | None) -> None:
+        parameters = self._state.take_chunk()
+        if parameters.get("init_cache"):
+            self._output.clear()
+        started = time.monotonic()
+        count = 0
+        meta: dict[str, Any] = {}
+        async for part in session.generate(parameters, video):
+            meta.update(part.meta)
+            count += len(part.frames)
+            if len(part.frames) and not self._output.paused:
+                self._output.put(part.frames)
+        seconds = time.monotonic() - started
+        self._output.chunk_done(seconds, count)
+        self._state.chunk_succeeded(meta)
+        self._failures = 0
+        self.stats.chunks += 1
+        self.stats.last_chunk_ms = round(seconds * 1000, 2)
+        self.stats.timings_ms = dict(meta.get("timings_ms", {}))
+        for warning in meta.get("warnings", []):
+            logger.warning("[%s] %s", self._id, warning)
+
+    async def _handle_failure(self, error: ChunkFailed) -> None:
+        self.stats.failed_chunks += 1
+        self._failures += 1
+        logger.warning("[%s] Chunk failed (%d in a row): %s", self._id, self._failures, error)
+        reverted = self._state.chunk_failed()
+        if error.fatal or self._failures >= _MAX_FAILURES:
+            raise StreamStopped(str(error)) from error
+        if reverted or self._failures == 1:
+            self._report_problem(list(reverted), "chunk_failed", str(error))
+        await asyncio.sleep(min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._failures - 1)))
+
+    def _report_problem(self, loc: list[str], kind: str, text: str) -> None:
+        self._notify({"type": "parameter_error", "errors": [{"loc": loc, "msg": text, "type": kind}]})
