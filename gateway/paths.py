@@ -20,9 +20,7 @@ def resolve_inside(directory: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, an embedded NUL
         raise PathNotAllowedError(f"'{name[:200]}' is not a usable path.") from error
     if path == root or not path.is_relative_to(root):
-        raise PathNotAllowedError(
-            f"'{name[:200]}' lies outside {directory}; only files inside it may be used."
-        )
+        raise PathNotAllowedError(f"'{name[:200]}' lies outside {directory}. Use a file inside it.")
     return path
 
 

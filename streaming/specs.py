@@ -6,7 +6,7 @@ Sources: `pipeline-*.md` and `api.md` 4.2, 4.7 of the specification. Torch-free:
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, Literal, get_args
 
 TEXT: Final = "text"
 VIDEO: Final = "video"
@@ -14,10 +14,10 @@ VIDEO: Final = "video"
 TEMPORAL_FACTOR: Final = 4  # pixel frames per latent frame of the Wan VAE
 ROPE_POSITIONS: Final = 1024  # latent frames before the positions run out and the stream starts afresh
 
-QUANTIZATIONS: Final = ("fp8_e4m3fn",)
-VAE_TYPES: Final = ("wan", "lightvae", "tae", "lighttae")
-LORA_MERGE_MODES: Final = ("permanent_merge", "runtime_peft")
-INTERPOLATIONS: Final = ("linear", "slerp")
+Quantization = Literal["fp8_e4m3fn"]
+VaeType = Literal["wan", "lightvae", "tae", "lighttae"]
+LoraMergeMode = Literal["permanent_merge", "runtime_peft"]
+Interpolation = Literal["linear", "slerp"]
 
 
 class OnPromptChange(str, Enum):
@@ -58,7 +58,7 @@ class LoopSpec:
     bank_size: int = 0  # memory bank
     record_interval: int | None = None  # chunks between two records in the bank; None: never
     normalise_encoded_video: bool = True  # (z - mean) / std after the VAE encoder
-    vae_types: tuple[str, ...] = VAE_TYPES  # autoencoders that this pipeline can run with
+    vae_types: tuple[str, ...] = get_args(VaeType)  # autoencoders that this pipeline can run with
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class PipelineSpec:
     noise_controller: bool | None = True
     noise_scale_live: bool = False  # shown to clients as a value that may be modulated
     kv_cache_attention_bias: float = 1.0  # 1.0: off
-    transition_method: str = "slerp"
+    transition_method: Interpolation = "slerp"
     transition_steps: int = 0  # chunks; what clients propose, not what a transition without num_steps takes
     input_frames_per_chunk: int = 12
     video_frames_per_request: int = 12  # input frames that the gateway collects for one request
