@@ -1,0 +1,206 @@
+"""A WebRTC client in its own process that sends numbered frames and notes when each number comes back."""
+
+import asyncio
+import contextlib
+import multiprocessing as mp
+import signal
+import time
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import httpx
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+from av import VideoFrame
+
+from benchmarks.frame_numbers import MAX_NUMBER, NumberedVideo, luma_of, read_number
+
+CONNECT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOptions:
+    """What a peer sends. Sizes in pixels."""
+
+    height: int
+    width: int
+    fps: int
+
+
+@dataclass(slots=True)
+class StreamRecord:
+    """What one connection saw; all times on the system-wide monotonic clock, in seconds."""
+
+    offer_sent: float = 0.0
+    first_frame: float | None = None
+    sent: list[tuple[int, float]] = field(default_factory=list)  # (number, handed to the encoder)
+    received: list[tuple[int | None, float]] = field(
+        default_factory=list
+    )  # (number, decoded); None: unreadable
+    skipped: int = 0  # numbers that the client could not send in time, like a camera's dropped frames
+    bytes_received: int = 0
+
+
+class PeerError(RuntimeError):
+    """The peer process failed; the text holds its traceback."""
+
+
+class PeerProcess:
+    """Handle on one peer process; it can connect and disconnect any number of times."""
+
+    def __init__(self, options: PeerOptions) -> None:
+        context = mp.get_context("spawn")
+        self._pipe, remote = context.Pipe()
+        self._process = context.Process(target=_main, args=(remote, options), daemon=True)
+        self._process.start()
+        remote.close()
+        self._answer(timeout_s=60)  # imports are done, the pictures are made
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def start_connecting(self, url: str) -> None:
+        """Send an offer to the server at `url`; `wait_for_frames` tells how it went."""
+        self._pipe.send(("connect", url))
+
+    def wait_for_frames(self) -> float:
+        """Seconds from sending the offer to the first decoded frame. Raises PeerError."""
+        first_frame_s: float = self._answer(CONNECT_TIMEOUT_S + 10)
+        return first_frame_s
+
+    def disconnect(self) -> StreamRecord:
+        """Close the connection and return what it saw."""
+        self._pipe.send(("disconnect", None))
+        record: StreamRecord = self._answer(timeout_s=30)
+        return record
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(("exit", None))
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _answer(self, timeout_s: float) -> Any:
+        if not self._pipe.poll(timeout_s):
+            raise PeerError(f"A peer process did not answer within {timeout_s:.0f} s.")
+        try:
+            ok, value = self._pipe.recv()
+        except EOFError:
+            raise PeerError(f"A peer process died with exit code {self._process.exitcode}.") from None
+        if not ok:
+            raise PeerError(value)
+        return value
+
+
+def _main(pipe: Connection, options: PeerOptions) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    asyncio.run(_serve(pipe, options))
+
+
+async def _serve(pipe: Connection, options: PeerOptions) -> None:
+    video = NumberedVideo(options.height, options.width)
+    stream: Stream | None = None
+    pipe.send((True, None))
+    while True:
+        command, url = await asyncio.to_thread(pipe.recv)
+        if command == "exit":
+            return
+        try:
+            if command == "connect":
+                stream = Stream(url, video, options.fps)
+                pipe.send((True, await stream.open()))
+            elif stream is not None:
+                pipe.send((True, await stream.close()))
+        except Exception:  # process boundary: the parent raises it
+            pipe.send((False, traceback.format_exc()))
+
+
+class NumberedTrack(MediaStreamTrack):
+    """The camera: numbered frames at a steady rate."""
+
+    kind = "video"
+
+    def __init__(self, video: NumberedVideo, fps: int, record: StreamRecord) -> None:
+        super().__init__()
+        self._video, self._fps, self._record = video, fps, record
+        self._number = -1
+        self._started = 0.0
+
+    async def recv(self) -> VideoFrame:
+        if self.readyState != "live":
+            raise MediaStreamError("the camera was closed")
+        now = time.monotonic()
+        if self._number < 0:
+            self._started = now
+        due = int((now - self._started) * self._fps)
+        number = max(self._number + 1, due)
+        self._record.skipped += number - self._number - 1
+        self._number = number
+        await asyncio.sleep(self._started + number / self._fps - now)
+        frame = self._video.frame(number % MAX_NUMBER, number / self._fps)
+        self._record.sent.append((number % MAX_NUMBER, time.monotonic()))
+        return frame
+
+
+class Stream:
+    """One connection to a server with Scope's signalling."""
+
+    def __init__(self, url: str, video: NumberedVideo, fps: int) -> None:
+        self.record = StreamRecord()
+        self._url = url
+        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._connection.createDataChannel("parameters", ordered=True)
+        self._camera = NumberedTrack(video, fps, self.record)
+        self._connection.addTrack(self._camera)
+        self._first_frame = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._connection.on("track", self._on_track)
+
+    async def open(self) -> float:
+        """Connect and wait for the first frame; the seconds from sending the offer to it."""
+        async with httpx.AsyncClient(base_url=self._url, timeout=CONNECT_TIMEOUT_S) as client:
+            await client.get("/health")  # the time to first frame shall not hold the client's own start
+            await self._connection.setLocalDescription(await self._connection.createOffer())
+            offer = self._connection.localDescription
+            body = {"sdp": offer.sdp, "type": offer.type, "initialParameters": {"input_mode": "video"}}
+            self.record.offer_sent = time.monotonic()
+            answer = await client.post("/api/v1/webrtc/offer", json=body)
+        if answer.status_code != 200:
+            raise RuntimeError(f"The server refused the offer: {answer.status_code} {answer.text}")
+        description = RTCSessionDescription(sdp=answer.json()["sdp"], type=answer.json()["type"])
+        await self._connection.setRemoteDescription(description)
+        await asyncio.wait_for(self._first_frame.wait(), CONNECT_TIMEOUT_S)
+        assert self.record.first_frame is not None
+        return self.record.first_frame - self.record.offer_sent
+
+    async def close(self) -> StreamRecord:
+        """Disconnect; what was seen."""
+        for report in (await self._connection.getStats()).values():
+            if report.type == "transport":
+                self.record.bytes_received = report.bytesReceived
+        self._camera.stop()
+        await self._connection.close()
+        if self._reader is not None:
+            await self._reader
+        return self.record
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        self._reader = asyncio.create_task(self._read(track))
+
+    async def _read(self, track: MediaStreamTrack) -> None:
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                frame = await track.recv()
+                assert isinstance(frame, VideoFrame)
+                now = time.monotonic()
+                if self.record.first_frame is None:
+                    self.record.first_frame = now
+                    self._first_frame.set()
+                self.record.received.append((read_number(luma_of(frame)), now))
