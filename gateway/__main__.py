@@ -1,0 +1,184 @@
+"""Command line of the server: `wanstream`, and `daydream-scope` for people who follow Scope's documentation."""
+
+import asyncio
+import dataclasses
+import ipaddress
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import click
+import hypercorn.asyncio
+import hypercorn.config
+
+from gateway.app import VERSION, create_app
+from gateway.config import Config
+from gateway.embedded import EmbeddedTriton, model_repository
+from gateway.logs import setup_logging
+from gateway.serving import Serving
+from gateway.triton import TritonServing
+from streaming.errors import WanstreamError
+from streaming.specs import SPECS
+
+logger = logging.getLogger(__name__)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to bind to.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="TCP port.")
+@click.option("--reload", is_flag=True, help="Start again whenever a source file changes (development).")
+@click.option("-N", "--no-browser", is_flag=True, help="Do not open the page in a browser.")
+@click.option("--version", "show_version", is_flag=True, help="Show the version and exit.")
+@click.option(
+    "--triton-url",
+    metavar="HOST:PORT",
+    help="gRPC endpoint of an external Triton server; without it an embedded one is started.",
+)
+@click.option("--triton-metrics-url", metavar="URL", help="Metrics of the external Triton (GPU memory).")
+@click.option("--max-sessions", type=click.IntRange(1), help="Limit of concurrent viewers.")
+@click.pass_context
+def main(context: click.Context, reload: bool, no_browser: bool, show_version: bool, **options: Any) -> None:
+    """Real-time, prompt-driven video: REST and WebRTC in front of NVIDIA Triton."""
+    if context.invoked_subcommand is not None:
+        return
+    if show_version:
+        click.echo(f"{context.info_name}: {VERSION}")
+        click.echo(f"git commit: {git_commit()}")
+        return
+    try:
+        given = {key: value for key, value in options.items() if value is not None}
+        config = dataclasses.replace(Config.from_env(), git_commit=git_commit(), **given)
+        if reload:
+            _run_with_reload()
+        else:
+            _serve(config, open_browser=not no_browser)
+    except WanstreamError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+def pipelines() -> None:
+    """List the pipelines this server knows."""
+    click.echo(f"{len(SPECS)} pipeline(s) available:")
+    for name in SPECS:
+        click.echo(f"  • {name}")
+
+
+def git_commit() -> str:
+    """Short hash of the source tree, or `unknown (...)`."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown (not a git checkout)"
+    return found.stdout.strip()
+
+
+def make_serving(config: Config) -> Serving:
+    """The serving side that the settings ask for."""
+    repository = model_repository()
+    if config.triton_url is not None:
+        return TritonServing(
+            repository, external_url=config.triton_url, metrics_url=config.triton_metrics_url
+        )
+    return TritonServing(repository, embedded=EmbeddedTriton([repository]))
+
+
+def _serve(config: Config, *, open_browser: bool) -> None:
+    bound = _bind(config.host, config.port)
+    config.directories.create()
+    log_file = setup_logging(config.directories.logs, verbose=config.verbose)
+    logger.info("wanstream %s (%s), log file %s", VERSION, config.git_commit, log_file)
+    if not _is_loopback(config.host):
+        logger.warning(
+            "Bound to %s: everyone who can reach this address can use the server. Use --host 127.0.0.1 to "
+            "keep it to this machine.",
+            config.host,
+        )
+    asyncio.run(_run(config, bound, open_browser=open_browser))
+
+
+async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop.set)
+    app = create_app(config, make_serving(config))
+    url = f"http://localhost:{config.port}" if _is_local(config.host) else f"http://{config.host}:{config.port}"
+
+    @app.while_serving
+    async def announce() -> Any:
+        logger.info("Listening on port %d (page: %s, API: %s/docs)", config.port, url, url)
+        if open_browser:
+            await asyncio.to_thread(webbrowser.open, url)
+        yield
+
+    await hypercorn.asyncio.serve(app, _hypercorn_config(config, bound), shutdown_trigger=stop.wait)
+
+
+def _hypercorn_config(config: Config, bound: socket.socket) -> hypercorn.config.Config:
+    settings = hypercorn.config.Config()
+    # hypercorn owns the descriptor from here; one worker: a session lives in the process that answered its offer
+    settings.bind = [f"fd://{bound.detach()}"]
+    settings.graceful_timeout = 1.0
+    settings.shutdown_timeout = 10.0
+    settings.startup_timeout = 30.0
+    settings.h11_max_incomplete_size = 64 << 10
+    settings.accesslog = logging.getLogger("hypercorn.access")
+    settings.errorlog = logging.getLogger("hypercorn.error")
+    return settings
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises WanstreamError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(128)
+    except OSError as error:
+        raise WanstreamError(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Stop the program that uses the port, or "
+            "choose another one with --port."
+        ) from error
+    bound.setblocking(False)
+    return bound
+
+
+def _run_with_reload() -> None:
+    """Run the server in a child process that is started again after each change of a source file."""
+    from watchfiles import run_process  # a development tool, absent from the base installation
+
+    command = [sys.executable, "-m", "gateway", *(a for a in sys.argv[1:] if a != "--reload")]
+    root = Path(__file__).resolve().parent.parent
+    watched = [root / name for name in ("gateway", "streaming", "model_repository")]
+    run_process(*watched, target=" ".join(command), target_type="command", sigint_timeout=10)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_local(host: str) -> bool:
+    return _is_loopback(host) or host in ("0.0.0.0", "::")
+
+
+if __name__ == "__main__":
+    main(prog_name="wanstream")

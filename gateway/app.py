@@ -1,0 +1,181 @@
+"""The gateway as a Quart app: services are made here and handed to the blueprints."""
+
+import asyncio
+import importlib.metadata
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from quart import Quart, Response, jsonify
+from quart_cors import cors
+from quart_schema import Info, QuartSchema
+from werkzeug.exceptions import HTTPException
+
+from gateway.assets import Assets
+from gateway.config import Config
+from gateway.errors import ApiError, ValidationFailed
+from gateway.load_service import LoadService
+from gateway.logs import Logs
+from gateway.loras import Loras
+from gateway.models import Models
+from gateway.pipelines import Pipelines
+from gateway.routes.assets import assets_blueprint
+from gateway.routes.docs import docs_blueprint
+from gateway.routes.general import general_blueprint
+from gateway.routes.ice import ice_blueprint
+from gateway.routes.logs import logs_blueprint
+from gateway.routes.loras import loras_blueprint
+from gateway.routes.models import models_blueprint
+from gateway.routes.pipelines import pipelines_blueprint
+from gateway.routes.sessions import sessions_blueprint
+from gateway.routes.webrtc import webrtc_blueprint
+from gateway.serving import Serving
+from gateway.webrtc.codecs import install_encoders
+from gateway.webrtc.ice import IceServers
+from gateway.webrtc.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+VERSION = importlib.metadata.version("wanstream")
+_MAX_BODY_BYTES = (50 << 20) + (64 << 10)  # the largest legal asset and its headers
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the blueprints work with; kept in `app.extensions["wanstream"]`."""
+
+    config: Config
+    pipelines: Pipelines
+    loader: LoadService
+    sessions: Sessions
+    ice: IceServers
+    assets: Assets
+    loras: Loras
+    models: Models
+    logs: Logs
+
+
+def create_app(config: Config, serving: Serving) -> Quart:
+    """The gateway in front of `serving`. Starts to connect to it when the app starts to serve."""
+    install_encoders(config.bitrate)
+    app = Quart(__name__, static_folder=None)
+    app.url_map.merge_slashes = False  # no redirects: `//` and a trailing slash are other resources
+    app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY_BYTES
+    app.config["RESPONSE_TIMEOUT"] = None  # downloads take as long as they take
+    app.config["QUART_CORS_SEND_ORIGIN_WILDCARD"] = False
+    QuartSchema(
+        app,
+        info=Info(title="Scope", version=VERSION),
+        swagger_ui_path=None,
+        redoc_ui_path=None,
+        scalar_ui_path=None,
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # clients show pipelines in the order of the answer
+    services = _services(config, serving)
+    app.extensions["wanstream"] = services
+    for blueprint in (
+        general_blueprint(serving, VERSION, config.git_commit),
+        docs_blueprint(),
+        logs_blueprint(services.logs),
+        pipelines_blueprint(services.pipelines, services.loader),
+        models_blueprint(services.models),
+        loras_blueprint(services.loras),
+        assets_blueprint(services.assets),
+        ice_blueprint(services.ice),
+        webrtc_blueprint(services.sessions),
+        sessions_blueprint(services.sessions, serving),
+    ):
+        app.register_blueprint(blueprint)
+    _answer_errors_as_json(app)
+    app = cors(
+        app,
+        allow_origin=config.cors_origins or re.compile(""),
+        allow_credentials=True,
+        expose_headers=["Content-Disposition", "Location"],
+        max_age=600,
+    )
+    _run_with_app(app, services)
+    return app
+
+
+def _services(config: Config, serving: Serving) -> Services:
+    pipelines = Pipelines(serving, config.load_timeout_s)
+    ice = IceServers.from_config(config)
+    assets = Assets(config.directories.assets)
+    return Services(
+        config=config,
+        pipelines=pipelines,
+        loader=LoadService(pipelines, [config.directories.loras]),
+        sessions=Sessions(pipelines, ice, assets, config.max_sessions, config.connect_timeout_s),
+        ice=ice,
+        assets=assets,
+        loras=Loras(config),
+        models=Models(config),
+        logs=Logs(config.directories.logs),
+    )
+
+
+def _answer_errors_as_json(app: Quart) -> None:
+    @app.errorhandler(ApiError)
+    async def refused(error: ApiError) -> tuple[Response, int, dict[str, str]]:
+        return jsonify({"detail": error.detail}), error.status, error.headers
+
+    @app.errorhandler(ValidationFailed)
+    async def malformed(error: ValidationFailed) -> tuple[Response, int]:
+        return jsonify({"detail": error.problems}), 422
+
+    @app.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
+        headers = {}
+        if error.code == 405 and getattr(error, "valid_methods", None):
+            headers["Allow"] = ", ".join(sorted(error.valid_methods))  # type: ignore[attr-defined]
+        detail = "Request body too large" if error.code == 413 else (error.name or "Error")
+        return jsonify({"detail": detail}), error.code or 500, headers
+
+    @app.errorhandler(Exception)
+    async def unexpected(error: Exception) -> tuple[Response, int]:
+        logger.error("Unhandled error in a request", exc_info=error)
+        return jsonify({"detail": "Internal server error, see the server's log"}), 500
+
+
+async def _prewarm(services: Services, pipeline_id: str) -> None:
+    """Load `pipeline_id` as if a client had asked for it; the status shows a refusal."""
+    try:
+        await services.loader.request({"pipeline_id": pipeline_id})
+    except (ApiError, ValidationFailed) as error:
+        logger.error("PIPELINE=%s cannot be loaded: %s", pipeline_id, error)
+        services.pipelines.reject(str(error))
+
+
+def _run_with_app(app: Quart, services: Services) -> None:
+    lost: set[asyncio.Task[None]] = set()
+
+    def on_lost(text: str) -> None:
+        task = asyncio.ensure_future(services.pipelines.lost(text))
+        lost.add(task)
+        task.add_done_callback(lost.discard)
+
+    @app.before_serving
+    async def start() -> None:
+        await services.pipelines.serving.start(on_lost)
+        services.ice.start()
+        if services.config.prewarm is not None:
+            await _prewarm(services, services.config.prewarm)
+
+    @app.after_serving
+    async def stop() -> None:
+        steps: list[Callable[[], Any]] = [
+            services.sessions.close,
+            services.pipelines.close,
+            services.models.close,
+            services.ice.close,
+            services.pipelines.serving.close,
+        ]
+        for step in steps:
+            try:
+                await step()
+            except Exception:  # the other steps must run all the same
+                logger.exception("A step of the shutdown failed")
+

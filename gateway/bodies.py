@@ -1,0 +1,130 @@
+"""Request and response bodies of the REST API, for the OpenAPI document."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class ErrorBody(BaseModel):
+    """Any refused request: a sentence, or a list of problems (status 422)."""
+
+    detail: str | list[dict[str, Any]]
+
+
+class Message(_Body):
+    message: str
+
+
+class TritonHealth(BaseModel):
+    ready: bool
+    url: str
+
+
+class Health(BaseModel):
+    status: Literal["healthy"] = "healthy"
+    timestamp: str = Field(description="local time, ISO 8601")
+    server_start_time: float = Field(description="Unix seconds")
+    version: str
+    git_commit: str
+    triton: TritonHealth
+
+
+class Feature(BaseModel):
+    available: bool
+    reason: str | None
+    install_hint: str | None
+
+
+class HardwareInfo(BaseModel):
+    vram_gb: float | None = Field(description="total memory of GPU 0 in GiB, null without a GPU")
+    spout_available: bool
+    spout: Feature
+    ndi: Feature
+    syphon: Feature
+
+
+class LogTailBody(BaseModel):
+    lines: list[str]
+    offset: int
+
+
+class PipelineNode(_Body):
+    node_id: str
+    pipeline_id: str
+    load_params: dict[str, Any] | None = None
+
+
+class LoadBody(_Body):
+    """One of `pipeline_id`, `pipeline_ids`, `pipelines`; the other keys are optional."""
+
+    pipeline_id: str | None = None
+    pipeline_ids: list[str] | None = None
+    pipelines: list[PipelineNode] | None = None
+    load_params: dict[str, Any] | None = None
+
+
+class LoadAccepted(BaseModel):
+    message: str
+    status: Literal["loading", "loaded"]
+    pipeline_id: str
+    pipeline_ids: list[str]
+    load_params: dict[str, Any]
+    warnings: list[str]
+
+
+class PipelineStatus(BaseModel):
+    status: Literal["not_loaded", "loading", "loaded", "error"]
+    pipeline_id: str | None
+    load_params: dict[str, Any] | None
+    loaded_lora_adapters: list[dict[str, Any]] | None
+    error: str | None
+    loading_stage: str | None
+    produces_video: bool
+    produces_audio: bool
+    pipeline_ids: list[str]
+    loading_pipeline_id: str | None
+
+
+class PipelineSchemas(BaseModel):
+    pipelines: dict[str, dict[str, Any]]
+
+
+class OfferBody(_Body):
+    sdp: str
+    type: Literal["offer"]
+    initialParameters: dict[str, Any] | None = None  # noqa: N815 - the wire's name
+
+
+class AnswerBody(BaseModel):
+    sdp: str
+    type: Literal["answer"]
+    sessionId: str  # noqa: N815 - the wire's name
+
+
+class Candidate(_Body):
+    candidate: str
+    sdpMid: str | None = None  # noqa: N815 - the wire's name
+    sdpMLineIndex: int | None = None  # noqa: N815 - the wire's name
+
+
+class CandidatesBody(BaseModel):
+    candidates: list[Candidate]
+
+
+class SessionMetrics(BaseModel):
+    sessions: dict[str, dict[str, Any]]
+    gpu: dict[str, float | None]
+
+
+class SessionParameters(BaseModel):
+    parameters: dict[str, Any]
+
+
+class ParametersApplied(BaseModel):
+    status: Literal["ok"]
+    applied_parameters: dict[str, Any]
+    errors: list[dict[str, Any]]

@@ -1,0 +1,40 @@
+"""From the body of a load request to an accepted load."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.load_params import LoadContext, parse_load_request
+from gateway.pipelines import Pipelines
+
+_GIB = 1 << 30
+
+
+class LoadService:
+    """Checks load requests and hands them to the state machine."""
+
+    def __init__(self, pipelines: Pipelines, lora_directories: list[Path]) -> None:
+        self._pipelines = pipelines
+        self._lora_directories = lora_directories
+
+    async def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Accept a load and return the answer's body; the status shows it from then on.
+
+        Raises ApiError and ValidationFailed; what is loaded stays as it is then.
+        """
+        memory = await self._pipelines.serving.gpu_memory_bytes()
+        context = LoadContext(
+            availability=self._pipelines.serving.availability,
+            lora_directories=self._lora_directories,
+            vram_gib=None if memory is None else memory[1] / _GIB,
+        )
+        request = parse_load_request(body, context)
+        state = self._pipelines.request_load(request)
+        return {
+            "message": "Pipeline loading initiated successfully",
+            "status": state.value,
+            "pipeline_id": request.spec.id,
+            "pipeline_ids": [request.spec.id],
+            "load_params": request.params,
+            "warnings": request.warnings,
+        }

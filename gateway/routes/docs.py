@@ -1,0 +1,40 @@
+"""Swagger UI for /openapi.json, from files of the installed package: it works without a network."""
+
+from importlib import resources
+
+from quart import Blueprint, Response, send_from_directory
+from quart_schema import hide
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>Scope API</title>
+  <link rel="icon" href="data:,">
+  <link rel="stylesheet" href="docs/assets/swagger-ui.css">
+</head>
+<body>
+  <div id="swagger-ui"></div>
+  <script src="docs/assets/swagger-ui-bundle.js"></script>
+  <script>SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true});</script>
+</body>
+</html>
+"""
+
+
+def docs_blueprint() -> Blueprint:
+    bp = Blueprint("docs", __name__)
+    assets = str(resources.files("flask_swagger_ui") / "dist")
+
+    @bp.get("/docs")
+    @hide
+    async def docs() -> Response:
+        return Response(_PAGE, mimetype="text/html")
+
+    @bp.get("/docs/assets/<name>")
+    @hide
+    async def docs_assets(name: str) -> Response:
+        return await send_from_directory(assets, name)
+
+    return bp

@@ -1,0 +1,56 @@
+"""Health, hardware and the built-in page."""
+
+import datetime
+import time
+from pathlib import Path
+
+from quart import Blueprint, Response, send_from_directory
+from quart_schema import hide, tag, validate_response
+
+from gateway import bodies
+from gateway.hardware import hardware_info
+from gateway.serving import Serving
+
+_PAGE = Path(__file__).resolve().parent.parent / "page"
+_NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache", "Expires": "0"}
+
+
+def general_blueprint(serving: Serving, version: str, git_commit: str) -> Blueprint:
+    bp = Blueprint("general", __name__)
+    started = time.time()
+
+    @bp.get("/health")
+    @tag(["general"])
+    @validate_response(bodies.Health)
+    async def health() -> bodies.Health:
+        """Whether the gateway answers; `triton.ready` tells of the serving side."""
+        return bodies.Health(
+            timestamp=datetime.datetime.now().astimezone().isoformat(timespec="microseconds"),
+            server_start_time=started,
+            version=version,
+            git_commit=git_commit,
+            triton=bodies.TritonHealth(ready=await serving.is_ready(), url=serving.url),
+        )
+
+    @bp.get("/api/v1/hardware/info")
+    @tag(["general"])
+    @validate_response(bodies.HardwareInfo)
+    async def hardware() -> bodies.HardwareInfo:
+        """GPU memory and texture sharing."""
+        return bodies.HardwareInfo.model_validate(await hardware_info(serving))
+
+    @bp.get("/")
+    @hide
+    async def index() -> Response:
+        response = await send_from_directory(_PAGE, "index.html")
+        response.headers.update(_NO_CACHE)
+        return response
+
+    @bp.get("/static/<path:name>")
+    @hide
+    async def static(name: str) -> Response:
+        response = await send_from_directory(_PAGE, name)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    return bp

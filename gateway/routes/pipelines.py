@@ -1,0 +1,55 @@
+"""Load, unload and describe pipelines."""
+
+from quart import Blueprint, request
+from quart_schema import document_request, document_response, tag, validate_response
+
+from gateway import bodies
+from gateway.errors import ApiError, ValidationFailed
+from gateway.json_body import json_object
+from gateway.load_service import LoadService
+from gateway.pipelines import Pipelines
+from gateway.schemas import pipeline_schemas
+
+
+def pipelines_blueprint(pipelines: Pipelines, loader: LoadService) -> Blueprint:
+    bp = Blueprint("pipelines", __name__, url_prefix="/api/v1")
+
+    @bp.post("/pipeline/load")
+    @tag(["pipeline"])
+    @document_request(bodies.LoadBody)
+    @document_response(bodies.ErrorBody, 400)
+    @document_response(bodies.ErrorBody, 404)
+    @document_response(bodies.ErrorBody, 422)
+    @validate_response(bodies.LoadAccepted)
+    async def load() -> bodies.LoadAccepted:
+        """Begin to load a pipeline; poll the status until it is `loaded` or `error`."""
+        try:
+            accepted = await loader.request(await json_object(request))
+        except (ApiError, ValidationFailed) as error:
+            pipelines.reject(str(error))
+            raise
+        return bodies.LoadAccepted.model_validate(accepted)
+
+    @bp.get("/pipeline/status")
+    @tag(["pipeline"])
+    @validate_response(bodies.PipelineStatus)
+    async def status() -> bodies.PipelineStatus:
+        """What is loaded or loading."""
+        return bodies.PipelineStatus.model_validate(pipelines.status())
+
+    @bp.post("/pipeline/unload")
+    @tag(["pipeline"])
+    @validate_response(bodies.Message)
+    async def unload() -> bodies.Message:
+        """Unload what is loaded, cancel what is loading; streams end."""
+        await pipelines.unload()
+        return bodies.Message(message="Pipeline unloaded")
+
+    @bp.get("/pipelines/schemas")
+    @tag(["pipeline"])
+    @validate_response(bodies.PipelineSchemas)
+    async def schemas() -> bodies.PipelineSchemas:
+        """All pipelines: modes, defaults, parameters, and whether they can be loaded here."""
+        return bodies.PipelineSchemas(pipelines=pipeline_schemas(pipelines.serving.availability))
+
+    return bp

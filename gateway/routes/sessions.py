@@ -1,0 +1,73 @@
+"""Live sessions over REST: numbers, a snapshot, parameters (api.md 13)."""
+
+import asyncio
+import io
+
+from PIL import Image
+from quart import Blueprint, Response, request
+from quart_schema import document_response, tag, validate_response
+
+from gateway import bodies
+from gateway.errors import ApiError
+from gateway.json_body import json_object
+from gateway.query import query_int
+from gateway.serving import Images, Serving
+from gateway.webrtc.sessions import Session, Sessions
+
+_MIB = 1 << 20
+
+
+def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
+    bp = Blueprint("sessions", __name__, url_prefix="/api/v1/session")
+
+    @bp.get("/metrics")
+    @tag(["session"])
+    @validate_response(bodies.SessionMetrics)
+    async def metrics() -> bodies.SessionMetrics:
+        """Frame counts, rates and chunk times of all sessions; memory of GPU 0."""
+        memory = await serving.gpu_memory_bytes()
+        used, total = (None, None) if memory is None else (memory[0] / _MIB, memory[1] / _MIB)
+        gpu = {"vram_allocated_mb": used, "vram_reserved_mb": used, "vram_total_mb": total}
+        return bodies.SessionMetrics(sessions=sessions.metrics(), gpu=gpu)
+
+    @bp.get("/frame")
+    @tag(["session"])
+    @document_response(bodies.ErrorBody, 404)
+    async def frame() -> Response:
+        """The last picture of the newest session as JPEG; `quality` 1 to 100."""
+        quality = query_int("quality", 85, minimum=1, maximum=100)
+        images = [s.output.last for s in sessions if s.output.last is not None]
+        if not images:
+            raise ApiError(404, "No frame available: no session has shown a picture yet")
+        return Response(await asyncio.to_thread(_jpeg, images[-1], quality), mimetype="image/jpeg")
+
+    @bp.get("/parameters")
+    @tag(["session"])
+    @validate_response(bodies.SessionParameters)
+    async def parameters() -> bodies.SessionParameters:
+        """Effective parameters of the newest session; empty without one."""
+        newest = _newest(sessions)
+        return bodies.SessionParameters(parameters={} if newest is None else newest.state.effective)
+
+    @bp.post("/parameters")
+    @tag(["session"])
+    @document_response(bodies.ErrorBody, 400)
+    @validate_response(bodies.ParametersApplied)
+    async def update() -> bodies.ParametersApplied:
+        """Change parameters of all live sessions, as the data channel does."""
+        values = await json_object(request)
+        if not values:
+            raise ApiError(400, "No parameters given: send at least one")
+        return bodies.ParametersApplied.model_validate(sessions.merge_all(values))
+
+    return bp
+
+
+def _newest(sessions: Sessions) -> Session | None:
+    return max(sessions, key=lambda s: s.started, default=None)
+
+
+def _jpeg(image: Images, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Create the virtual environment and install pinned dependencies, Debian packages included.
+#   scripts/setup.sh serve   what the server on this machine needs
+#   scripts/setup.sh test    the same, and what the tests need (PyTorch, Chromium)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+role=${1:?usage: scripts/setup.sh serve|test}
+venv=${VENV:-.venv}
+case $role in
+    serve) extras=embedded ;;
+    test) extras=embedded,export,dev ;;
+    *) echo "unknown role '$role': serve or test" >&2; exit 2 ;;
+esac
+
+fail() { echo "setup: $*" >&2; exit 1; }
+
+# Debian packages, through sudo where needed.
+apt_install() {
+    command -v apt-get >/dev/null || fail "please install the equivalent of: $*"
+    local sudo=
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || fail "run as root: apt-get install $*"
+        sudo=sudo
+    fi
+    echo "setup: installing $*"
+    $sudo apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
+        || fail "apt-get install $* failed"
+}
+
+in_range() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+
+find_python() {
+    local name
+    for name in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+        if command -v "$name" >/dev/null && in_range "$name"; then command -v "$name"; return; fi
+    done
+    fail "Python 3.10, 3.11 or 3.12 is needed (tried ${PYTHON:-python3 python3.12 python3.11 python3.10}); \
+set PYTHON to one"
+}
+
+install_environment() {
+    # Scripts of a virtual environment name its place: one that was copied or moved has to be made anew.
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        local python
+        python=$(find_python)
+        rm -rf "$venv"
+        if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+            apt_install "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+        fi
+        echo "setup: creating $venv with $("$python" --version)"
+        "$python" -m venv "$venv"
+    fi
+    echo "setup: installing wanstream[$extras]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+}
+
+# What pip cannot bring: the interpreter's shared library for Triton's model processes, a browser for the tests.
+install_libraries() {
+    if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
+        apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+        "$venv/bin/python" -m gateway.installation || fail "the embedded Triton server cannot run here"
+    fi
+    if [ "$role" = test ]; then
+        command -v chromium >/dev/null || apt_install chromium
+    fi
+}
+
+stamp=$venv/.wanstream-$role
+wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    install_environment
+    install_libraries
+    echo "$wanted" > "$stamp"
+elif [ "$role" = test ] && ! command -v chromium >/dev/null; then
+    install_libraries
+fi
