@@ -193,3 +193,16 @@ def _check_numpy(version: str) -> None:
             f"The embedded Triton server needs numpy 1.26, and numpy {version} is installed; with numpy 2 "
             f"every picture would silently arrive black. Run: pip install 'numpy>=1.26,<2', {_OTHER_SERVER}."
         )
+
+
+def main() -> None:
+    """Exit with 0 when the embedded server can run here, else with the reason on standard error."""
+    try:
+        installation = TritonInstallation.find()
+        asyncio.run(installation.check_stub(installation.environment(os.environ)))
+    except EmbeddedTritonError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
