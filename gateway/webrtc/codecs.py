@@ -6,6 +6,7 @@ stock, x264 ultrafast about a quarter of stock, and two libvpx threads much slow
 """
 
 import fractions
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
@@ -152,9 +153,12 @@ class TunedH264Encoder(H264Encoder):
 
     def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         assert isinstance(frame, av.VideoFrame)
-        data = self._tuned.encode(_yuv(frame), self._reported, force_keyframe)
         timestamp = convert_timebase(frame.pts, frame.time_base, VIDEO_TIME_BASE)
-        return self._packetize(self._split_bitstream(data)), timestamp
+        return self._packetize(self.nal_units(frame, force_keyframe)), timestamp
+
+    def nal_units(self, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
+        """The encoded picture as NAL units without start codes."""
+        return self._split_bitstream(self._tuned.encode(_yuv(frame), self._reported, force_keyframe))
 
     @property
     def target_bitrate(self) -> int:

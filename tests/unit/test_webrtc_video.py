@@ -1,0 +1,272 @@
+"""Input ring, output pacing and encoders of the WebRTC side."""
+
+import asyncio
+import fractions
+
+import av
+import numpy as np
+import pytest
+from aiortc.codecs.h264 import H264Decoder
+from aiortc.codecs.vpx import Vp8Decoder, VpxPayloadDescriptor
+from aiortc.jitterbuffer import JitterFrame
+from aiortc.mediastreams import MediaStreamError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import Bitrate
+from gateway.webrtc import codecs
+from gateway.webrtc.video_input import VideoInput, choose, to_images
+from gateway.webrtc.video_output import FrameQueue, GeneratedTrack, to_frame
+
+
+def picture(value: int, height: int = 32, width: int = 48) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def camera_frame(value: int, height: int = 32, width: int = 48) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(picture(value, height, width), format="rgb24")
+
+
+def test_eight_buffered_frames_give_every_second_one() -> None:
+    assert choose(8, 4) == [0, 2, 4, 6]
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_chosen_frames_are_in_order_and_exist(wanted: int, extra: int) -> None:
+    buffered = wanted + extra
+
+    indices = choose(buffered, wanted)
+
+    assert indices == sorted(set(indices))
+    assert len(indices) == wanted
+    assert 0 <= indices[0] <= indices[-1] < buffered
+
+
+def test_taking_frames_leaves_those_after_the_last_taken() -> None:
+    ring = VideoInput()
+    for value in range(8):
+        ring.push(camera_frame(value))
+
+    taken = ring.take(4)
+
+    assert taken is not None
+    assert [int(to_images([f])[0, 0, 0, 0]) for f in taken] == [0, 2, 4, 6]
+    assert ring.buffered == 1
+
+
+def test_too_few_frames_are_left_alone() -> None:
+    ring = VideoInput()
+    ring.push(camera_frame(1))
+
+    assert ring.take(4) is None
+    assert ring.buffered == 1
+
+
+def test_a_full_ring_drops_the_oldest_frame() -> None:
+    ring = VideoInput(capacity=3)
+    for value in (10, 20, 30, 40):
+        ring.push(camera_frame(value))
+
+    taken = ring.take(3)
+
+    assert taken is not None
+    assert to_images(taken)[:, 0, 0, 0].tolist() == [20, 30, 40]
+
+
+def test_single_frame_chunks_do_not_work_through_a_backlog() -> None:
+    ring = VideoInput()
+    for value in range(20):
+        ring.push(camera_frame(value * 10))
+
+    taken = ring.take(1)
+
+    assert taken is not None
+    assert int(to_images(taken)[0, 0, 0, 0]) == 180
+    assert ring.buffered == 1
+
+
+def test_frames_of_another_size_take_the_size_of_the_first() -> None:
+    images = to_images([camera_frame(50, 32, 48), camera_frame(60, 64, 64)])
+
+    assert images.shape == (2, 32, 48, 3)
+    assert images[1].mean() == pytest.approx(60, abs=2)
+
+
+def test_odd_pictures_are_cropped_to_even_sizes() -> None:
+    frame = to_frame(picture(90, 33, 49))
+
+    assert (frame.width, frame.height, frame.format.name) == (48, 32, "yuv420p")
+
+
+async def test_frames_come_out_in_order_with_growing_timestamps() -> None:
+    queue = FrameQueue(lambda: None)
+    track = GeneratedTrack(queue, on_demand=lambda: None)
+    queue.chunk_done(0.001, 4)
+    queue.put(np.stack([picture(v) for v in (10, 60, 110, 160)]))
+
+    frames = [await track.recv() for _ in range(4)]
+
+    levels = [int(f.to_ndarray(format="rgb24")[0, 0, 0]) for f in frames]
+    assert levels == pytest.approx([10, 60, 110, 160], abs=3)
+    stamps = [f.pts for f in frames]
+    assert all(b > a for a, b in zip(stamps, stamps[1:], strict=False))
+
+
+async def test_the_track_asks_for_generation_when_the_first_frame_is_wanted() -> None:
+    begun: list[bool] = []
+    queue = FrameQueue(lambda: None)
+    track = GeneratedTrack(queue, on_demand=lambda: begun.append(True))
+    queue.put(picture(1)[None])
+    queue.put(picture(2)[None])
+
+    before = list(begun)
+    await track.recv()
+    await track.recv()
+
+    assert before == []
+    assert begun == [True]
+
+
+async def test_a_paused_track_repeats_the_last_picture_with_new_timestamps() -> None:
+    queue = FrameQueue(lambda: None)
+    track = GeneratedTrack(queue, on_demand=lambda: None)
+    queue.put(picture(77)[None])
+    first = await track.recv()
+    queue.paused = True
+
+    second, third = await track.recv(), await track.recv()
+
+    assert second is not first
+    assert first.pts < second.pts < third.pts
+    assert int(third.to_ndarray(format="rgb24")[0, 0, 0]) == pytest.approx(77, abs=3)
+
+
+async def test_a_closed_queue_ends_the_track() -> None:
+    queue = FrameQueue(lambda: None)
+    track = GeneratedTrack(queue, on_demand=lambda: None)
+    queue.close()
+
+    with pytest.raises(MediaStreamError):
+        await track.recv()
+
+
+async def test_overload_drops_whole_old_chunks() -> None:
+    queue = FrameQueue(lambda: None)
+    queue.chunk_done(1.0, 4)
+    for base in (0, 10, 20, 30, 40):
+        queue.put(np.stack([picture(base + i) for i in range(4)]))
+
+    first = await queue.next(repeat_after_s=0)
+
+    assert queue.frames_dropped > 0
+    assert queue.frames_dropped % 4 == 0
+    assert first is not None
+    assert int(first[0, 0, 0]) % 10 == 0
+
+
+async def test_generation_waits_while_more_than_half_a_chunk_is_queued() -> None:
+    queue = FrameQueue(lambda: None)
+    queue.chunk_done(0.1, 4)
+    queue.put(np.stack([picture(i) for i in range(4)]))
+    waiting = asyncio.ensure_future(queue.wait_room())
+    await asyncio.sleep(0)
+    blocked = not waiting.done()
+
+    for _ in range(2):
+        await queue.next(repeat_after_s=0)
+    await asyncio.wait_for(waiting, 1)
+
+    assert blocked
+
+
+def test_the_shown_rate_follows_the_slower_of_input_and_pipeline() -> None:
+    queue = FrameQueue(lambda: 20.0)
+
+    queue.chunk_done(0.1, 4)
+
+    assert queue.fps == pytest.approx(20.0)
+    queue.chunk_done(2.0, 4)
+    assert queue.fps == pytest.approx(8 / 2.1)
+
+
+def textured(index: int, height: int = 128, width: int = 160) -> av.VideoFrame:
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([(x + 5 * index) % 256, (y * 2) % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+    frame = to_frame(image)
+    frame.pts, frame.time_base = index * 3000, fractions.Fraction(1, 90000)
+    return frame
+
+
+def decode_vp8(payloads: list[bytes], pts: int) -> list[av.VideoFrame]:
+    data = b"".join(VpxPayloadDescriptor.parse(p)[1] for p in payloads)
+    return Vp8Decoder().decode(JitterFrame(data, pts))
+
+
+def test_vp8_decodes_and_a_wanted_key_frame_stands_alone() -> None:
+    encoder = codecs.TunedVp8Encoder()
+    for index in range(3):
+        encoder.encode(textured(index))
+
+    payloads, timestamp = encoder.encode(textured(3), force_keyframe=True)
+    decoded = decode_vp8(payloads, timestamp)
+
+    assert timestamp == 9000
+    assert len(decoded) == 1
+    expected = textured(3).to_ndarray(format="rgb24").astype(int)
+    assert np.abs(decoded[0].to_ndarray(format="rgb24").astype(int) - expected).mean() < 12
+
+
+def test_h264_decodes_and_a_wanted_key_frame_stands_alone() -> None:
+    encoder = codecs.TunedH264Encoder()
+    for index in range(3):
+        encoder.encode(textured(index))
+
+    frame = textured(3)
+    data = b"".join(b"\x00\x00\x00\x01" + nal for nal in encoder.nal_units(frame, force_keyframe=True))
+    decoded = H264Decoder().decode(JitterFrame(data, 9000))
+
+    assert len(decoded) == 1
+    assert (decoded[0].width, decoded[0].height) == (160, 128)
+
+
+def test_a_frame_object_that_was_a_key_frame_once_does_not_stay_one() -> None:
+    encoder = codecs.TunedVp8Encoder()
+    frame = textured(0)
+    encoder.encode(frame, force_keyframe=True)
+    sizes = []
+    for index in range(1, 6):
+        frame.pts = index * 3000
+        sizes.append(sum(map(len, encoder.encode(frame)[0])))
+
+    key_size = sum(map(len, encoder.encode(textured(9), force_keyframe=True)[0]))
+
+    assert max(sizes) < key_size / 2
+
+
+def test_encoders_follow_a_change_of_picture_size() -> None:
+    encoder = codecs.TunedVp8Encoder()
+    encoder.encode(textured(0))
+
+    payloads, timestamp = encoder.encode(textured(1, 64, 96))
+
+    decoded = decode_vp8(payloads, timestamp)
+    assert (decoded[0].width, decoded[0].height) == (96, 64)
+
+
+def test_small_pictures_get_a_lower_bitrate_range() -> None:
+    limits = codecs._RateLimits(Bitrate(5_000_000, 7_000_000, 10_000_000))
+
+    assert limits.default(832, 480) == 7_000_000
+    assert limits.clamp(1, 832, 480) == 5_000_000
+    assert limits.clamp(1, 256, 256) < 1_000_000
+    assert limits.clamp(10**9, 256, 256) < 2_000_000
+
+
+async def test_the_first_picture_is_not_delayed() -> None:
+    queue = FrameQueue(lambda: None)
+    track = GeneratedTrack(queue, on_demand=lambda: None)
+    queue.put(picture(5)[None])
+
+    frame = await track.recv()
+
+    assert frame.pts == 0
