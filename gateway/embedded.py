@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from gateway import shared_memory, triton_log
+from gateway import leftovers, triton_log
 from gateway.installation import EmbeddedTritonError, TritonInstallation
 
 logger = logging.getLogger(__name__)
@@ -31,6 +30,7 @@ _START_ATTEMPTS = 5  # somebody may take a port between our look and Triton's
 _START_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 _EXIT_TIMEOUT_S = 10  # how long Triton itself waits for requests that nobody ends
+_LAST_OUTPUT_S = 2.0  # for a process that a model left behind and that holds the log's pipe
 _PORT_TAKEN = "already in use"
 
 
@@ -60,15 +60,20 @@ class EmbeddedTriton:
         *,
         on_exit: Callable[[str], None] | None = None,
         installation: TritonInstallation | None = None,
+        find_ports: Callable[[int], list[int]] | None = None,
     ) -> None:
-        """repositories: existing directories of models, no model name twice. installation: None: find it."""
+        """repositories: existing directories of models, no model name twice.
+
+        installation: None: find it. find_ports(n): n free ports; None: ask the kernel.
+        """
         self.repositories = tuple(repositories)
         self.on_exit = on_exit
         self._installation = installation
+        self._find_ports = find_ports or _free_ports
         self._process: asyncio.subprocess.Process | None = None
         self._grpc_port = self._http_port = 0
         self._prefix = ""
-        self._backends: Path | None = None
+        self._backends = Path()
         self._log: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._stopping = False
@@ -117,9 +122,9 @@ class EmbeddedTriton:
                 "the thread that started it ends."
             )
         installation = await self.preflight()
-        removed = shared_memory.sweep()
+        removed = leftovers.sweep()
         if removed:
-            logger.info("Removed %d shared-memory files of servers that no longer run", removed)
+            logger.info("Removed %d files of servers that no longer run", removed)
         try:
             for attempt in range(1, _START_ATTEMPTS + 1):
                 await self._launch(installation)
@@ -132,6 +137,7 @@ class EmbeddedTriton:
         except BaseException:
             await self.stop(timeout_s=0)
             raise
+        self._last_lines.clear()  # what was said while starting does not explain a later exit
         self._watch = asyncio.create_task(self._notice_exit(self._started()))
         logger.info("Embedded Triton runs as process %d, gRPC on %s", self.pid, self.grpc_url)
 
@@ -158,9 +164,9 @@ class EmbeddedTriton:
             self._stopping = False
 
     async def _launch(self, installation: TritonInstallation) -> None:
-        self._grpc_port, self._http_port = _free_ports(2)
-        self._prefix = shared_memory.claim_prefix()
-        self._backends = _backend_directory(installation)
+        self._grpc_port, self._http_port = self._find_ports(2)
+        self._prefix = leftovers.claim_prefix()
+        self._backends = _backend_directory(installation, self._prefix)
         self._last_lines.clear()
         output, child_output = os.pipe()
         try:
@@ -227,7 +233,7 @@ class EmbeddedTriton:
             return
         self._watch = None
         await self._clean_up()
-        text = f"The Triton server ended unexpectedly ({_describe_exit(code)}). {self._reason()}"
+        text = f"The Triton server ended unexpectedly ({_describe_exit(code)}): {self._reason()}"
         logger.error("%s", text)
         if self.on_exit is not None:
             self.on_exit(text)
@@ -243,14 +249,12 @@ class EmbeddedTriton:
             self._watch.cancel()
             self._watch = None
         if self._log is not None:
-            await self._log  # ends with the last process that holds the pipe
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._log, _LAST_OUTPUT_S)
             self._log = None
         if self._prefix:
-            shared_memory.release_prefix(self._prefix)
+            leftovers.release_prefix(self._prefix)
             self._prefix = ""
-        if self._backends is not None:
-            shutil.rmtree(self._backends, ignore_errors=True)
-            self._backends = None
 
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
@@ -261,9 +265,10 @@ class EmbeddedTriton:
         return any(_PORT_TAKEN in line for line in self._last_lines)
 
     def _reason(self) -> str:
-        errors = [line for line in self._last_lines if triton_log.parse(line).level >= logging.ERROR]
-        lines = errors or list(self._last_lines)
-        return triton_log.parse(lines[-1]).text if lines else "It wrote nothing to its log."
+        """What the log says about the end of the server; a sentence."""
+        lines = [triton_log.parse(line) for line in self._last_lines]
+        errors = [line.text for line in lines if line.level >= logging.ERROR]
+        return errors[-1] if errors else "its log names no error."
 
 
 def _free_ports(count: int) -> list[int]:
@@ -275,9 +280,9 @@ def _free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def _backend_directory(installation: TritonInstallation) -> Path:
+def _backend_directory(installation: TritonInstallation, prefix: str) -> Path:
     """A temporary backend directory with the stub of this Python version beside the Python backend."""
-    root = Path(tempfile.mkdtemp(prefix="wanstream-triton-"))
+    root = Path(tempfile.mkdtemp(prefix=prefix))
     python = root / "python"
     python.mkdir()
     for source in (

@@ -2,14 +2,14 @@
 
     python -I -S gateway/launch.py <pid of the parent> <program> <argument>...
 
-Becomes the program (`execve`, so it keeps this process id) after asking the kernel to kill it when the parent
-dies. A program of its own because the alternative, code between fork and exec, is unsafe in a process with
-threads such as gRPC's. The kernel watches the *thread* that started this process: start it from a thread that
-lives as long as the parent, never from an executor.
+Becomes the program (`execve`, so it keeps this process id) after asking the kernel to send it SIGTERM when
+the parent dies. A program of its own because the alternative, code between fork and exec, is unsafe in a
+process with threads such as gRPC's. The kernel watches the *thread* that started this process: start it from
+a thread that lives as long as the parent, never from an executor.
 
-The signal is SIGKILL: with nobody left to wait for it, a graceful exit of Triton would only keep its ports
-and its memory for the seconds that it waits for sequences which nobody will end. Model processes notice the
-death of their server and remove their shared memory.
+Not SIGKILL: a model process whose server is killed in the middle of a request waits for ever, holding the
+interpreter lock, and so never notices. After SIGTERM Triton waits for open sequences until its exit timeout,
+then ends its model processes; all are gone after some 12 s.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 def main(arguments: list[str]) -> None:
     """Replace this process by `arguments[1:]`; exit quietly when the parent, `arguments[0]`, is gone."""
     parent, program = int(arguments[0]), arguments[1:]
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the kernel was asked
         return

@@ -16,6 +16,8 @@ _LINE = re.compile(
 )
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _TABLE = ("+--", "| ")
+# Said on every machine without GPU, where it means nothing.
+_HARMLESS = ("CudaDriverHelper has not been initialized", "failed to allocate pinned system memory")
 _LONGEST_LINE = 1 << 16
 
 
@@ -30,7 +32,8 @@ class LogLine:
 def parse(line: str) -> LogLine:
     """Severity and text of one line of Triton's output.
 
-    Lines without Triton's prefix were printed by a model (INFO) or are part of Triton's tables (DEBUG).
+    Lines without Triton's prefix were printed by a model (INFO) or are part of Triton's tables (DEBUG). Lines
+    that look like trouble on every machine without GPU are DEBUG too.
     """
     match = _LINE.fullmatch(line)
     if match is None:
@@ -41,7 +44,8 @@ def parse(line: str) -> LogLine:
             text = str(json.loads(text))
         except ValueError:
             text = text[1:-1]
-    return LogLine(_LEVELS[match["severity"]], text.strip())
+    level = logging.DEBUG if text.startswith(_HARMLESS) else _LEVELS[match["severity"]]
+    return LogLine(level, text.strip())
 
 
 async def forward(pipe: int, on_line: Callable[[str], None]) -> None:
@@ -68,4 +72,5 @@ async def forward(pipe: int, on_line: Callable[[str], None]) -> None:
 def _log(line: str, on_line: Callable[[str], None]) -> None:
     on_line(line)
     parsed = parse(line)
-    logger.log(parsed.level, "%s", parsed.text)
+    if parsed.text:
+        logger.log(parsed.level, "%s", parsed.text)

@@ -1,39 +1,50 @@
-"""Names of Triton's shared-memory regions, and removal of those whose owner is gone.
+"""Names of the files that an embedded server leaves behind when it is killed, and their removal.
 
-A model process that is killed leaves its regions in `/dev/shm`; the name says which gateway they belonged to.
+A model process that is killed leaves its shared memory in `/dev/shm`, a gateway that is killed its temporary
+directory. The names say which gateway they belonged to, so the next one can tell what nobody needs any more.
 """
 
 import itertools
 import logging
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-DIRECTORY = Path("/dev/shm")
-_NAME = re.compile(r"wanstream_(?P<namespace>\d+)_(?P<pid>\d+)_(?P<number>\d+)_")
+SHARED_MEMORY = Path("/dev/shm")
+_NAME = re.compile(r"wanstream_(?P<namespace>\d+)_(?P<pid>\d+)_\d+_")
 _numbers = itertools.count(1)
 _live: set[str] = set()  # prefixes of servers that this process runs now
 
 
 def claim_prefix() -> str:
-    """A prefix of region names for one server, unique among the servers on this machine."""
+    """A prefix of file names for one server, unique among the servers on this machine."""
     prefix = f"wanstream_{_pid_namespace()}_{os.getpid()}_{next(_numbers)}_"
     _live.add(prefix)
     return prefix
 
 
 def release_prefix(prefix: str) -> None:
-    """Remove the regions of a server whose processes are all dead."""
+    """Remove the files of a server whose processes are all dead."""
     _live.discard(prefix)
-    _remove(DIRECTORY.glob(f"{prefix}*"))
+    _remove(path for path in _candidates() if path.name.startswith(prefix))
 
 
 def sweep() -> int:
-    """Remove the regions of gateways that no longer run; returns how many. Those of other programs stay."""
-    return _remove(path for path in DIRECTORY.glob("wanstream_*") if _is_stale(path.name))
+    """Remove the files of gateways that no longer run; returns how many. Those of other programs stay."""
+    return _remove(path for path in _candidates() if _is_stale(path.name))
+
+
+def _candidates() -> list[Path]:
+    return [
+        path
+        for directory in (SHARED_MEMORY, Path(tempfile.gettempdir()))
+        for path in directory.glob("wanstream_*")
+    ]
 
 
 def _is_stale(name: str) -> bool:
@@ -47,14 +58,14 @@ def _is_stale(name: str) -> bool:
 
 def _remove(paths: Iterable[Path]) -> int:
     count = 0
-    for path in list(paths):
+    for path in paths:
         try:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             count += 1
         except FileNotFoundError:
             continue  # its owner was still cleaning up
         except PermissionError:
-            logger.warning("Cannot remove stale shared memory %s: it belongs to another user", path)
+            logger.warning("Cannot remove stale %s: it belongs to another user", path)
     return count
 
 
