@@ -1,0 +1,212 @@
+"""A serving side without engines: plain pictures, slow or failing on demand, with a record of every chunk.
+
+It stands in for pipelines whose engines a test machine cannot have. It decides about resets, prompts and
+transitions as the specification says (api.md 9.3 and 9.5), on names and numbers instead of tensors.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.serving import Availability, Chunk, ChunkFailed, Images, ServingError, StageCallback
+from streaming.protocol import Meta
+from streaming.specs import PipelineSpec
+from tests.server.numbered import draw_number
+
+FRAMES_PER_CHUNK = 4
+
+Prompts = list[dict[str, Any]]
+
+
+@dataclass
+class Faults:
+    """What goes wrong next; a test changes these."""
+
+    load_delay_s: float = 0.0
+    load_error: str | None = None
+    chunk_delay_s: float = 0.2
+    chunk_errors: int = 0  # this many further chunks fail
+    chunk_error: str = "the double was told to fail"
+    fatal: bool = False  # those failures cannot be retried
+    lost: str | None = None  # reported once, as the death of the serving side
+
+
+@dataclass
+class ChunkRecord:
+    """What one chunk was asked to do, and what followed from it.
+
+    parameters: as the gateway sent them. video_frames: number of input pictures, None without video.
+    blend_t: place between the old prompt (0) and the new one (1), None when no prompt changed in this chunk.
+    """
+
+    parameters: dict[str, Any]
+    video_frames: int | None
+    init_cache: bool
+    vace_ref_images: list[str] | None
+    blend_t: float | None
+    blend: dict[str, Any]
+    active_prompts: Prompts
+
+
+@dataclass
+class StreamPolicy:
+    """Which prompts a stream shows and when its caches start afresh."""
+
+    state: dict[str, Any] = field(default_factory=dict)
+    active: Prompts = field(default_factory=list)
+    target: Prompts | None = None  # of the running transition
+    points: list[float] = field(default_factory=list)  # of the running transition, still to come
+    fresh: bool = True  # no chunk has succeeded yet
+
+    @property
+    def transition_active(self) -> bool:
+        return self.target is not None
+
+    def next_chunk(self, changes: Mapping[str, Any], video: Images | None) -> ChunkRecord:
+        """Take in the keys that changed and decide about the next chunk."""
+        init_cache = self.fresh or bool(changes.get("reset_cache")) or self._needs_reset(changes)
+        self.state.update({k: v for k, v in changes.items() if k not in _ONE_SHOT})
+        blend_t = self._advance_prompts(changes, jump=init_cache)
+        return ChunkRecord(
+            parameters=dict(changes),
+            video_frames=None if video is None else len(video),
+            init_cache=init_cache,
+            vace_ref_images=changes.get("vace_ref_images") or None,
+            blend_t=blend_t,
+            blend=blend(self.active, self.state.get("prompt_interpolation_method") or "linear"),
+            active_prompts=self.active,
+        )
+
+    def _needs_reset(self, changes: Mapping[str, Any]) -> bool:
+        steps = changes.get("denoising_step_list")
+        steps_changed = steps is not None and steps != self.state.get("denoising_step_list")
+        mode = changes.get("input_mode", self.state.get("input_mode"))
+        return mode != self.state.get("input_mode") or (
+            steps_changed and self.state.get("manage_cache") is not False
+        )
+
+    def _advance_prompts(self, changes: Mapping[str, Any], *, jump: bool) -> float | None:
+        transition, prompts = changes.get("transition"), changes.get("prompts")
+        if transition:
+            self._begin(transition["target_prompts"], 0 if jump else transition.get("num_steps", 4))
+        elif prompts and (prompts != self.active or self.transition_active):
+            self._begin(prompts, 0)
+        if self.target is None:
+            return None
+        point = self.points.pop(0)
+        if not self.points:
+            self.active, self.target = self.target, None
+        return point
+
+    def _begin(self, target: Prompts, steps: int) -> None:
+        self.target = target
+        self.points = [i / (steps - 1) for i in range(steps)] if steps > 1 and self.active else [1.0]
+
+
+_ONE_SHOT = {"reset_cache", "lora_scales", "vace_ref_images", "transition"}
+
+
+def blend(prompts: Prompts, method: str) -> dict[str, Any]:
+    """Blend method and normalised weights (api.md 9.3): zero weights become equal, slerp needs two."""
+    weights = [float(prompt.get("weight", 1.0)) for prompt in prompts]
+    total = sum(weights)
+    normalised = [w / total if total else 1 / len(weights) for w in weights]
+    return {"method": method if len(prompts) == 2 else "linear", "weights": normalised}
+
+
+class DoubleSession:
+    """One stream of the double."""
+
+    def __init__(self, faults: Faults, height: int, width: int) -> None:
+        self.chunks: list[ChunkRecord] = []
+        self.closed = False
+        self._faults = faults
+        self._policy = StreamPolicy()
+        self._size = height, width
+
+    async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
+        record = self._policy.next_chunk(parameters, video)
+        number = len(self.chunks)
+        self.chunks.append(record)
+        await asyncio.sleep(self._faults.chunk_delay_s)
+        if self._faults.chunk_errors > 0:
+            self._faults.chunk_errors -= 1
+            raise ChunkFailed(self._faults.chunk_error, fatal=self._faults.fatal)
+        self._policy.fresh = False
+        meta = Meta(chunk=number, last=True, transition_active=self._policy.transition_active)
+        yield Chunk(self._pictures(number), meta)
+
+    async def keep_alive(self) -> None:
+        pass  # the double forgets nothing
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def _pictures(self, number: int) -> Images:
+        images = np.full((FRAMES_PER_CHUNK, *self._size, 3), 90, np.uint8)
+        for i, image in enumerate(images):
+            draw_number(image, number * FRAMES_PER_CHUNK + i)
+        return images
+
+
+class DoubleServing:
+    """A serving side (`gateway.serving.Serving`) for every pipeline."""
+
+    url = "double"
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self.faults = faults or Faults()
+        self.sessions: list[DoubleSession] = []
+        self._size: tuple[int, int] | None = None
+        self._on_lost: Callable[[str], None] = lambda text: None
+
+    async def start(self, on_lost: Callable[[str], None]) -> None:
+        self._on_lost = on_lost
+
+    async def is_ready(self) -> bool:
+        return True
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        return Availability(available=True)
+
+    async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
+        on_stage("Loading plain pictures...")
+        await asyncio.sleep(self.faults.load_delay_s)
+        if self.faults.load_error is not None:
+            raise ServingError(self.faults.load_error)
+        self._size = int(load_params["height"]), int(load_params["width"])
+
+    async def unload(self) -> None:
+        self._size = None
+
+    def open_session(self) -> DoubleSession:
+        assert self._size is not None, "a session was opened without a loaded pipeline"
+        session = DoubleSession(self.faults, *self._size)
+        self.sessions.append(session)
+        return session
+
+    async def gpu_memory_bytes(self) -> tuple[int, int] | None:
+        return None
+
+    async def close(self) -> None:
+        await self.unload()
+
+    def lose(self, text: str) -> None:
+        """Die under the users."""
+        self._size = None
+        self._on_lost(text)
+
+
+def relative_paths(record: ChunkRecord, assets: Path) -> dict[str, Any]:
+    """A record as JSON, image paths relative to the assets directory."""
+    plain = asdict(record)
+    if record.vace_ref_images is not None:
+        plain["vace_ref_images"] = [
+            str(Path(p).relative_to(assets)) if Path(p).is_relative_to(assets) else p
+            for p in record.vace_ref_images
+        ]
+    return plain

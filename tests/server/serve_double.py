@@ -1,0 +1,130 @@
+"""A gateway whose GPU pipelines are served by the double: `python -m tests.server.serve_double --port N`.
+
+With `--triton`, `passthrough` is served by a real embedded Triton. The double is steered over HTTP below
+`/_double`, which exists in this process only; see `double_process.py` for the other end.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config as HypercornConfig
+from quart import Blueprint, request
+
+from gateway.__main__ import make_serving
+from gateway.app import create_app
+from gateway.config import Config, Directories
+from gateway.logs import setup_logging
+from gateway.serving import Availability, Serving, ServingSession, StageCallback
+from streaming.specs import PipelineSpec
+from tests.server.double import DoubleServing, Faults, relative_paths
+from tests.server.double_process import CONTROL
+
+
+class SplitServing:
+    """`passthrough` from Triton, everything else from the double."""
+
+    url = "triton and double"
+
+    def __init__(self, triton: Serving, double: Serving) -> None:
+        self._triton = triton
+        self._double = double
+        self._active = double
+
+    async def start(self, on_lost: Callable[[str], None]) -> None:
+        await self._triton.start(on_lost)
+        await self._double.start(on_lost)
+
+    async def is_ready(self) -> bool:
+        return await self._triton.is_ready()
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        return self._for(spec).availability(spec)
+
+    async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
+        self._active = self._for(spec)
+        await self._active.load(spec, load_params, on_stage)
+
+    async def unload(self) -> None:
+        await self._active.unload()
+
+    def open_session(self) -> ServingSession:
+        return self._active.open_session()
+
+    async def gpu_memory_bytes(self) -> tuple[int, int] | None:
+        return await self._triton.gpu_memory_bytes()
+
+    async def close(self) -> None:
+        await self._double.close()
+        await self._triton.close()
+
+    def _for(self, spec: PipelineSpec) -> Serving:
+        return self._triton if spec.loop is None else self._double
+
+
+def control_blueprint(double: DoubleServing, directories: Directories) -> Blueprint:
+    """What `DoubleProcess` calls."""
+    bp = Blueprint("double", __name__, url_prefix=CONTROL)
+
+    @bp.post("/faults")
+    async def change() -> dict[str, Any]:
+        for name, value in (await request.get_json()).items():
+            setattr(double.faults, name, value)
+        return {}
+
+    @bp.delete("/faults")
+    async def reset() -> dict[str, Any]:
+        for field in dataclasses.fields(Faults):
+            setattr(double.faults, field.name, field.default)
+        return {}
+
+    @bp.post("/lose")
+    async def lose() -> dict[str, Any]:
+        double.lose((await request.get_json())["text"])
+        return {}
+
+    @bp.get("/sessions")
+    async def sessions() -> list[dict[str, Any]]:
+        return [
+            {"closed": s.closed, "chunks": [relative_paths(c, directories.assets) for c in s.chunks]}
+            for s in double.sessions
+        ]
+
+    return bp
+
+
+async def run(config: Config, *, triton: bool) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    config.directories.create()
+    setup_logging(config.directories.logs, verbose=config.verbose)
+    double = DoubleServing()
+    serving: Serving = SplitServing(make_serving(config), double) if triton else double
+    app = create_app(config, serving)
+    app.register_blueprint(control_blueprint(double, config.directories))
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    hypercorn = HypercornConfig()
+    hypercorn.bind = [f"{config.host}:{config.port}"]
+    await serve(app, hypercorn, shutdown_trigger=stop.wait)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--triton", action="store_true", help="passthrough from an embedded Triton")
+    parser.add_argument("--connect-timeout", type=float, help="seconds")
+    options = parser.parse_args(arguments)
+    config = dataclasses.replace(Config.from_env(), host=options.host, port=options.port)
+    if options.connect_timeout is not None:
+        config = dataclasses.replace(config, connect_timeout_s=options.connect_timeout)
+    asyncio.run(run(config, triton=options.triton))
+
+
+if __name__ == "__main__":
+    main()
