@@ -1,0 +1,109 @@
+"""Layers that several graphs share: attention, linear, norms, rotary encoding.
+
+Written so that a graph exports to plain ONNX (serving.md 9): no complex numbers, no float64, nothing in place,
+and statistics and softmax in float32 whatever the graph's own type is.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v, softmax in float32.
+
+    q        [B, T, N, D]
+    k, v     [B, S, N, D]
+    bias     broadcast to [B, N, T, S], added to the logits: 0 attends, -1e4 hides a key; never -inf, which
+             gives NaN where a whole row is hidden
+    scale    default 1 / sqrt(D)
+    returns  [B, T, N, D], type of q
+
+    Outside of an export the same formula runs as PyTorch's fused kernel, which does not keep the logits
+    (4 GB per layer for 480x832 with a window of 12 latent frames).
+    """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, N, *, D]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if torch.compiler.is_exporting():
+        logits = (q @ k.transpose(2, 3)).float() * scale
+        y = torch.softmax(logits if bias is None else logits + bias, dim=-1).to(v.dtype) @ v
+    else:
+        mask = None if bias is None else bias.to(q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return y.transpose(1, 2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary encoding: element pair (2j, 2j + 1) of a head is turned by the angle of column j.
+
+    x [B, T, N, D], cos and sin float32 [T, D / 2] -> [B, T, N, D], type of x; computed in float32.
+    """
+    a, b = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for all heads
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+class Linear(nn.Module):
+    """x @ weight_t + bias.
+
+    The weight is stored transposed, because the ONNX exporter folds the transpose of an `nn.Linear` into an
+    initializer without a name, and refit and LoRA find weights by name (serving.md 9, rule 5). In a
+    checkpoint the same weight is called `weight` and has `checkpoint_shape`, by default [out, in];
+    `export.checkpoints` converts. A convolution whose kernel equals its stride has [out, C, *kernel] there.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        checkpoint_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.checkpoint_shape = checkpoint_shape or (out_features, in_features)
+        self.weight_t = nn.Parameter(torch.empty(in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [*, in] -> [*, out]"""
+        y = x @ self.weight_t
+        return y if self.bias is None else y + self.bias
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
+
+    Statistics are float32; the result is cast to the type of x before the multiplication (wan.md 2.3).
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, dim] -> [*, dim]"""
+        x32 = x.float()
+        scale = torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (x32 * scale).to(x.dtype) * self.weight
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last dimension in float32, with or without weight and bias.
+
+    Weight and bias stay float32 in a bf16 graph: ONNX does not allow mixed types here (serving.md 9, rule 4).
+    """
+
+    float32_parameters = True  # read by export.checkpoints
+
+    def __init__(self, dim: int, eps: float, affine: bool = False) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.empty(dim, dtype=torch.float32)) if affine else None
+        self.bias = nn.Parameter(torch.empty(dim, dtype=torch.float32)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, dim] -> [*, dim]"""
+        return F.layer_norm(x.float(), (self.dim,), self.weight, self.bias, self.eps).to(x.dtype)
