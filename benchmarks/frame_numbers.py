@@ -18,6 +18,7 @@ ROWS, COLUMNS = 2, 16
 NUMBER_BITS, CHECK_BITS = 20, 12
 MAX_NUMBER = 2**NUMBER_BITS - 1  # 9.7 hours at 30 fps
 BLACK, WHITE = 16, 235  # limited range of BT.601
+GRAIN = 6  # range of the noise in a camera's picture, in levels of 8 bit
 CLOCK_RATE = 90_000  # RTP clock of video in Hz
 
 Luma = npt.NDArray[np.uint8]
@@ -55,7 +56,10 @@ def block_size(height: int, width: int) -> int:
 
 
 class NumberedVideo:
-    """Makes the numbered pictures of one size: noise with the 1/f spectrum of photographs, panning."""
+    """Makes the numbered pictures of one size: a panning texture with the 1/f spectrum of photographs, with grain.
+
+    Without a camera's grain, motion compensation would predict every frame and the encoder had little to do.
+    """
 
     def __init__(self, height: int, width: int, seed: int = 0) -> None:
         generator = np.random.default_rng(seed)
@@ -65,13 +69,17 @@ class NumberedVideo:
         self._chroma = [_periodic_texture(generator, height // 2, width // 2, contrast=12) for _ in "uv"]
         for plane in self._chroma:
             plane[: band // 2] = 128
+        self._luma = np.minimum(self._luma, 255 - GRAIN)
+        self._grain = generator.integers(0, GRAIN + 1, (2 * height, 2 * width), np.uint8)
 
     def frame(self, number: int, time_s: float) -> VideoFrame:
         """Picture `number` as a new yuv420p frame that is shown at `time_s` seconds."""
         frame = VideoFrame(self.width, self.height, "yuv420p")
         shift = 2 * number % self.width  # even, so that chroma moves by whole samples
         luma = luma_of(frame)
-        luma[:] = self._luma[:, shift : shift + self.width]
+        top, left = (7 * number) % self.height, (11 * number) % self.width  # never the same grain in a row
+        grain = self._grain[top : top + self.height, left : left + self.width]
+        np.add(self._luma[:, shift : shift + self.width], grain, out=luma)
         draw_number(luma, number)
         for plane, texture in zip(frame.planes[1:], self._chroma, strict=True):
             _samples(plane)[:] = texture[:, shift // 2 : (shift + self.width) // 2]
