@@ -56,7 +56,7 @@ def block_size(height: int, width: int) -> int:
 
 
 class NumberedVideo:
-    """Makes the numbered pictures of one size: a panning texture with the 1/f spectrum of photographs, with grain.
+    """Makes the numbered pictures of one size: a panning texture with photographs' 1/f spectrum, and grain.
 
     Without a camera's grain, motion compensation would predict every frame and the encoder had little to do.
     """
