@@ -108,7 +108,9 @@ def _services(config: Config, serving: Serving) -> Services:
         config=config,
         pipelines=pipelines,
         loader=LoadService(pipelines, [config.directories.loras]),
-        sessions=Sessions(pipelines, ice, assets, config.max_sessions, config.connect_timeout_s),
+        sessions=Sessions(
+            pipelines, ice, config.directories.assets, config.max_sessions, config.connect_timeout_s
+        ),
         ice=ice,
         assets=assets,
         loras=Loras(config),
@@ -178,4 +180,3 @@ def _run_with_app(app: Quart, services: Services) -> None:
                 await step()
             except Exception:  # the other steps must run all the same
                 logger.exception("A step of the shutdown failed")
-

@@ -218,7 +218,7 @@ class Pipelines:
             logger.error("Failed to load %s: %s", request.spec.id, error)
             text = str(error)
         else:
-            logger.exception("Failed to load %s", request.spec.id)
+            logger.error("Failed to load %s", request.spec.id, exc_info=error)
             text = "internal error, see the server's log"
         if self._wanted is None:
             self._error = f"Failed to load pipeline {request.spec.id}: {text}"

@@ -127,7 +127,9 @@ class TritonServing:
             try:
                 await asyncio.wait_for(self._unload_model(client, name), _UNLOAD_S)
             except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError) as error:
-                logger.warning("Model %s could not be unloaded cleanly: %s", name, error or type(error).__name__)
+                logger.warning(
+                    "Model %s could not be unloaded cleanly: %s", name, error or type(error).__name__
+                )
 
     def open_session(self) -> "TritonSession":
         if self._client is None or not self._loaded:
@@ -209,7 +211,9 @@ class TritonServing:
     def _model_died(self, text: str) -> None:
         """A model process is dead; only a new server gets rid of its remains."""
         if self._embedded is not None:
-            self._lost("A model process of Triton died; the server is being restarted. Load the pipeline again.")
+            self._lost(
+                "A model process of Triton died; the server is being restarted. Load the pipeline again."
+            )
         else:
             self._lost(f"Triton at {self.url} lost the pipeline: {text}. Load the pipeline again.")
 
@@ -250,7 +254,7 @@ class TritonServing:
 
     async def _unload_model(self, client: InferenceServerClient, name: str) -> None:
         await client.unload_model(name)
-        while await _model_state(client, name) not in ("", "UNAVAILABLE"):
+        while await _model_state(client, name) not in ("", "UNAVAILABLE"):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(_POLL_S)
 
 

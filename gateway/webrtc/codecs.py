@@ -33,7 +33,7 @@ _ASSUMED_FPS = 30
 class _RateLimits:
     """The configured range, shared by all encoders of the process."""
 
-    bitrate: Bitrate = Bitrate()
+    bitrate: Bitrate
 
     def clamp(self, wanted: int, width: int, height: int) -> int:
         """`wanted` bit/s inside the range for this picture size; small pictures get a lower floor and ceiling."""
@@ -44,13 +44,16 @@ class _RateLimits:
         return self.clamp(round(self.bitrate.default * width * height / _REFERENCE_PIXELS), width, height)
 
 
-_limits = _RateLimits()
+_limits = _RateLimits(Bitrate())
 
 
 def install_encoders(bitrate: Bitrate) -> None:
     """Make aiortc's senders use the encoders of this module, within `bitrate`. Call once, before any session."""
     _limits.bitrate = bitrate
-    for module in (vpx, h264):  # aiortc clamps bandwidth reports with these before it hands them to an encoder
+    for module in (
+        vpx,
+        h264,
+    ):  # aiortc clamps bandwidth reports with these before it hands them to an encoder
         module.MIN_BITRATE = round(bitrate.minimum * _SMALLEST_SHARE)
         module.DEFAULT_BITRATE = bitrate.default
         module.MAX_BITRATE = bitrate.maximum

@@ -6,8 +6,9 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
@@ -16,13 +17,13 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from gateway.errors import ApiError, Problem
-from gateway.json_body import JsonError
 from gateway.pipelines import Loaded, Pipelines
+from gateway.strict_json import JsonError
 from gateway.webrtc.ice import IceServers
-from gateway.webrtc.parameters import ParameterState, parse_message
+from gateway.webrtc.parameters import ParameterContext, ParameterState, parse_message
 from gateway.webrtc.video_input import VideoInput
 from gateway.webrtc.video_output import FrameQueue, GeneratedTrack
-from gateway.webrtc.worker import StreamStopped, StreamWorker
+from gateway.webrtc.worker import StreamStoppedError, StreamWorker
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ _FLUSH_S = 0.5
 _MAX_QUEUED_MESSAGES = 100
 _MAX_MESSAGE_BYTES = 1 << 20
 _END_OF_CANDIDATES = ""
-
-StateFactory = Callable[[Loaded, dict[str, Any]], ParameterState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,12 @@ class Session:
         if len(self._pending) < _MAX_QUEUED_MESSAGES:
             self._pending.append(text)
 
+    def report(self, problems: Sequence[Problem]) -> None:
+        """Tell the peer what was wrong with its parameters; nothing to tell is fine."""
+        if problems:
+            errors = [{"loc": p["loc"], "msg": p["msg"], "type": p["type"]} for p in problems]
+            self.notify({"type": "parameter_error", "errors": errors})
+
     def merge(self, values: dict[str, Any]) -> list[Problem]:
         """Apply a partial update; returns what was wrong with it."""
         problems = self.state.merge(values)
@@ -150,7 +155,7 @@ class Session:
         try:
             await self.worker.run()
             error = None
-        except StreamStopped as stopped:
+        except StreamStoppedError as stopped:
             error = stopped.error_message
         except Exception:  # task boundary: the peer is told, the trace is in the log
             logger.exception("[%s] The session's worker failed", self.id)
@@ -188,9 +193,7 @@ class Session:
         except Exception:  # callback boundary: a message must never end the connection
             logger.exception("[%s] A parameter message could not be handled", self.id)
             problems = [Problem(loc=[], msg="The message could not be handled", type="internal_error")]
-        if problems:
-            errors = [{k: p[k] for k in ("loc", "msg", "type") if k in p} for p in problems]  # type: ignore[literal-required]
-            self.notify({"type": "parameter_error", "errors": errors})
+        self.report(problems)
 
     def _on_connection_state(self) -> None:
         logger.info("[%s] Connection %s", self.id, self.peer.connectionState)
@@ -205,24 +208,24 @@ class Sessions:
         self,
         pipelines: Pipelines,
         ice: IceServers,
-        make_state: StateFactory,
+        assets_directory: Path,
         max_sessions: int | None,
         connect_timeout_s: float,
     ) -> None:
         self._pipelines = pipelines
         self._ice = ice
-        self._make_state = make_state
+        self._assets_directory = assets_directory
         self._max_sessions = max_sessions
         self._connect_timeout_s = connect_timeout_s
         self._sessions: dict[str, Session] = {}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def offer(self, sdp: str, kind: str, initial_parameters: dict[str, Any]) -> Answer:
+    async def offer(self, sdp: str, kind: str, initial_parameters: dict[str, Any] | None) -> Answer:
         """Answer an offer; the session exists from then on.
 
         Raises ApiError 400 (no pipeline, unusable offer), 503 (full), ValidationFailed (initial parameters).
@@ -231,7 +234,8 @@ class Sessions:
         if loaded is None:
             raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
         check_offer(sdp, kind)
-        state = self._make_state(loaded, initial_parameters)
+        context = ParameterContext(loaded.spec, loaded.params, self._assets_directory)
+        state = ParameterState.open(context, initial_parameters)
         await self._make_room(loaded)
         peer = RTCPeerConnection(self._ice.for_server())
         session = Session(peer, self._pipelines, state, self._ended)
@@ -246,6 +250,7 @@ class Sessions:
             await session.close()
             raise ApiError(400, f"Invalid SDP offer: {error}") from error
         session.spawn(self._watchdog(session), "watchdog")
+        session.report(state.remarks)
         logger.info("[%s] Session opened for %s", session.id, loaded.spec.id)
         return Answer(session.id, peer.localDescription.sdp, peer.localDescription.type)
 
@@ -292,6 +297,15 @@ class Sessions:
     async def close(self) -> None:
         """Tell every peer that the stream is over and close all sessions, in parallel."""
         await asyncio.gather(*(s.stop(None, linger_s=_FLUSH_S) for s in self), return_exceptions=True)
+
+    def merge_all(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Apply a partial update to every session; body of the answer to POST /api/v1/session/parameters."""
+        errors = [problem for session in self for problem in session.merge(values)]
+        refused = {str(problem["loc"][0]) for problem in errors if problem["loc"]}
+        applied = {key: value for key, value in values.items() if key not in refused}
+        for session in self:
+            session.notify({"type": "parameters_updated", "parameters": applied})
+        return {"status": "ok", "applied_parameters": applied, "errors": errors}
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Counters by session id."""

@@ -70,7 +70,7 @@ class FrameQueue:
             self._rates.append((seconds, frames))
 
     def put(self, images: Images) -> None:
-        """Queue uint8 [T, H, W, 3] pictures; beyond the budget the oldest whole chunk goes, motion stays even."""
+        """Queue uint8 [T, H, W, 3] pictures; beyond the budget whole old chunks go, so motion stays even."""
         self._queue.extend(images)
         self._arrived.set()
         limit = max(2, int(_CHUNKS_QUEUED * self._chunk_frames)) + len(images)
@@ -107,7 +107,7 @@ class FrameQueue:
 
 
 class GeneratedTrack(VideoStreamTrack):
-    """The track that the peer sees. RTP timestamps follow a monotonic clock and never stand still or go back."""
+    """The track that the peer sees. RTP timestamps follow a monotonic clock, never stand still or go back."""
 
     def __init__(self, frames: FrameQueue, on_demand: Callable[[], None]) -> None:
         super().__init__()
@@ -118,7 +118,9 @@ class GeneratedTrack(VideoStreamTrack):
         self._pts = -1
 
     async def recv(self) -> av.VideoFrame:
-        if self._on_demand is not None:  # the connection is up and the sender wants frames: generation may begin
+        if (
+            self._on_demand is not None
+        ):  # the connection is up and the sender wants frames: generation may begin
             self._on_demand()
             self._on_demand = None
         image = await self._frames.next(repeat_after_s=self._delay(time.monotonic()))

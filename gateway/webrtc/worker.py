@@ -23,7 +23,7 @@ _KEEP_ALIVE_S = 20.0  # well below the serving side's idle limit
 Notify = Callable[[dict[str, Any]], None]
 
 
-class StreamStopped(Exception):
+class StreamStoppedError(Exception):
     """The stream is over. error_message: what to tell the user, None when nothing went wrong."""
 
     def __init__(self, error_message: str | None) -> None:
@@ -42,7 +42,7 @@ class WorkerStats:
 
 
 class StreamWorker:
-    """Generates one session's video until `StreamStopped` is raised or the task is cancelled.
+    """Generates one session's video until `StreamStoppedError` is raised or the task is cancelled.
 
     has_input: whether the peer sends video at all.
     """
@@ -84,7 +84,7 @@ class StreamWorker:
             try:
                 loaded = await self._pipelines.wait_loaded()
             except NothingLoaded as error:
-                raise StreamStopped(error.error) from error
+                raise StreamStoppedError(error.error) from error
             self._input.clear()
             self._state.rebase(loaded.spec, loaded.params)
             self._failures = 0
@@ -92,7 +92,7 @@ class StreamWorker:
                 async with self._pipelines.open_session(loaded) as session:
                     await self._until_retired(loaded, session)
             except ServingLost as error:
-                raise StreamStopped(str(error)) from error
+                raise StreamStoppedError(str(error)) from error
 
     async def _until_retired(self, loaded: Loaded, session: ServingSession) -> None:
         """Stream until the pipeline is replaced or unloaded; a chunk in the making is cancelled then."""
@@ -176,7 +176,7 @@ class StreamWorker:
         logger.warning("[%s] Chunk failed (%d in a row): %s", self._id, self._failures, error)
         reverted = self._state.chunk_failed()
         if error.fatal or self._failures >= _MAX_FAILURES:
-            raise StreamStopped(str(error)) from error
+            raise StreamStoppedError(str(error)) from error
         if reverted or self._failures == 1:
             self._report_problem(list(reverted), "chunk_failed", str(error))
         await asyncio.sleep(min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._failures - 1)))
