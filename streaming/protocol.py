@@ -47,7 +47,7 @@ META_OUTPUT = "meta"
 
 # Parameters that hold for one chunk only and never become part of a session's state (api.md 9.2).
 ONE_SHOT = frozenset(
-    {"reset_cache", "lora_scales", "vace_ref_images", "first_frame_image", "last_frame_image", "images"}
+    {"init_cache", "lora_scales", "vace_ref_images", "first_frame_image", "last_frame_image", "images"}
 )
 
 _FATAL = "Fatal: "

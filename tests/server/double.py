@@ -5,6 +5,7 @@ transitions as the specification says (api.md 9.3 and 9.5), on names and numbers
 """
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,6 @@ class Faults:
     chunk_errors: int = 0  # this many further chunks fail
     chunk_error: str = "the double was told to fail"
     fatal: bool = False  # those failures cannot be retried
-    lost: str | None = None  # reported once, as the death of the serving side
 
 
 @dataclass
@@ -54,13 +54,12 @@ class ChunkRecord:
 
 @dataclass
 class StreamPolicy:
-    """Which prompts a stream shows and when its caches start afresh."""
+    """Which prompts a stream shows and when its caches start afresh, after the last good chunk."""
 
     state: dict[str, Any] = field(default_factory=dict)
     active: Prompts = field(default_factory=list)
     target: Prompts | None = None  # of the running transition
     points: list[float] = field(default_factory=list)  # of the running transition, still to come
-    fresh: bool = True  # no chunk has succeeded yet
 
     @property
     def transition_active(self) -> bool:
@@ -68,31 +67,26 @@ class StreamPolicy:
 
     def next_chunk(self, changes: Mapping[str, Any], video: Images | None) -> ChunkRecord:
         """Take in the keys that changed and decide about the next chunk."""
-        init_cache = self.fresh or bool(changes.get("reset_cache")) or self._needs_reset(changes)
+        init_cache = changes["init_cache"] or self._steps_need_reset(changes)
         self.state.update({k: v for k, v in changes.items() if k not in _ONE_SHOT})
         blend_t = self._advance_prompts(changes, jump=init_cache)
         return ChunkRecord(
             parameters=dict(changes),
             video_frames=None if video is None else len(video),
             init_cache=init_cache,
-            vace_ref_images=changes.get("vace_ref_images") or None,
+            vace_ref_images=changes.get("vace_ref_images"),
             blend_t=blend_t,
-            blend=blend(self.active, self.state.get("prompt_interpolation_method") or "linear"),
+            blend=blend(self.active, self.state["prompt_interpolation_method"]),
             active_prompts=self.active,
         )
 
-    def _needs_reset(self, changes: Mapping[str, Any]) -> bool:
-        steps = changes.get("denoising_step_list")
-        steps_changed = steps is not None and steps != self.state.get("denoising_step_list")
-        mode = changes.get("input_mode", self.state.get("input_mode"))
-        return mode != self.state.get("input_mode") or (
-            steps_changed and self.state.get("manage_cache") is not False
-        )
+    def _steps_need_reset(self, changes: Mapping[str, Any]) -> bool:
+        return "denoising_step_list" in changes and (self.state | dict(changes))["manage_cache"]
 
     def _advance_prompts(self, changes: Mapping[str, Any], *, jump: bool) -> float | None:
         transition, prompts = changes.get("transition"), changes.get("prompts")
         if transition:
-            self._begin(transition["target_prompts"], 0 if jump else transition.get("num_steps", 4))
+            self._begin(transition["target_prompts"], 0 if jump else transition["num_steps"])
         elif prompts and (prompts != self.active or self.transition_active):
             self._begin(prompts, 0)
         if self.target is None:
@@ -107,15 +101,13 @@ class StreamPolicy:
         self.points = [i / (steps - 1) for i in range(steps)] if steps > 1 and self.active else [1.0]
 
 
-_ONE_SHOT = {"reset_cache", "lora_scales", "vace_ref_images", "transition"}
+_ONE_SHOT = {"init_cache", "lora_scales", "vace_ref_images", "transition"}
 
 
 def blend(prompts: Prompts, method: str) -> dict[str, Any]:
-    """Blend method and normalised weights (api.md 9.3): zero weights become equal, slerp needs two."""
-    weights = [float(prompt.get("weight", 1.0)) for prompt in prompts]
-    total = sum(weights)
-    normalised = [w / total if total else 1 / len(weights) for w in weights]
-    return {"method": method if len(prompts) == 2 else "linear", "weights": normalised}
+    """Blend method and weights; slerp needs exactly two prompts (api.md 9.3)."""
+    weights = [prompt["weight"] for prompt in prompts]
+    return {"method": method if len(prompts) == 2 else "linear", "weights": weights}
 
 
 class DoubleSession:
@@ -129,15 +121,16 @@ class DoubleSession:
         self._size = height, width
 
     async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
-        record = self._policy.next_chunk(parameters, video)
+        policy = copy.deepcopy(self._policy)
+        record = policy.next_chunk(parameters, video)
         number = len(self.chunks)
         self.chunks.append(record)
         await asyncio.sleep(self._faults.chunk_delay_s)
         if self._faults.chunk_errors > 0:
             self._faults.chunk_errors -= 1
             raise ChunkFailed(self._faults.chunk_error, fatal=self._faults.fatal)
-        self._policy.fresh = False
-        meta = Meta(chunk=number, last=True, transition_active=self._policy.transition_active)
+        self._policy = policy
+        meta = Meta(chunk=number, last=True, transition_active=policy.transition_active)
         yield Chunk(self._pictures(number), meta)
 
     async def keep_alive(self) -> None:
