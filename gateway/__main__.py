@@ -42,7 +42,9 @@ logger = logging.getLogger(__name__)
 @click.option("--triton-metrics-url", metavar="URL", help="Metrics of the external Triton (GPU memory).")
 @click.option("--max-sessions", type=click.IntRange(1), help="Limit of concurrent viewers.")
 @click.pass_context
-def main(context: click.Context, reload: bool, no_browser: bool, show_version: bool, **options: Any) -> None:
+def main(
+    context: click.Context, /, reload: bool, no_browser: bool, show_version: bool, **options: Any
+) -> None:
     """Real-time, prompt-driven video: REST and WebRTC in front of NVIDIA Triton."""
     if context.invoked_subcommand is not None:
         return
@@ -115,7 +117,9 @@ async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> N
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, stop.set)
     app = create_app(config, make_serving(config))
-    url = f"http://localhost:{config.port}" if _is_local(config.host) else f"http://{config.host}:{config.port}"
+    url = (
+        f"http://localhost:{config.port}" if _is_local(config.host) else f"http://{config.host}:{config.port}"
+    )
 
     @app.while_serving
     async def announce() -> Any:
@@ -161,7 +165,10 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _run_with_reload() -> None:
     """Run the server in a child process that is started again after each change of a source file."""
-    from watchfiles import run_process  # a development tool, absent from the base installation
+    try:
+        from watchfiles import run_process  # a development tool, absent from the base installation
+    except ImportError as error:
+        raise WanstreamError("--reload needs watchfiles. Run: pip install watchfiles") from error
 
     command = [sys.executable, "-m", "gateway", *(a for a in sys.argv[1:] if a != "--reload")]
     root = Path(__file__).resolve().parent.parent

@@ -13,21 +13,15 @@ from quart_cors import cors
 from quart_schema import Info, QuartSchema
 from werkzeug.exceptions import HTTPException
 
-from gateway.assets import Assets
 from gateway.config import Config
 from gateway.errors import ApiError, ValidationFailed
 from gateway.load_service import LoadService
 from gateway.logs import Logs
-from gateway.loras import Loras
-from gateway.models import Models
 from gateway.pipelines import Pipelines
-from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
 from gateway.routes.general import general_blueprint
 from gateway.routes.ice import ice_blueprint
 from gateway.routes.logs import logs_blueprint
-from gateway.routes.loras import loras_blueprint
-from gateway.routes.models import models_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
@@ -51,9 +45,6 @@ class Services:
     loader: LoadService
     sessions: Sessions
     ice: IceServers
-    assets: Assets
-    loras: Loras
-    models: Models
     logs: Logs
 
 
@@ -80,9 +71,6 @@ def create_app(config: Config, serving: Serving) -> Quart:
         docs_blueprint(),
         logs_blueprint(services.logs),
         pipelines_blueprint(services.pipelines, services.loader),
-        models_blueprint(services.models),
-        loras_blueprint(services.loras),
-        assets_blueprint(services.assets),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
         sessions_blueprint(services.sessions, serving),
@@ -103,7 +91,6 @@ def create_app(config: Config, serving: Serving) -> Quart:
 def _services(config: Config, serving: Serving) -> Services:
     pipelines = Pipelines(serving, config.load_timeout_s)
     ice = IceServers.from_config(config)
-    assets = Assets(config.directories.assets)
     return Services(
         config=config,
         pipelines=pipelines,
@@ -112,9 +99,6 @@ def _services(config: Config, serving: Serving) -> Services:
             pipelines, ice, config.directories.assets, config.max_sessions, config.connect_timeout_s
         ),
         ice=ice,
-        assets=assets,
-        loras=Loras(config),
-        models=Models(config),
         logs=Logs(config.directories.logs),
     )
 
@@ -171,7 +155,6 @@ def _run_with_app(app: Quart, services: Services) -> None:
         steps: list[Callable[[], Any]] = [
             services.sessions.close,
             services.pipelines.close,
-            services.models.close,
             services.ice.close,
             services.pipelines.serving.close,
         ]

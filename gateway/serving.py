@@ -82,7 +82,9 @@ class ServingSession(Protocol):
 class Serving(Protocol):
     """A serving side with at most one loaded pipeline."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
 
     async def start(self, on_lost: Callable[[str], None]) -> None:
         """Begin to connect (and to launch, when embedded) in the background; returns at once.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, document_response, tag, validate_response
 
@@ -12,7 +12,7 @@ from gateway.validation import check
 from gateway.webrtc.sessions import Sessions
 
 
-class _Offer(bodies.BaseModel):
+class _Offer(BaseModel):
     sdp: str
     type: str
     initialParameters: Any = None  # noqa: N815 - the wire's name

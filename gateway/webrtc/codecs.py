@@ -54,10 +54,10 @@ def install_encoders(bitrate: Bitrate) -> None:
         vpx,
         h264,
     ):  # aiortc clamps bandwidth reports with these before it hands them to an encoder
-        module.MIN_BITRATE = round(bitrate.minimum * _SMALLEST_SHARE)
-        module.DEFAULT_BITRATE = bitrate.default
-        module.MAX_BITRATE = bitrate.maximum
-    rtcrtpsender.get_encoder = _get_encoder
+        module.MIN_BITRATE = round(bitrate.minimum * _SMALLEST_SHARE)  # type: ignore[attr-defined]
+        module.DEFAULT_BITRATE = bitrate.default  # type: ignore[attr-defined]
+        module.MAX_BITRATE = bitrate.maximum  # type: ignore[attr-defined]
+    rtcrtpsender.get_encoder = _get_encoder  # type: ignore[attr-defined]
 
 
 def _get_encoder(codec: RTCRtpCodecParameters) -> Encoder:
@@ -135,7 +135,7 @@ class TunedVp8Encoder(Vp8Encoder):
         data = self._tuned.encode(_yuv(frame), self._reported, force_keyframe)
         payloads = self._packetize(data, self.picture_id)
         self.picture_id = (self.picture_id + 1) % (1 << 15)
-        return payloads, convert_timebase(frame.pts, frame.time_base, VIDEO_TIME_BASE)
+        return payloads, _rtp_timestamp(frame)
 
     @property
     def target_bitrate(self) -> int:
@@ -156,8 +156,7 @@ class TunedH264Encoder(H264Encoder):
 
     def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         assert isinstance(frame, av.VideoFrame)
-        timestamp = convert_timebase(frame.pts, frame.time_base, VIDEO_TIME_BASE)
-        return self._packetize(self.nal_units(frame, force_keyframe)), timestamp
+        return self._packetize(self.nal_units(frame, force_keyframe)), _rtp_timestamp(frame)
 
     def nal_units(self, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
         """The encoded picture as NAL units without start codes."""
@@ -170,6 +169,12 @@ class TunedH264Encoder(H264Encoder):
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
         self._reported = bitrate
+
+
+def _rtp_timestamp(frame: av.VideoFrame) -> int:
+    assert frame.pts is not None
+    assert frame.time_base is not None
+    return convert_timebase(frame.pts, frame.time_base, VIDEO_TIME_BASE)
 
 
 def _yuv(frame: av.VideoFrame) -> av.VideoFrame:

@@ -133,13 +133,13 @@ class GeneratedTrack(VideoStreamTrack):
         now = time.monotonic()
         period = (1.0 if not len(self._frames) else _CATCH_UP) / self._frames.fps
         self._due = max(self._due, now - period) + period  # no burst after a late frame
-        frame.pts, frame.time_base = self._timestamp(now), VIDEO_TIME_BASE
+        frame.pts, frame.time_base = self._clock_pts(now), VIDEO_TIME_BASE
         return frame
 
     def _delay(self, now: float) -> float:
         return max(0.0, self._due - now)
 
-    def _timestamp(self, now: float) -> int:
+    def _clock_pts(self, now: float) -> int:
         if self._origin is None:
             self._origin = now
         self._pts = max(self._pts + 1, int((now - self._origin) * VIDEO_CLOCK_RATE))
