@@ -50,6 +50,6 @@ def pipelines_blueprint(pipelines: Pipelines, loader: LoadService) -> Blueprint:
     @validate_response(bodies.PipelineSchemas)
     async def schemas() -> bodies.PipelineSchemas:
         """All pipelines: modes, defaults, parameters, and whether they can be loaded here."""
-        return bodies.PipelineSchemas(pipelines=pipeline_schemas(pipelines.serving.availability))
+        return bodies.PipelineSchemas.model_validate(pipeline_schemas(pipelines.serving.availability))
 
     return bp
