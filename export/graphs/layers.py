@@ -1,7 +1,7 @@
 """Layers that several graphs share: attention, linear, norms, rotary encoding.
 
-Written so that a graph exports to plain ONNX (serving.md 9): no complex numbers, no float64, nothing in place,
-and statistics and softmax in float32 whatever the graph's own type is.
+Written so that a graph exports to plain ONNX (serving.md 9): no complex numbers, no float64, nothing
+in place, and statistics and softmax in float32 whatever the type of the graph.
 """
 
 import torch
