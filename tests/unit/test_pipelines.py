@@ -1,0 +1,257 @@
+"""The state machine of the loaded pipeline, on a serving side that is slow or fails on demand."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from gateway.load_params import LoadRequest
+from gateway.pipelines import NothingLoaded, Pipelines, State
+from gateway.serving import Availability, Chunk, Images, ServingError, StageCallback
+from streaming.specs import SPECS, PipelineSpec
+
+
+class IdleSession:
+    """A serving session that only counts how often it was closed."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
+        raise ServingError("not used here")
+        yield  # pragma: no cover
+
+    async def keep_alive(self) -> None: ...
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class SlowServing:
+    """Loads when `release` is set; fails with the text in `failure`. Records what it was told to do."""
+
+    url = "nowhere"
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.failure: str | None = None
+        self.calls: list[str] = []
+        self.cancelled: list[str] = []
+
+    async def start(self, on_lost: Callable[[str], None]) -> None: ...
+
+    async def is_ready(self) -> bool:
+        return True
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        return Availability(True)
+
+    async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
+        self.calls.append(f"load {spec.id}")
+        on_stage(f"Loading {spec.name}...")
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(spec.id)
+            raise
+        if self.failure is not None:
+            raise ServingError(self.failure)
+
+    async def unload(self) -> None:
+        self.calls.append("unload")
+
+    def open_session(self) -> IdleSession:
+        return IdleSession()
+
+    async def gpu_memory_bytes(self) -> tuple[int, int] | None:
+        return None
+
+    async def close(self) -> None: ...
+
+
+def request(pipeline_id: str, **params: Any) -> LoadRequest:
+    return LoadRequest(SPECS[pipeline_id], params, [], False)
+
+
+async def settled(pipelines: Pipelines) -> None:
+    with contextlib.suppress(NothingLoaded):
+        await pipelines.wait_loaded()
+
+
+@pytest.fixture
+def serving() -> SlowServing:
+    return SlowServing()
+
+
+@pytest.fixture
+async def pipelines(serving: SlowServing) -> AsyncIterator[Pipelines]:
+    machine = Pipelines(serving, load_timeout_s=5)
+    yield machine
+    serving.release.set()
+    await machine.close()
+
+
+async def loaded_with(pipelines: Pipelines, serving: SlowServing, wanted: LoadRequest) -> None:
+    serving.release.set()
+    pipelines.request_load(wanted)
+    await settled(pipelines)
+
+
+async def test_the_state_is_loading_before_the_request_is_answered(pipelines: Pipelines) -> None:
+    state = pipelines.request_load(request("passthrough"))
+
+    status = pipelines.status()
+
+    assert state is State.LOADING
+    assert status["status"] == "loading"
+    assert status["loading_pipeline_id"] == "passthrough"
+    assert status["pipeline_id"] is None
+
+
+async def test_a_finished_load_shows_its_parameters(pipelines: Pipelines, serving: SlowServing) -> None:
+    await loaded_with(pipelines, serving, request("passthrough", height=512, width=512))
+
+    status = pipelines.status()
+
+    assert status["status"] == "loaded"
+    assert status["pipeline_ids"] == ["passthrough"]
+    assert status["load_params"] == {"height": 512, "width": 512}
+
+
+async def test_an_equal_request_does_nothing(pipelines: Pipelines, serving: SlowServing) -> None:
+    await loaded_with(pipelines, serving, request("passthrough", height=512))
+
+    state = pipelines.request_load(request("passthrough", height=512))
+
+    assert state is State.LOADED
+    assert serving.calls == ["load passthrough"]
+
+
+async def test_other_parameters_unload_first(pipelines: Pipelines, serving: SlowServing) -> None:
+    await loaded_with(pipelines, serving, request("longlive", height=320))
+
+    pipelines.request_load(request("longlive", height=512))
+    await settled(pipelines)
+
+    assert serving.calls == ["load longlive", "unload", "load longlive"]
+    assert pipelines.status()["load_params"] == {"height": 512}
+
+
+async def test_the_newest_request_wins(pipelines: Pipelines, serving: SlowServing) -> None:
+    pipelines.request_load(request("longlive"))
+    await asyncio.sleep(0.01)
+
+    pipelines.request_load(request("memflow"))
+    pipelines.request_load(request("passthrough"))
+    serving.release.set()
+    await settled(pipelines)
+
+    assert pipelines.status()["pipeline_id"] == "passthrough"
+    assert serving.cancelled == ["longlive"]
+    assert "load memflow" not in serving.calls
+
+
+async def test_a_failure_stays_visible_until_the_next_load(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    serving.failure = "boom"
+    await loaded_with(pipelines, serving, request("longlive"))
+
+    errors = [pipelines.status()["error"] for _ in range(3)]
+    serving.failure = None
+    await loaded_with(pipelines, serving, request("longlive"))
+
+    assert errors == ["Failed to load pipeline longlive: boom"] * 3
+    assert pipelines.status()["error"] is None
+
+
+async def test_a_refused_request_is_shown_only_while_nothing_is_loaded(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    pipelines.reject("Unknown pipeline: nope")
+    before = pipelines.status()["status"]
+    await loaded_with(pipelines, serving, request("passthrough"))
+
+    pipelines.reject("Unknown pipeline: nope")
+
+    assert before == "error"
+    assert pipelines.status()["status"] == "loaded"
+
+
+async def test_unloading_cancels_a_load(pipelines: Pipelines, serving: SlowServing) -> None:
+    pipelines.request_load(request("longlive"))
+    await asyncio.sleep(0.01)
+
+    await pipelines.unload()
+    await settled(pipelines)
+
+    assert serving.cancelled == ["longlive"]
+    assert pipelines.status()["status"] == "not_loaded"
+
+
+async def test_unloading_waits_for_sessions_to_let_go(pipelines: Pipelines, serving: SlowServing) -> None:
+    await loaded_with(pipelines, serving, request("passthrough"))
+    loaded = await pipelines.wait_loaded()
+    order: list[str] = []
+
+    async def viewer() -> None:
+        async with pipelines.open_session(loaded):
+            await loaded.retired.wait()
+            await asyncio.sleep(0.01)
+            order.append("session closed")
+
+    watching = asyncio.create_task(viewer())
+    await asyncio.sleep(0)
+    await pipelines.unload()
+    order.append("unloaded")
+    await watching
+
+    assert order == ["session closed", "unloaded"]
+
+
+async def test_waiting_for_a_pipeline_that_failed_tells_why(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    pipelines.request_load(request("longlive"))
+    waiting = asyncio.create_task(pipelines.wait_loaded())
+    serving.failure = "boom"
+    serving.release.set()
+
+    with pytest.raises(NothingLoaded) as caught:
+        await waiting
+
+    assert caught.value.error == "Failed to load pipeline longlive: boom"
+
+
+async def test_waiting_goes_on_across_a_replacement(pipelines: Pipelines, serving: SlowServing) -> None:
+    pipelines.request_load(request("longlive"))
+    waiting = asyncio.create_task(pipelines.wait_loaded())
+    await asyncio.sleep(0.01)
+
+    pipelines.request_load(request("memflow"))
+    serving.release.set()
+
+    assert (await waiting).spec.id == "memflow"
+
+
+async def test_a_lost_pipeline_is_an_error_and_retires(pipelines: Pipelines, serving: SlowServing) -> None:
+    await loaded_with(pipelines, serving, request("passthrough"))
+    loaded = await pipelines.wait_loaded()
+
+    await pipelines.lost("Triton died")
+
+    assert loaded.retired.is_set()
+    assert pipelines.status()["status"] == "error"
+    assert pipelines.status()["error"] == "Triton died"
+
+
+async def test_a_load_that_takes_too_long_is_an_error(serving: SlowServing) -> None:
+    pipelines = Pipelines(serving, load_timeout_s=0.05)
+
+    pipelines.request_load(request("longlive"))
+    await settled(pipelines)
+
+    assert "not loaded within" in pipelines.status()["error"]
+    await pipelines.close()
