@@ -7,6 +7,9 @@ from pathlib import Path
 
 from streaming.errors import WanstreamError
 
+_TURN_CREDENTIALS_URL = "https://turn.fastrtc.org/credentials"
+_HF_ENDPOINT = "https://huggingface.co"
+
 
 @dataclass(frozen=True, slots=True)
 class Bitrate:
@@ -19,7 +22,7 @@ class Bitrate:
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """Where files live; the same places as Scope's, so that an existing installation is found (api.md 5.1)."""
+    """Where files live; the same places as Scope's, so that an existing one is found (api.md 5.1)."""
 
     home: Path
     models: Path
@@ -60,6 +63,8 @@ class Config:
     prewarm: str | None = None  # pipeline to load at start (PIPELINE)
     cors_origins: tuple[str, ...] | None = None  # None: every origin
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
+    turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token
+    hf_endpoint: str = _HF_ENDPOINT  # the hub, or a mirror of it
     load_timeout_s: float = 900.0
     connect_timeout_s: float = 30.0  # a peer that is not connected by then is dropped
     session_idle_s: float = 60.0  # Triton forgets a sequence that was silent for this long
@@ -91,6 +96,8 @@ class Config:
             prewarm=values.get("PIPELINE"),
             cors_origins=tuple(o.strip() for o in origins.split(",") if o.strip()) if origins else None,
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
+            turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),
+            hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
             load_timeout_s=float(_integer(values, "WANSTREAM_LOAD_TIMEOUT_S", minimum=1) or 900),
             verbose="VERBOSE_LOGGING" in values,
         )

@@ -1,0 +1,34 @@
+"""ICE servers for browsers."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from quart import Blueprint
+from quart_schema import tag, validate_response
+
+from gateway.webrtc.ice import IceServers
+
+
+class IceServerBody(BaseModel):
+    """An `RTCIceServer` of the browsers' API."""
+
+    urls: str | list[str]
+    username: str | None
+    credential: str | None
+
+
+class IceServersBody(BaseModel):
+    iceServers: list[IceServerBody]  # noqa: N815 - the wire's name
+
+
+def ice_blueprint(ice: IceServers) -> Blueprint:
+    bp = Blueprint("ice", __name__, url_prefix="/api/v1/webrtc")
+
+    @bp.get("/ice-servers")
+    @tag(["webrtc"])
+    @validate_response(IceServersBody)
+    async def ice_servers() -> tuple[dict[str, Any], int, dict[str, str]]:
+        """STUN and TURN servers, with credentials that hold for some minutes."""
+        return {"iceServers": await ice.get()}, 200, {"Cache-Control": "no-store"}
+
+    return bp
