@@ -58,6 +58,7 @@ class Session:
         self.output = FrameQueue(lambda: self.input.fps if state.input_mode == "video" else None)
         self.started = time.monotonic()
         self.closed = False
+        self.candidates = asyncio.Lock()
         self._on_end = on_end
         self._channel: RTCDataChannel | None = None
         self._pending: list[str] = []
@@ -256,7 +257,10 @@ class Sessions:
 
     async def _negotiate(self, session: Session, sdp: str) -> None:
         peer = session.peer
+        sdp, names = split_mdns_candidates(sdp)
         await peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+        if names:
+            session.spawn(self._apply_candidates(session, [parse_candidate(n) for n in names]), "candidates")
         video = next(t for t in peer.getTransceivers() if t.kind == "video")
         peer.addTrack(session.track)
         for transceiver in peer.getTransceivers():
@@ -268,7 +272,7 @@ class Sessions:
     async def add_candidates(self, session_id: str, candidates: list[dict[str, Any]]) -> None:
         """Trickle ICE; the slow part (mDNS names) goes on in the background.
 
-        Raises ApiError 404 (unknown or closed session), 400 (a candidate that cannot be read; none is applied).
+        Raises ApiError 404 (unknown or closed session), 400 (an unreadable candidate; none is applied then).
         """
         session = self._sessions.get(session_id)
         if session is None:
@@ -279,14 +283,15 @@ class Sessions:
         session.spawn(self._apply_candidates(session, parsed), "candidates")
 
     async def _apply_candidates(self, session: Session, candidates: list[Any]) -> None:
-        for candidate in candidates:
-            if candidate is not None and candidate.protocol.lower() != "udp":
-                continue
-            try:
-                await session.peer.addIceCandidate(candidate)
-            except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
-                # A name that cannot be resolved; the other side's checks reach us all the same.
-                logger.debug("[%s] Candidate not used: %s", session.id, error)
+        async with session.candidates:  # in order of arrival: after the end of candidates none is used
+            for candidate in candidates:
+                if candidate is not None and candidate.protocol.lower() != "udp":
+                    continue
+                try:
+                    await session.peer.addIceCandidate(candidate)
+                except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
+                    # A name that cannot be resolved; the other side's checks reach us all the same.
+                    logger.debug("[%s] Candidate not used: %s", session.id, error)
 
     async def delete(self, session_id: str) -> None:
         """Close a session; unknown ids are fine."""
@@ -379,6 +384,25 @@ def check_offer(sdp: str, kind: str) -> None:
             f"Invalid SDP offer: the video section is {video[0].direction}, so nothing could be shown; "
             "offer sendrecv or recvonly",
         )
+
+
+def split_mdns_candidates(sdp: str) -> tuple[str, list[dict[str, Any]]]:
+    """An offer without its `.local` candidates, and these as trickled ones.
+
+    Looking such a name up takes a second when nobody answers; the answer must not wait for it.
+    """
+    kept: list[str] = []
+    names: list[dict[str, Any]] = []
+    section = -1
+    for line in sdp.splitlines(keepends=True):
+        section += line.startswith("m=")
+        if line.startswith("a=candidate:") and ".local " in line:
+            names.append({"candidate": line.strip(), "sdpMid": None, "sdpMLineIndex": section})
+        else:
+            kept.append(line)
+    if names:
+        kept = [line for line in kept if not line.startswith("a=end-of-candidates")]
+    return "".join(kept), names
 
 
 def parse_candidate(entry: dict[str, Any]) -> Any:
