@@ -224,7 +224,19 @@ class Pipelines:
             self._error = f"Failed to load pipeline {request.spec.id}: {text}"
 
     async def _retire(self) -> None:
-        """Take the loaded pipeline out of service: sessions let go of it, then it is unloaded."""
+        """Take the loaded pipeline out of service; a cancellation waits until that is done.
+
+        Whoever loads next must not meet a half unloaded pipeline.
+        """
+        work = asyncio.ensure_future(self._take_out_of_service())
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await work
+            raise
+
+    async def _take_out_of_service(self) -> None:
+        """Sessions let go of the loaded pipeline, then it is unloaded."""
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
