@@ -26,10 +26,24 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs in the order of `forward`'s arguments, outputs in the order of its results."""
+    """Inputs in the order of `forward`'s arguments, its `*caches` last; outputs as it returns them."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    caches: int = 0  # how many of the inputs are passed as `*caches`
+
+    def example(self, sizes: Mapping[str, int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        """Arguments of zeros for `forward`, dynamic axes from `sizes`."""
+        return tuple(spec.example(sizes, dtype) for spec in self.inputs)
+
+    def dynamic_shapes(self) -> tuple[Any, ...]:
+        """As `torch.export.export` and `torch.onnx.export` want it: `*caches` is one entry, a tuple."""
+        axes = tuple(
+            {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+            for spec in self.inputs
+        )
+        named = len(axes) - self.caches
+        return (*axes[:named], axes[named:]) if self.caches else axes
 
 
 def cache_specs(prefix: str, shapes: Sequence[Sequence[int]]) -> tuple[TensorSpec, ...]:

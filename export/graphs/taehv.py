@@ -7,14 +7,15 @@ The reference decodes the first latent frame to four frames and drops three of t
 does the same. `next` on zero memories computes the same values.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from export.checkpoints import Checkpoint
 from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, Autoencoder, LatentScale, known_fields
 from export.graphs.vae_layers import CacheTape, batch_to_frames, frames_to_batch
 from streaming.video import FrameGroups
@@ -38,20 +39,20 @@ class TinyVaeConfig:
     latent_std: tuple[float, ...] = WAN_LATENT_STD
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "TinyVaeConfig":
+    def from_json(cls, config: Mapping[str, Any]) -> "TinyVaeConfig":
         """From a JSON object; unknown keys are ignored, missing ones take the real checkpoints' values."""
         if config.get("patch_size", 1) != 1:
             raise ValueError(f"patch_size {config['patch_size']} is not part of the Wan2.1 tiny autoencoder")
         return cls(**known_fields(cls, config))
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], normalized: bool) -> "TinyVaeConfig":
-        """From a checkpoint's tensor shapes."""
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], normalized: bool) -> "TinyVaeConfig":
+        """From a checkpoint's tensor shapes. KeyError: not such a checkpoint."""
         stages = ("decoder.1.weight", "decoder.8.weight", "decoder.14.weight", "decoder.20.weight")
         return cls(
-            encoder_width=state["encoder.0.weight"].shape[0],
-            decoder_widths=tuple(state[key].shape[0] for key in stages),
-            latent_channels=state["decoder.1.weight"].shape[1],
+            encoder_width=shapes["encoder.0.weight"][0],
+            decoder_widths=tuple(shapes[key][0] for key in stages),
+            latent_channels=shapes["decoder.1.weight"][1],
             normalized=normalized,
         )
 
@@ -196,11 +197,19 @@ def decoder_layers(config: TinyVaeConfig) -> nn.ModuleList:
     return nn.ModuleList([*layers, nn.ReLU(), nn.Conv2d(widths[-1], 3, 3, padding=1)])
 
 
-def keep_last_grow_channels(state: Mapping[str, Tensor], vae: TinyVae) -> dict[str, Tensor]:
+def keep_last_grow_channels(checkpoint: Checkpoint, vae: TinyVae) -> Checkpoint:
     """The checkpoint with each `Grow` weight cut to the output channels that the model has: the last ones."""
-    adapted = dict(state)
-    for index, layer in enumerate(vae.decoder):
-        key = f"decoder.{index}.conv.weight"
-        if isinstance(layer, Grow) and key in adapted:
-            adapted[key] = adapted[key][-layer.conv.out_channels :]
-    return adapted
+    indexed = enumerate(vae.decoder)
+    grow = {f"decoder.{i}.conv.weight": layer for i, layer in indexed if isinstance(layer, Grow)}
+    rows = {key: layer.conv.out_channels for key, layer in grow.items()}
+    entries = {
+        key: entry._replace(shape=(min(rows.get(key, entry.shape[0]), entry.shape[0]), *entry.shape[1:]))
+        for key, entry in checkpoint.entries.items()
+    }
+    keys = {entry.name_in_file: key for key, entry in checkpoint.entries.items()}
+
+    def read(names: Sequence[str]) -> Iterator[Tensor]:
+        for key, tensor in checkpoint.tensors([keys[name] for name in names]):
+            yield tensor[-rows[key] :] if key in rows else tensor
+
+    return replace(checkpoint, entries=entries, _read=read)

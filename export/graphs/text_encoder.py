@@ -30,24 +30,28 @@ class TextEncoderConfig:
     seq_len: int = 512
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "TextEncoderConfig":
+    def from_json(cls, config: Mapping[str, Any]) -> "TextEncoderConfig":
         """From a JSON object; unknown keys are ignored, missing ones take UMT5-XXL's values."""
         if config.get("shared_pos"):
             raise ValueError("a position table shared by all layers is T5, not UMT5")
         return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], seq_len: int) -> "TextEncoderConfig":
-        """From a checkpoint's tensor shapes; the prompt length is the transformer's `text_len`."""
-        table = state["blocks.0.pos_embedding.embedding.weight"]
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], seq_len: int) -> "TextEncoderConfig":
+        """From a checkpoint's tensor shapes. KeyError: not such a checkpoint.
+
+        seq_len: the transformer's `text_len`, which is in its config.json
+        """
+        vocab, dim = shapes["token_embedding.weight"]
+        buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
         return cls(
-            vocab=state["token_embedding.weight"].shape[0],
-            dim=state["token_embedding.weight"].shape[1],
-            dim_attn=state["blocks.0.attn.q.weight"].shape[0],
-            dim_ffn=state["blocks.0.ffn.fc1.weight"].shape[0],
-            num_heads=table.shape[1],
-            num_layers=1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
-            num_buckets=table.shape[0],
+            vocab=vocab,
+            dim=dim,
+            dim_attn=shapes["blocks.0.attn.q.weight"][0],
+            dim_ffn=shapes["blocks.0.ffn.fc1.weight"][0],
+            num_heads=heads,
+            num_layers=1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks.")),
+            num_buckets=buckets,
             seq_len=seq_len,
         )
 
@@ -158,7 +162,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask int64 [B, L], L = seq_len -> prompt embeddings [B, L, C], exactly 0 where mask is 0"""
         x = self.encode(ids, mask)
-        return torch.where((mask > 0)[..., None], x, torch.zeros_like(x))
+        return torch.where((mask > 0)[..., None], x, 0.0)
 
     def signature(self) -> Signature:
         """Names and shapes; the batch axis "B" is dynamic: several prompts are encoded as one batch."""

@@ -40,16 +40,16 @@ class VaeConfig:
     latent_std: tuple[float, ...] = WAN_LATENT_STD
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "VaeConfig":
+    def from_json(cls, config: Mapping[str, Any]) -> "VaeConfig":
         """From a JSON object; unknown keys are ignored, missing ones take Wan2.1's values."""
         if config.get("attn_scales"):
             raise ValueError(f"attention at scales {config['attn_scales']} is not part of the Wan2.1 VAE")
         return cls(**known_fields(cls, config))
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> "VaeConfig":
-        """From a checkpoint: the width is the length of `decoder.head.0.gamma` (pruning already in it)."""
-        return cls(dim=state["decoder.head.0.gamma"].shape[0], z_dim=state["conv2.weight"].shape[0])
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "VaeConfig":
+        """From a checkpoint's tensor shapes, pruning included. KeyError: not such a checkpoint."""
+        return cls(dim=shapes["decoder.head.0.gamma"][0], z_dim=shapes["conv2.weight"][0])
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -35,21 +35,27 @@ def known_fields(config_class: type, config: Mapping[str, Any]) -> dict[str, Any
 
 
 class LatentScale(nn.Module):
-    """Per-channel mean and standard deviation of the latents; constants, so not part of a checkpoint."""
+    """Per-channel mean and standard deviation of the latents; constants, so not part of a checkpoint.
+
+    Computed in float32, result in the type of the argument.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            constant = torch.tensor(
+                values, dtype=torch.float32, device="cpu"
+            )  # also when weights are on meta
+            self.register_buffer(name, constant.view(1, -1, 1, 1, 1), persistent=False)
 
     def normalize(self, mu: Tensor) -> Tensor:
-        return (mu - self.mean) / self.std
+        return ((mu.float() - self.mean) / self.std).to(mu.dtype)
 
     def denormalize(self, z: Tensor) -> Tensor:
-        return z * self.std + self.mean
+        return (z.float() * self.std + self.mean).to(z.dtype)
 
 
 class Autoencoder(nn.Module, ABC):
@@ -97,7 +103,7 @@ class AutoencoderGraph(nn.Module, ABC):
         on_meta(self.step, torch.empty(first_input, dtype=dtype, device="meta"), tape)
         shapes = [cache.shape for cache in tape.new]
         caches = () if self.first else cache_specs("cache", shapes)
-        return Signature(inputs + caches, outputs + cache_specs("new_cache", shapes))
+        return Signature(inputs + caches, outputs + cache_specs("new_cache", shapes), len(caches))
 
 
 class EncoderGraph(AutoencoderGraph):

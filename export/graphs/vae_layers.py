@@ -69,10 +69,9 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * position_dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = x.shape[1] ** 0.5
         x32 = x.float()
         length = torch.linalg.vector_norm(x32, dim=1, keepdim=True).clamp(min=1e-12)
-        y: Tensor = (x32 / length * scale * self.gamma.float()).to(x.dtype)
+        y: Tensor = (x32 / length * (self.gamma.float() * x.shape[1] ** 0.5)).to(x.dtype)
         return y
 
 
@@ -158,7 +157,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
         if self.time_conv is not None and tape.first:
-            tape.start(torch.zeros_like(x[:, :, :1]).expand(-1, -1, self.time_conv.context, -1, -1))
+            # The padding itself: zeros as a constant would be stored in the engine, at full size.
+            context = self.time_conv.context
+            tape.start(F.pad(x, (0, 0, 0, 0, context, 0))[:, :, :context])
         elif self.time_conv is not None:
             even, odd = self.time_conv(x, tape).chunk(2, dim=1)
             x = torch.stack([even, odd], dim=3).flatten(2, 3)

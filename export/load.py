@@ -1,0 +1,58 @@
+"""From a component's checkpoint file to its module; all dimensions come from the file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from export.checkpoints import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from export.graphs.taehv import TinyVae, TinyVaeConfig, keep_last_grow_channels
+from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
+from export.graphs.vae import VaeConfig, WanVae
+from export.graphs.vae_graphs import Autoencoder
+from streaming.specs import VaeType
+
+Config = TypeVar("Config")
+
+
+def load_vae(path: Path, vae_type: VaeType, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The autoencoder of a .pth file. Raises CheckpointError if the file is none of this type."""
+    checkpoint = open_checkpoint(path)
+    if vae_type in ("wan", "lightvae"):
+        config = _config(checkpoint, VaeConfig.from_shapes, "Wan VAE")
+        with torch.device("meta"):
+            vae: Autoencoder = WanVae(config)
+    else:
+        normalized = vae_type == "lighttae"
+        tiny_config = _config(
+            checkpoint, TinyVaeConfig.from_shapes, "tiny autoencoder", normalized=normalized
+        )
+        with torch.device("meta"):
+            vae = tiny = TinyVae(tiny_config)
+        checkpoint = keep_last_grow_channels(checkpoint, tiny)
+    load_weights(checkpoint, vae, dtype=dtype)
+    return vae
+
+
+def load_text_encoder(path: Path, seq_len: int, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """The UMT5 encoder of a file, of any floating type, float8 too. Raises CheckpointError if it is none.
+
+    seq_len: the transformer's `text_len`, in tokens
+    """
+    checkpoint = open_checkpoint(path)
+    config = _config(checkpoint, TextEncoderConfig.from_shapes, "UMT5 encoder", seq_len=seq_len)
+    with torch.device("meta"):
+        encoder = TextEncoder(config)
+    load_weights(checkpoint, encoder, dtype=dtype)
+    return encoder
+
+
+def _config(checkpoint: Checkpoint, from_shapes: Callable[..., Config], what: str, **options: Any) -> Config:
+    shapes = {key: entry.shape for key, entry in checkpoint.entries.items()}
+    try:
+        return from_shapes(shapes, **options)
+    except KeyError as error:
+        raise CheckpointError(
+            f"Checkpoint '{checkpoint.path}' is not a {what}: it has no tensor {error}. Download it again."
+        ) from error
