@@ -1,0 +1,100 @@
+// The server's HTTP interface, and its errors as sentences.
+
+/** The server answered with an error. `retryAfterS` is set when it says when to try again. */
+export class ApiError extends Error {
+  constructor(status, text, retryAfterS = null) {
+    super(text);
+    this.name = "ApiError";
+    this.status = status;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+/** No answer at all: the server is down, or the network is. */
+export class Unreachable extends Error {
+  constructor(cause) {
+    super("The server does not answer.", { cause });
+    this.name = "Unreachable";
+  }
+}
+
+const TIMEOUT_MS = 30_000;
+
+/** `detail` is a string, or a list of validation problems. */
+function sentence(detail, status) {
+  if (typeof detail === "string" && detail) return detail;
+  if (Array.isArray(detail)) return detail.map(problemText).join("\n");
+  return `The server answered with status ${status}.`;
+}
+
+/** One validation problem, of a 422 answer or of a `parameter_error` message. */
+export function problemText(problem) {
+  const where = (problem.loc ?? []).filter((part) => !["body", "initialParameters"].includes(part)).join(".");
+  return where ? `${where}: ${problem.msg}` : problem.msg;
+}
+
+async function request(method, path, { body, signal, keepalive } = {}) {
+  const controller = new AbortController();
+  const timer = setTimeout(() => controller.abort(), TIMEOUT_MS);
+  const abort = () => controller.abort();
+  signal?.addEventListener("abort", abort);
+  if (signal?.aborted) abort();
+  let response;
+  let text;
+  try {
+    response = await fetch(path, {
+      method,
+      keepalive,
+      cache: "no-store",
+      signal: controller.signal,
+      headers: body === undefined ? {} : { "Content-Type": "application/json" },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+    text = await response.text();
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Unreachable(error);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", abort);
+  }
+  const answer = parse(text);
+  if (!response.ok) {
+    const retryAfter = Number.parseFloat(response.headers.get("Retry-After") ?? "");
+    throw new ApiError(
+      response.status,
+      sentence(answer?.detail, response.status),
+      Number.isFinite(retryAfter) ? retryAfter : null,
+    );
+  }
+  return answer;
+}
+
+function parse(text) {
+  try {
+    return text ? JSON.parse(text) : null;
+  } catch {
+    return null; // a proxy's error page; the status says enough
+  }
+}
+
+const session = (id) => `/api/v1/webrtc/offer/${encodeURIComponent(id)}`;
+
+export const api = {
+  hardware: () => request("GET", "/api/v1/hardware/info"),
+  schemas: async () => (await request("GET", "/api/v1/pipelines/schemas")).pipelines,
+  status: (signal) => request("GET", "/api/v1/pipeline/status", { signal }),
+  load: (id, params, signal) =>
+    request("POST", "/api/v1/pipeline/load", { body: { pipeline_ids: [id], load_params: params }, signal }),
+  unload: () => request("POST", "/api/v1/pipeline/unload"),
+  iceServers: async (signal) => (await request("GET", "/api/v1/webrtc/ice-servers", { signal })).iceServers,
+  offer: (description, initialParameters, signal) =>
+    request("POST", "/api/v1/webrtc/offer", {
+      body: { sdp: description.sdp, type: description.type, initialParameters },
+      signal,
+    }),
+  addCandidates: (id, candidates) => request("PATCH", session(id), { body: { candidates } }),
+  /** Also works while the page is being closed. */
+  closeSession: (id) => request("DELETE", session(id), { keepalive: true }),
+  metrics: () => request("GET", "/api/v1/session/metrics"),
+};

@@ -1,0 +1,397 @@
+// The page: connects the settings panel, the stream and what is shown.
+
+import { api, problemText, Unreachable } from "./api.js";
+import { Controls } from "./controls.js";
+import { Meter } from "./meter.js";
+import { dismiss, notify } from "./notices.js";
+import { Settings } from "./settings.js";
+import { listCameras, openCamera, openFile, SourceError } from "./source.js";
+import { Stream, StreamError } from "./stream.js";
+import { Progress, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const IDLE_POLL_MS = 4_000;
+const READING_MS = 1_000;
+const NO_PICTURE_MS = 12_000;
+
+const settings = new Settings();
+const controls = new Controls(settings);
+const stream = new Stream();
+const progress = new Progress();
+const [output, preview] = [$("output"), $("preview")];
+
+let online = null; // null: not known yet
+let loaded = null; // the server's status answer, when a pipeline is loaded
+let opening = false; // the camera is being asked for
+let input = null; // track of the local video
+let lastFrameAt = 0;
+
+const meter = new Meter(output, preview, () => {
+  lastFrameAt = performance.now();
+  dismiss("no-picture");
+  stream.playing();
+});
+
+/** For the console and for tests. */
+window.wanstream = {
+  get state() {
+    return currentState();
+  },
+  get sessionId() {
+    return stream.sessionId;
+  },
+  get stats() {
+    return meter.stats;
+  },
+};
+
+// --- State ---------------------------------------------------------------------------------------------------
+
+function currentState() {
+  if (opening) return "opening";
+  if (stream.isBusy) return stream.state;
+  if (online === null) return "starting";
+  return online ? stream.state : "offline";
+}
+
+function render() {
+  const state = currentState();
+  const { entry } = controls;
+  showState(state, entry?.name);
+  const busy = opening || (stream.isBusy && !stream.isLive);
+  $("primary").disabled = !busy && !stream.isLive && (!online || !entry);
+  $("load").disabled = busy || !online || !entry;
+  $("unload").hidden = !loaded || busy;
+  renderLoaded(entry);
+  if (!entry) {
+    showPlaceholder(
+      online === false ? "Server unreachable" : online ? "No pipeline available" : "",
+      online === false ? "Looking for it every few seconds." : online ? "The list on this page says why." : "",
+    );
+    return;
+  }
+  const from = controls.mode === "text" ? "text" : settings.source === "camera" ? "your camera" : "a video file";
+  showPlaceholder(entry.name, `Makes video from ${from}. ${state === "offline" ? "The server does not answer." : "Press Start."}`);
+}
+
+/** The line below the settings: what the server holds, and whether the settings differ from that. */
+function renderLoaded(entry) {
+  const params = loaded?.load_params;
+  const isChosen = Boolean(loaded) && loaded.pipeline_id === entry?.id;
+  const changed = isChosen && differs(params);
+  const size = isChosen && params?.width && entry.requires_models ? `, ${params.width} × ${params.height}` : "";
+  const held = loaded ? `Loaded: ${controls.nameOf(loaded.pipeline_id)}${size}.` : online ? "Nothing is loaded." : "";
+  const pending = changed
+    ? " Your changes apply after loading again."
+    : stream.isLive && !isChosen && entry
+      ? ` Switch to use ${entry.name}.`
+      : "";
+  $("loaded").textContent = held + pending;
+  $("load").textContent = changed ? "Reload" : stream.isLive ? "Switch" : "Load";
+  $("load").hidden = isChosen && !changed;
+  $("load").classList.toggle("accent", Boolean(pending));
+  $("defaults").hidden = !entry || !controls.mayReset;
+}
+
+/** Whether loading again would change something. */
+function differs(params) {
+  const wanted = controls.loadParams();
+  return Object.entries(wanted).some(([name, value]) => params && name in params && params[name] !== value);
+}
+
+// --- Server --------------------------------------------------------------------------------------------------
+
+async function refreshServer() {
+  try {
+    const status = await api.status();
+    loaded = status.status === "loaded" ? status : null;
+    if (!online) await readPipelines();
+    online = true;
+    dismiss("offline");
+  } catch (error) {
+    if (online !== false && !stream.isBusy) {
+      const text =
+        error instanceof Unreachable
+          ? `Nothing answers at ${location.origin}. Check that wanstream runs there and that the network is up. This page keeps looking for it.`
+          : error.message;
+      notify("offline", { title: "Server unreachable", text });
+    }
+    online = false;
+  }
+  render();
+}
+
+async function readPipelines() {
+  const [pipelines, hardware] = await Promise.all([api.schemas(), api.hardware().catch(() => null)]);
+  controls.setPipelines(pipelines, hardware?.vram_gb ?? null);
+}
+
+// --- Input ---------------------------------------------------------------------------------------------------
+
+/** The track for the current settings, newly opened; null in text mode. Throws SourceError. */
+async function openInput() {
+  closeInput();
+  if (controls.mode !== "video") return null;
+  if (settings.source === "file") {
+    if (!controls.file) {
+      throw new SourceError("No video file chosen", "Choose a file under Input, or switch to Camera.");
+    }
+    input = await openFile(controls.file, controls.size);
+  } else {
+    input = await openCamera(settings.cameraId, controls.size);
+  }
+  const track = input;
+  track.addEventListener("ended", () => {
+    if (track !== input) return;
+    notify("source", {
+      title: "The input stopped",
+      text: "The camera was unplugged or its permission was withdrawn. The last picture stays.",
+      actions: [{ label: "Open it again", run: changeInput }],
+    });
+  });
+  preview.srcObject = new MediaStream([track]);
+  $("input-tile").hidden = false;
+  controls.setCameras(await listCameras());
+  return track;
+}
+
+function closeInput() {
+  input?.stop();
+  input = null;
+  preview.srcObject = null;
+  $("input-tile").hidden = true;
+}
+
+/** Another camera or file while streaming. */
+async function changeInput() {
+  controls.setCameras(await listCameras());
+  if (!stream.isLive) return render();
+  try {
+    await stream.replaceTrack(await openInput());
+    dismiss("source");
+  } catch (error) {
+    showProblem(error);
+  }
+}
+
+// --- Actions -------------------------------------------------------------------------------------------------
+
+/** Opens the input, so that a missing camera is known before minutes of loading; null when that failed. */
+async function makePlan() {
+  dismiss("problem", "source", "refused", "warnings", "no-picture");
+  opening = true;
+  render();
+  try {
+    const track = await openInput();
+    if (!opening) return null; // cancelled meanwhile
+    const { entry } = controls;
+    return {
+      pipelineId: entry.id,
+      loadParams: controls.loadParams(),
+      track,
+      parameters: () => controls.streamParameters(),
+    };
+  } catch (error) {
+    showProblem(error);
+    return null;
+  } finally {
+    opening = false;
+    render();
+  }
+}
+
+async function start() {
+  const plan = await makePlan();
+  if (plan) await stream.start(plan);
+  else if (!stream.isBusy) closeInput();
+}
+
+async function load() {
+  if (stream.isLive) {
+    const plan = await makePlan();
+    if (plan) await stream.load(plan);
+    return;
+  }
+  dismiss("problem", "warnings");
+  const params = controls.loadParams();
+  await stream.load({ pipelineId: controls.entry.id, loadParams: params, track: null, parameters: () => ({}) });
+}
+
+function stop() {
+  opening = false;
+  stream.stop();
+  closeInput();
+  output.srcObject = null;
+  render();
+}
+
+function togglePause() {
+  stream.pause(stream.state === "streaming");
+}
+
+async function unload() {
+  try {
+    await api.unload();
+  } catch (error) {
+    showProblem(error);
+  }
+  await refreshServer();
+}
+
+function saveSnapshot() {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: output.videoWidth, height: output.videoHeight });
+  canvas.getContext("2d").drawImage(output, 0, 0);
+  canvas.toBlob((blob) => {
+    const link = document.createElement("a");
+    const stamp = new Date().toISOString().slice(0, 19).replace(/[:T]/g, "-");
+    Object.assign(link, { href: URL.createObjectURL(blob), download: `wanstream-${settings.pipeline}-${stamp}.png` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  }, "image/png");
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else if ($("player").requestFullscreen) $("player").requestFullscreen().catch(() => {});
+  else output.webkitEnterFullscreen?.(); // phones that only know full-screen video
+}
+
+function showProblem(error) {
+  if (error instanceof SourceError) notify("source", { title: error.title, text: error.message });
+  else if (error instanceof StreamError) {
+    const again = { lost: "Reconnect", stopped: "Start again", load: "Try again", connect: "Try again" }[error.kind];
+    const actions = again ? [{ label: again, run: start }] : [];
+    notify("problem", { title: error.title, text: error.message, actions });
+  } else if (error instanceof Unreachable) {
+    notify("problem", {
+      title: "The server does not answer",
+      text: `Check that wanstream runs at ${location.origin} and that the network is up.`,
+      actions: [{ label: "Try again", run: start }],
+    });
+  } else {
+    console.error(error);
+    notify("problem", { title: "Something went wrong", text: error.message, actions: [{ label: "Try again", run: start }] });
+  }
+}
+
+// --- Events --------------------------------------------------------------------------------------------------
+
+stream.addEventListener("state", ({ detail: state }) => {
+  const underWay = stream.isBusy && !stream.isLive;
+  if (underWay && ["loading", "waiting", "reconnecting", "connecting"].includes(state)) progress.start();
+  if (!underWay) progress.stop();
+  if (!stream.isBusy) {
+    closeInput();
+    output.srcObject = null;
+    meter.reset();
+    showNumbers(null);
+    showServerNumbers(null);
+  }
+  if (state !== "reconnecting" && state !== "waiting") dismiss("retry");
+  render();
+  if (!stream.isBusy) refreshServer();
+});
+stream.addEventListener("stage", ({ detail }) => progress.stage(detail));
+stream.addEventListener("loaded", ({ detail }) => {
+  loaded = detail;
+  render();
+});
+stream.addEventListener("media", ({ detail }) => {
+  meter.reset();
+  lastFrameAt = performance.now();
+  output.srcObject = detail;
+});
+output.addEventListener("playing", () => stream.playing());
+stream.addEventListener("problem", ({ detail }) => showProblem(detail));
+stream.addEventListener("retry", ({ detail: { inS, reason } }) => {
+  progress.countdown(reason, inS);
+  notify("retry", {
+    title: stream.state === "waiting" ? "The server is full" : "Connection lost",
+    text: `${reason} It is tried again by itself.`,
+    actions: [
+      { label: "Try now", run: () => stream.retryNow() },
+      { label: "Stop", run: stop },
+    ],
+  });
+});
+stream.addEventListener("refused", ({ detail: problems }) => {
+  notify("refused", { title: "The server refused a change", text: problems.map(problemText).join("\n") });
+});
+stream.addEventListener("warnings", ({ detail }) => {
+  notify("warnings", { level: "info", title: "Loaded with a remark", text: detail.join("\n") });
+});
+
+controls.addEventListener("live", ({ detail }) => {
+  dismiss("refused");
+  renderLoaded(controls.entry);
+  stream.send(detail);
+});
+controls.addEventListener("source", changeInput);
+controls.addEventListener("load", render);
+controls.addEventListener("pipeline", () => {
+  if (stream.isLive && loaded?.pipeline_id === controls.entry.id && !differs(loaded.load_params)) applyMode();
+  render();
+});
+
+/** The pipeline stays, but input mode or defaults changed under a running stream. */
+async function applyMode() {
+  try {
+    await stream.replaceTrack(await openInput());
+    stream.send(controls.streamParameters(), { now: true });
+  } catch (error) {
+    showProblem(error);
+  }
+}
+
+$("primary").addEventListener("click", () => (opening || stream.isBusy ? stop() : start()));
+$("pause").addEventListener("click", togglePause);
+$("load").addEventListener("click", load);
+$("unload").addEventListener("click", unload);
+$("reset_cache").addEventListener("click", () => stream.send({ reset_cache: true }, { now: true }));
+$("snapshot").addEventListener("click", saveSnapshot);
+$("fullscreen").addEventListener("click", toggleFullscreen);
+$("screen").addEventListener("dblclick", toggleFullscreen);
+$("controls").addEventListener("submit", (event) => event.preventDefault());
+preview.addEventListener("resize", () => {
+  $("preview-size").textContent = preview.videoWidth ? `${preview.videoWidth} × ${preview.videoHeight}` : "";
+});
+document.addEventListener("click", (event) => {
+  // A button that was clicked with the mouse must not catch the Space key that follows.
+  if (event.detail > 0) event.target.closest?.("button, summary")?.blur();
+});
+document.addEventListener("keydown", (event) => {
+  // In a field, or on a button that was reached with the keyboard, Space keeps its usual meaning.
+  const inField = event.target.closest?.("input:not([type=range]), textarea, select, button, a, summary");
+  if (event.code !== "Space" || inField || event.repeat || !stream.isLive) return;
+  event.preventDefault();
+  togglePause();
+});
+navigator.mediaDevices?.addEventListener("devicechange", async () => controls.setCameras(await listCameras()));
+// Both: some browsers fire only one of them. Closing twice does no harm.
+for (const type of ["pagehide", "beforeunload"]) {
+  window.addEventListener(type, () => stream.stop({ cancelLoad: false }));
+}
+
+setInterval(() => {
+  if (!stream.isBusy && !opening && !document.hidden) refreshServer();
+}, IDLE_POLL_MS);
+
+setInterval(async () => {
+  if (!stream.isLive || !stream.peer) return;
+  showNumbers(await meter.read(stream.peer, { moving: controls.mode === "video" && stream.state === "streaming" }));
+  if ($("details").open) showServerNumbers(await api.metrics().catch(() => null), stream.sessionId, meter.stats);
+  if (!document.hidden && performance.now() - lastFrameAt > NO_PICTURE_MS) {
+    lastFrameAt = Infinity; // once
+    notify("no-picture", {
+      title: "No new picture",
+      text: "The connection is up, but no picture has arrived for a while. The server may be overloaded; its log says more.",
+    });
+  }
+}, READING_MS);
+
+showNumbers(null);
+showServerNumbers(null);
+render();
+await refreshServer();
+controls.setCameras(await listCameras().catch(() => []));

@@ -1,0 +1,142 @@
+// One WebRTC session with the server: peer connection, trickled candidates, the "parameters" data channel.
+
+import { api, ApiError } from "./api.js";
+
+const DEBOUNCE_MS = 120;
+
+/**
+ * Events: "media" (detail: MediaStream), "state" (detail: RTCPeerConnectionState), "message" (detail: object from the
+ * server), "gone" (the server does not know the session any more).
+ */
+export class Connection extends EventTarget {
+  #peer = null;
+  #channel = null;
+  #sender = null;
+  #candidates = []; // not yet sent
+  #sending = false;
+  #update = {}; // parameters not yet sent; the last value of a name wins
+  #timer = null;
+  #closed = false;
+
+  /** Set when the server has accepted the offer. */
+  sessionId = null;
+
+  get peer() {
+    return this.#peer;
+  }
+
+  /**
+   * track: input video or null. initialParameters: see fields.js.
+   * Resolves when the answer is applied; media follows with the "media" event.
+   */
+  async open(track, initialParameters, signal) {
+    const iceServers = await fetchIceServers(signal);
+    signal?.throwIfAborted();
+    this.#peer = new RTCPeerConnection({ iceServers });
+    this.#listen();
+    this.#channel = this.#peer.createDataChannel("parameters", { ordered: true });
+    this.#channel.onopen = () => this.#flush();
+    this.#channel.onmessage = ({ data }) => this.#receive(data);
+    // sendrecv also without a track: a later switch to video needs no new negotiation.
+    this.#sender = this.#peer.addTransceiver(track ?? "video", { direction: "sendrecv" }).sender;
+    await this.#peer.setLocalDescription();
+    const answer = await api.offer(this.#peer.localDescription, initialParameters, signal);
+    this.sessionId = answer.sessionId;
+    if (this.#closed) {
+      this.#release();
+      return;
+    }
+    this.#sendCandidates();
+    await this.#peer.setRemoteDescription({ type: answer.type, sdp: answer.sdp });
+  }
+
+  /** Use another input track, or none, without a new negotiation. */
+  async replaceTrack(track) {
+    await this.#sender?.replaceTrack(track);
+  }
+
+  /** Change parameters. Collected for a moment, so that a moved slider does not flood the server. */
+  send(update, { now = false } = {}) {
+    // As on the server: prompts without a transition end a pending transition.
+    if ("prompts" in update && !("transition" in update)) delete this.#update.transition;
+    Object.assign(this.#update, update);
+    if (now) this.#flush();
+    else this.#timer ??= setTimeout(() => this.#flush(), DEBOUNCE_MS);
+  }
+
+  /** Ends the session here and on the server; also called when the page goes away. */
+  close() {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    this.#peer?.close();
+    this.#release();
+  }
+
+  #release() {
+    if (this.sessionId) api.closeSession(this.sessionId).catch(() => {}); // the server also notices by itself
+  }
+
+  #emit(type, detail) {
+    if (!this.#closed) this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  #listen() {
+    const peer = this.#peer;
+    peer.ontrack = ({ track, streams }) => this.#emit("media", streams[0] ?? new MediaStream([track]));
+    peer.onconnectionstatechange = () => this.#emit("state", peer.connectionState);
+    peer.onicecandidate = ({ candidate }) => {
+      // An empty candidate says that there will be no more; the server can then give up early.
+      this.#candidates.push(candidate?.toJSON() ?? { candidate: "", sdpMid: "0", sdpMLineIndex: 0 });
+      this.#sendCandidates();
+    };
+  }
+
+  /** One request at a time, each with all candidates found so far. */
+  async #sendCandidates() {
+    if (this.#sending || !this.sessionId) return;
+    this.#sending = true;
+    try {
+      while (this.#candidates.length && !this.#closed) {
+        const batch = this.#candidates.splice(0).map(({ candidate, sdpMid, sdpMLineIndex }) => ({
+          candidate,
+          sdpMid,
+          sdpMLineIndex,
+        }));
+        await api.addCandidates(this.sessionId, batch);
+      }
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) this.#emit("gone");
+      else console.warn("Candidates were not accepted:", error.message); // others may still connect
+    } finally {
+      this.#sending = false;
+    }
+  }
+
+  #flush() {
+    clearTimeout(this.#timer);
+    this.#timer = null;
+    if (this.#channel?.readyState !== "open" || !Object.keys(this.#update).length) return;
+    this.#channel.send(JSON.stringify(this.#update));
+    this.#update = {};
+  }
+
+  #receive(data) {
+    try {
+      this.#emit("message", JSON.parse(data));
+    } catch {
+      console.warn("Not a JSON message:", data);
+    }
+  }
+}
+
+async function fetchIceServers(signal) {
+  try {
+    const servers = await api.iceServers(signal);
+    // null is not a valid user name for RTCPeerConnection
+    return servers.map((server) => Object.fromEntries(Object.entries(server).filter(([, value]) => value !== null)));
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    return []; // enough on a local network
+  }
+}

@@ -1,0 +1,310 @@
+// The life of a stream, without any page element: load a pipeline, connect, stay connected, stop.
+
+import { api, ApiError, Unreachable } from "./api.js";
+import { Connection } from "./connection.js";
+
+const POLL_MS = 400;
+const CONNECT_TIMEOUT_MS = 20_000;
+const DISCONNECTED_GRACE_MS = 4_000; // short gaps heal by themselves
+const RETRY_DELAYS_S = [1, 2, 4, 8, 8, 8];
+const MISSED_POLLS = 5;
+
+/** Something that ends or prevents a stream. `title` and the message are for the user. */
+export class StreamError extends Error {
+  constructor(title, text, kind) {
+    super(text);
+    this.name = "StreamError";
+    this.title = title;
+    this.kind = kind;
+  }
+}
+
+/**
+ * States: idle, loading, connecting, streaming, paused, waiting (server full), reconnecting, error.
+ *
+ * Events (detail):
+ *   "state" (name), "stage" (text of a load's current step), "loaded" (status answer), "media" (MediaStream),
+ *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences).
+ *
+ * A plan is {pipelineId, loadParams, track (or null), parameters: () => initialParameters}.
+ */
+export class Stream extends EventTarget {
+  state = "idle";
+  #plan = null;
+  #run = null; // AbortController of the current attempt
+  #connection = null;
+  #graceTimer = null;
+  #wake = () => {};
+
+  get sessionId() {
+    return this.#connection?.sessionId ?? null;
+  }
+
+  get peer() {
+    return this.#connection?.peer ?? null;
+  }
+
+  get isLive() {
+    return this.state === "streaming" || this.state === "paused";
+  }
+
+  get isBusy() {
+    return !["idle", "error"].includes(this.state);
+  }
+
+  async start(plan) {
+    this.#plan = plan;
+    await this.#attempt(async (signal) => {
+      await this.#load(signal);
+      await this.#connectWhenFree(signal);
+    });
+  }
+
+  /** Load without streaming, or put another pipeline under a running stream. */
+  async load(plan) {
+    const wasLive = this.isLive;
+    this.#plan = plan;
+    await this.#attempt(async (signal) => {
+      try {
+        await this.#load(signal);
+      } catch (error) {
+        // A request that the server refused leaves the running stream as it was.
+        if (!wasLive || error.kind !== "refused") throw error;
+        this.#set("streaming");
+        this.#emit("problem", error);
+        return;
+      }
+      if (!wasLive) {
+        this.#set("idle");
+        return;
+      }
+      await this.#connection.replaceTrack(plan.track);
+      this.#connection.send({ ...plan.parameters(), paused: false, reset_cache: true }, { now: true });
+      this.#set("streaming");
+    });
+  }
+
+  /** The first picture is on the screen. */
+  playing() {
+    if (this.state === "connecting") this.#set("streaming");
+  }
+
+  pause(paused) {
+    if (!this.isLive) return;
+    this.#connection.send({ paused }, { now: true });
+    this.#set(paused ? "paused" : "streaming");
+  }
+
+  /** End the current wait before another try. */
+  retryNow() {
+    this.#wake();
+  }
+
+  /** Change parameters while streaming; ignored otherwise, start() sends the whole state. */
+  send(update, options) {
+    if (this.isLive || this.state === "connecting") this.#connection?.send(update, options);
+  }
+
+  async replaceTrack(track) {
+    if (this.#plan) this.#plan.track = track;
+    await this.#connection?.replaceTrack(track);
+  }
+
+  /** cancelLoad: also on the server; not when the page goes away, a reload of the page should find it done. */
+  stop({ cancelLoad = true } = {}) {
+    const wasLoading = cancelLoad && this.state === "loading" && !this.#connection;
+    this.#run?.abort();
+    this.#disconnect();
+    this.#set("idle");
+    if (wasLoading) api.unload().catch(() => {});
+  }
+
+  #set(state) {
+    if (state === this.state) return;
+    this.state = state;
+    this.#emit("state", state);
+  }
+
+  #emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  /** Runs `steps` unless something newer was begun; a failure ends the stream. */
+  async #attempt(steps) {
+    this.#run?.abort();
+    const run = (this.#run = new AbortController());
+    try {
+      await steps(run.signal);
+    } catch (error) {
+      if (run.signal.aborted) return;
+      this.#fail(error);
+    }
+  }
+
+  #fail(error) {
+    this.#run?.abort();
+    this.#disconnect();
+    this.#set("error");
+    this.#emit("problem", error);
+  }
+
+  #disconnect() {
+    clearTimeout(this.#graceTimer);
+    this.#graceTimer = null;
+    this.#connection?.close();
+    this.#connection = null;
+  }
+
+  async #load(signal) {
+    const { pipelineId, loadParams } = this.#plan;
+    this.#set("loading");
+    this.#emit("stage", "Asking the server");
+    let answer;
+    try {
+      answer = await api.load(pipelineId, loadParams, signal);
+    } catch (error) {
+      throw error instanceof ApiError ? new StreamError("The pipeline cannot be loaded", error.message, "refused") : error;
+    }
+    if (answer.warnings?.length) this.#emit("warnings", answer.warnings);
+    const status = await this.#untilLoaded(pipelineId, signal);
+    this.#emit("loaded", status);
+  }
+
+  async #untilLoaded(pipelineId, signal) {
+    for (let missed = 0; ; await sleep(POLL_MS, signal)) {
+      let status;
+      try {
+        status = await api.status(signal);
+        missed = 0;
+      } catch (error) {
+        missed += 1;
+        if (signal.aborted || missed >= MISSED_POLLS) throw error;
+        continue;
+      }
+      const subject = status.pipeline_id ?? status.loading_pipeline_id ?? pipelineId;
+      if (status.status === "error") throw new StreamError("Loading failed", status.error, "load");
+      if (status.status === "not_loaded") {
+        throw new StreamError("Loading was cancelled", "Someone unloaded the pipeline. Start again to load it.", "load");
+      }
+      if (subject !== pipelineId) {
+        throw new StreamError(
+          "Another pipeline was chosen",
+          `Someone else is loading ${subject} on this server, and it holds one pipeline at a time.`,
+          "load",
+        );
+      }
+      if (status.status === "loaded") return status;
+      this.#emit("stage", status.loading_stage ?? "Loading");
+    }
+  }
+
+  /** Connects; when all places on the server are taken, waits for one. */
+  async #connectWhenFree(signal) {
+    for (;;) {
+      try {
+        return await this.#connect(signal);
+      } catch (error) {
+        if (signal.aborted || !(error instanceof ApiError)) throw error;
+        if (error.status !== 503) throw new StreamError("The server refused the stream", error.message, "offer");
+        this.#disconnect();
+        this.#set("waiting");
+        const inS = error.retryAfterS ?? 5;
+        this.#emit("retry", { inS, reason: error.message });
+        await this.#wait(inS, signal);
+      }
+    }
+  }
+
+  #wait(seconds, signal) {
+    return Promise.race([sleep(seconds * 1000, signal), new Promise((resolve) => (this.#wake = resolve))]);
+  }
+
+  async #connect(signal) {
+    this.#disconnect();
+    this.#set("connecting");
+    this.#emit("stage", "Connecting");
+    const connection = (this.#connection = new Connection());
+    const connected = outcome(connection, signal);
+    connection.addEventListener("media", ({ detail }) => this.#emit("media", detail));
+    connection.addEventListener("message", ({ detail }) => this.#receive(detail));
+    await Promise.all([connection.open(this.#plan.track, this.#plan.parameters(), signal), connected]);
+    this.#emit("stage", "Waiting for the first picture");
+    connection.addEventListener("state", ({ detail }) => this.#watch(detail));
+    connection.addEventListener("gone", () => this.#reconnect());
+  }
+
+  #receive(message) {
+    if (message.type === "parameter_error") this.#emit("refused", message.errors ?? []);
+    if (message.type !== "stream_stopped") return;
+    const text = message.error_message;
+    this.#fail(
+      text
+        ? new StreamError("The stream stopped", text, "stopped")
+        : new StreamError("The server ended the stream", "It was shut down, or its pipeline was unloaded.", "stopped"),
+    );
+  }
+
+  #watch(state) {
+    clearTimeout(this.#graceTimer);
+    if (state === "failed" || state === "closed") this.#reconnect();
+    if (state === "disconnected") {
+      this.#graceTimer = setTimeout(() => this.#reconnect(), DISCONNECTED_GRACE_MS);
+    }
+  }
+
+  #reconnect() {
+    this.#attempt(async (signal) => {
+      this.#disconnect();
+      for (const inS of RETRY_DELAYS_S) {
+        this.#set("reconnecting");
+        this.#emit("retry", { inS, reason: "The connection to the server was lost." });
+        await this.#wait(inS, signal);
+        try {
+          await this.#load(signal);
+          await this.#connectWhenFree(signal);
+          return;
+        } catch (error) {
+          this.#disconnect();
+          const mayHeal = error instanceof Unreachable || error.kind === "connect";
+          if (signal.aborted || !mayHeal) throw error;
+        }
+      }
+      throw new StreamError(
+        "Connection lost",
+        "The server could not be reached again. Check the network and that the server runs, then reconnect.",
+        "lost",
+      );
+    });
+  }
+}
+
+/** Resolves when the connection is up; rejects when it cannot be made. */
+function outcome(connection, signal) {
+  return new Promise((resolve, reject) => {
+    const blocked = new StreamError(
+      "No way through for video",
+      "The server answered, but video cannot reach it or come back. A firewall may block UDP between this browser " +
+        "and the server: use the same network, open UDP, or configure a TURN server (see the README).",
+      "connect",
+    );
+    const timer = setTimeout(() => reject(blocked), CONNECT_TIMEOUT_MS);
+    signal.addEventListener("abort", () => reject(signal.reason));
+    connection.addEventListener("gone", () => reject(blocked));
+    connection.addEventListener("state", ({ detail }) => {
+      if (detail === "connected") resolve();
+      else if (detail === "failed") reject(blocked);
+      else return;
+      clearTimeout(timer);
+    });
+  });
+}
+
+function sleep(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}

@@ -1,0 +1,141 @@
+// Shows the state of the stream: status line, buttons, progress, live numbers.
+
+const $ = (id) => document.getElementById(id);
+
+/** state -> [status line, main button, its icon, heading over the picture while something is under way]. */
+const STATES = {
+  starting: ["Contacting the server", "Start", "play"],
+  offline: ["Server unreachable", "Start", "play"],
+  idle: ["Ready", "Start", "play"],
+  error: ["Stopped", "Start", "play"],
+  opening: ["Opening the input", "Cancel", "stop", "Opening the input"],
+  loading: ["Loading", "Cancel", "stop", "Loading"],
+  connecting: ["Connecting", "Cancel", "stop", "Connecting"],
+  waiting: ["Server is full", "Cancel", "stop", "Waiting for a free place"],
+  reconnecting: ["Reconnecting", "Stop", "stop", "Reconnecting"],
+  streaming: ["Live", "Stop", "stop"],
+  paused: ["Paused", "Stop", "stop"],
+};
+
+export function showState(state, pipelineName) {
+  const [status, action, icon, heading] = STATES[state];
+  const live = state === "streaming" || state === "paused";
+  document.body.dataset.state = state;
+  $("status-text").textContent = state === "loading" && pipelineName ? `Loading ${pipelineName}` : status;
+  $("primary-text").textContent = action;
+  $("primary-icon").setAttribute("href", `#i-${icon}`);
+  $("primary").classList.toggle("calm", action !== "Start");
+  $("pause").disabled = !live;
+  $("pause-text").textContent = state === "paused" ? "Resume" : "Pause";
+  $("pause-icon").setAttribute("href", state === "paused" ? "#i-play" : "#i-pause");
+  $("badge").hidden = state !== "paused";
+  for (const id of ["snapshot", "reset_cache"]) $(id).disabled = !live;
+  $("progress").hidden = !heading;
+  $("placeholder").hidden = Boolean(heading) || live;
+  if (heading) $("progress-title").textContent = state === "loading" && pipelineName ? `Loading ${pipelineName}` : heading;
+}
+
+export function showPlaceholder(title, text) {
+  $("placeholder-title").textContent = title;
+  $("placeholder-text").textContent = text;
+}
+
+/** The current step of something that takes time, with the finished ones below. */
+export class Progress {
+  #stage = null;
+  #since = 0;
+  #timer = null;
+  #until = null;
+
+  start() {
+    this.stop();
+    $("progress-done").replaceChildren();
+    this.#timer = setInterval(() => this.#tick(), 250);
+  }
+
+  stop() {
+    clearInterval(this.#timer);
+    this.#timer = this.#stage = this.#until = null;
+    $("progress-stage").textContent = $("progress-time").textContent = "";
+  }
+
+  stage(text) {
+    if (text === this.#stage) return;
+    if (this.#stage && this.#elapsed() >= 1) {
+      const item = document.createElement("li");
+      item.textContent = `${this.#stage.replace(/\.+$/, "")} (${this.#elapsed()} s)`;
+      $("progress-done").append(item);
+    }
+    this.#stage = text;
+    this.#since = performance.now();
+    this.#until = null;
+    $("progress-stage").textContent = text;
+    this.#tick();
+  }
+
+  /** Count down to the next try instead of up. */
+  countdown(text, seconds) {
+    this.stage(text);
+    this.#until = performance.now() + seconds * 1000;
+    this.#tick();
+  }
+
+  #elapsed() {
+    return Math.round((performance.now() - this.#since) / 1000);
+  }
+
+  #tick() {
+    const left = this.#until === null ? null : Math.max(0, Math.ceil((this.#until - performance.now()) / 1000));
+    const elapsed = this.#elapsed();
+    $("progress-time").textContent = left !== null ? `Next try in ${left} s` : elapsed >= 1 ? `${elapsed} s` : "";
+  }
+}
+
+const whole = (value) => (value === null || value === undefined ? "–" : String(Math.round(value)));
+
+/** stats: of the meter, or null. */
+export function showNumbers(stats) {
+  $("n-fps").textContent = stats?.fps === null || !stats ? "–" : stats.fps.toFixed(1);
+  $("n-delay").textContent = whole(stats?.delayMs);
+  $("n-rtt").textContent = stats?.rttMs > 0 && stats.rttMs < 1 ? "< 1" : whole(stats?.rttMs);
+  $("n-jitter").textContent = whole(stats?.jitterBufferMs);
+  $("n-dropped").textContent = whole(stats?.droppedFrames);
+  $("n-bitrate").textContent = stats?.bitrate ? (stats.bitrate / 1e6).toFixed(1) : "–";
+  $("n-size").textContent = stats?.width ? `${stats.width} × ${stats.height}` : "–";
+  $("n-codec").textContent = stats?.codec ?? "";
+}
+
+const SERVER_NUMBERS = [
+  ["Frames in", "frames_in", whole],
+  ["Frames out", "frames_out", whole],
+  ["Input rate", "fps_in", (value) => `${value.toFixed(1)} fps`],
+  ["Output rate", "fps_out", (value) => `${value.toFixed(1)} fps`],
+  ["Pipeline rate", "pipeline_fps", (value) => `${value.toFixed(1)} fps`],
+  ["Time", "elapsed_seconds", (value) => `${Math.round(value)} s`],
+];
+
+/** metrics: answer of /api/v1/session/metrics, or null when it is not available. */
+export function showServerNumbers(metrics, sessionId, stats) {
+  const own = metrics?.sessions?.[sessionId] ?? {};
+  const rows = SERVER_NUMBERS.filter(([, key]) => Number.isFinite(own[key])).map(([name, key, show]) => [
+    name,
+    show(own[key]),
+  ]);
+  if (metrics) rows.push(["Streams on server", String(Object.keys(metrics.sessions).length)]);
+  const { vram_allocated_mb: used, vram_total_mb: total } = metrics?.gpu ?? {};
+  if (total) rows.push(["GPU memory", `${((used ?? 0) / 1024).toFixed(1)} of ${(total / 1024).toFixed(1)} GB`]);
+  if (stats?.sentBitrate) rows.push(["Sent", `${(stats.sentBitrate / 1e6).toFixed(1)} Mbit/s`]);
+  if (Number.isFinite(stats?.decodedFps)) rows.push(["Decoded", `${stats.decodedFps.toFixed(1)} fps`]);
+  if (stats) rows.push(["Packets lost", whole(stats.packetsLost)], ["Freezes", whole(stats.freezes)]);
+  if (!rows.length) rows.push(["Stream", "not running"]);
+  $("server-numbers").replaceChildren(...rows.map(([name, text]) => numberTile(name, text)));
+}
+
+function numberTile(name, text) {
+  const tile = document.createElement("div");
+  const [label, value] = [document.createElement("dt"), document.createElement("dd")];
+  label.textContent = name;
+  value.textContent = text;
+  tile.append(label, value);
+  return tile;
+}
