@@ -1,4 +1,4 @@
-"""Command line of the server: `wanstream`, and `daydream-scope` for people who follow Scope's documentation."""
+"""Command line of the server: `wanstream`, or `daydream-scope` for those who follow Scope's documentation."""
 
 import asyncio
 import dataclasses
@@ -22,6 +22,7 @@ from gateway.embedded import EmbeddedTriton, model_repository
 from gateway.logs import setup_logging
 from gateway.serving import Serving
 from gateway.triton import TritonServing
+from gateway.webrtc.sessions import Sessions
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
 
@@ -102,21 +103,18 @@ def _serve(config: Config, *, open_browser: bool) -> None:
     config.directories.create()
     log_file = setup_logging(config.directories.logs, verbose=config.verbose)
     logger.info("wanstream %s (%s), log file %s", VERSION, config.git_commit, log_file)
-    if not _is_loopback(config.host):
+    if not _is_loopback(config.host) and config.secrets.access_token is None:
         logger.warning(
-            "Bound to %s: everyone who can reach this address can use the server. Use --host 127.0.0.1 to "
-            "keep it to this machine.",
+            "Bound to %s: everyone who can reach this address can use the server. Set WANSTREAM_TOKEN, or "
+            "use --host 127.0.0.1 to keep it to this machine.",
             config.host,
         )
     asyncio.run(_run(config, bound, open_browser=open_browser))
 
 
 async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
     app = create_app(config, make_serving(config))
+    stop = _stop_on_signals(app.extensions["wanstream"].sessions, config.drain_s)
     url = (
         f"http://localhost:{config.port}" if _is_local(config.host) else f"http://{config.host}:{config.port}"
     )
@@ -131,9 +129,31 @@ async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> N
     await hypercorn.asyncio.serve(app, _hypercorn_config(config, bound), shutdown_trigger=stop.wait)
 
 
+def _stop_on_signals(sessions: Sessions, drain_s: float) -> asyncio.Event:
+    """Set when the server is to stop: at once on SIGINT, on SIGTERM when the open streams had their time."""
+    stop = asyncio.Event()
+    draining: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        logger.info("Shutting down; open streams have %.0f s to end", drain_s)
+        await sessions.drain(drain_s)
+        stop.set()
+
+    def terminate() -> None:
+        if draining or not drain_s:
+            stop.set()
+        else:
+            draining.append(asyncio.ensure_future(drain()))
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    return stop
+
+
 def _hypercorn_config(config: Config, bound: socket.socket) -> hypercorn.config.Config:
     settings = hypercorn.config.Config()
-    # hypercorn owns the descriptor from here; one worker: a session lives in the process that answered its offer
+    # hypercorn owns the descriptor from here. One worker: a session lives in the process that answered it.
     settings.bind = [f"fd://{bound.detach()}"]
     settings.graceful_timeout = 1.0
     settings.shutdown_timeout = 10.0

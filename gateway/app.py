@@ -13,15 +13,18 @@ from quart_cors import cors
 from quart_schema import Info, QuartSchema
 from werkzeug.exceptions import HTTPException
 
+from gateway.auth import require_token
 from gateway.config import Config
 from gateway.errors import ApiError, ValidationFailed
 from gateway.load_service import LoadService
 from gateway.logs import Logs
+from gateway.metrics import Metrics
 from gateway.pipelines import Pipelines
 from gateway.routes.docs import docs_blueprint
 from gateway.routes.general import general_blueprint
 from gateway.routes.ice import ice_blueprint
 from gateway.routes.logs import logs_blueprint
+from gateway.routes.operations import operations_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
@@ -44,6 +47,7 @@ class Services:
     pipelines: Pipelines
     loader: LoadService
     sessions: Sessions
+    metrics: Metrics
     ice: IceServers
     logs: Logs
 
@@ -74,9 +78,12 @@ def create_app(config: Config, serving: Serving) -> Quart:
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
         sessions_blueprint(services.sessions, serving),
+        operations_blueprint(services.pipelines, services.sessions, services.metrics),
     ):
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
+    if config.secrets.access_token is not None:
+        require_token(app, config.secrets.access_token)
     app = cors(
         app,
         allow_origin=config.cors_origins or re.compile(""),
@@ -91,13 +98,17 @@ def create_app(config: Config, serving: Serving) -> Quart:
 def _services(config: Config, serving: Serving) -> Services:
     pipelines = Pipelines(serving, config.load_timeout_s)
     ice = IceServers.from_config(config)
+    metrics = Metrics()
+    sessions = Sessions(
+        pipelines, ice, metrics, config.directories.assets, config.max_sessions, config.connect_timeout_s
+    )
+    metrics.watch(pipelines, sessions)
     return Services(
         config=config,
         pipelines=pipelines,
         loader=LoadService(pipelines, [config.directories.loras]),
-        sessions=Sessions(
-            pipelines, ice, config.directories.assets, config.max_sessions, config.connect_timeout_s
-        ),
+        sessions=sessions,
+        metrics=metrics,
         ice=ice,
         logs=Logs(config.directories.logs),
     )

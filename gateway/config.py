@@ -46,6 +46,7 @@ class Secrets:
     cloudflare_api_token: str | None = field(default=None, repr=False)
     twilio_account_sid: str | None = field(default=None, repr=False)
     twilio_auth_token: str | None = field(default=None, repr=False)
+    access_token: str | None = field(default=None, repr=False)  # WANSTREAM_TOKEN, asked of every client
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Config:
     hf_endpoint: str = _HF_ENDPOINT  # the hub, or a mirror of it
     load_timeout_s: float = 900.0
     connect_timeout_s: float = 30.0  # a peer that is not connected by then is dropped
-    session_idle_s: float = 60.0  # Triton forgets a sequence that was silent for this long
+    drain_s: float = 0.0  # how long SIGTERM waits for open sessions
     verbose: bool = False
     git_commit: str = "unknown"
 
@@ -88,6 +89,7 @@ class Config:
                 cloudflare_api_token=values.get("CLOUDFLARE_TURN_KEY_API_TOKEN"),
                 twilio_account_sid=values.get("TWILIO_ACCOUNT_SID"),
                 twilio_auth_token=values.get("TWILIO_AUTH_TOKEN"),
+                access_token=values.get("WANSTREAM_TOKEN"),
             ),
             bitrate=_bitrate(values),
             triton_url=values.get("WANSTREAM_TRITON_URL"),
@@ -99,6 +101,8 @@ class Config:
             turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),
             hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
             load_timeout_s=float(_integer(values, "WANSTREAM_LOAD_TIMEOUT_S", minimum=1) or 900),
+            connect_timeout_s=float(_integer(values, "WANSTREAM_CONNECT_TIMEOUT_S", minimum=1) or 30),
+            drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
             verbose="VERBOSE_LOGGING" in values,
         )
 

@@ -10,7 +10,7 @@ _GIB = 1 << 30
 
 
 async def hardware_info(serving: Serving) -> dict[str, Any]:
-    """Total memory of GPU 0 in GiB (None without a GPU) and which texture-sharing systems exist (api.md 3.2)."""
+    """Total memory of GPU 0 in GiB (None without a GPU), and which texture sharing exists (api.md 3.2)."""
     memory = await serving.gpu_memory_bytes()
     spout = sys.platform == "win32"
     return {

@@ -1,7 +1,7 @@
 """What the gateway needs from the serving side, whoever provides it.
 
-`TritonServing` (`gateway/triton.py`) is the real one. The interface exists so that the gateway's own behaviour
-(states, errors, limits) can be tested with a serving side that is slow or fails on demand.
+`TritonServing` (`gateway/triton.py`) is the real one. The interface exists so that the gateway's own
+behaviour (states, errors, limits) can be tested with a serving side that is slow or fails on demand.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -68,8 +68,8 @@ class ServingSession(Protocol):
         parameters: on the first call the full state of the session, later the keys that changed.
         video: uint8 [T, H, W, 3] RGB input pictures, or None.
 
-        Closing the iterator early cancels the chunk; the session can go on with the next one. Raises ChunkFailed
-        (the session goes on) or ServingLost.
+        Closing the iterator early cancels the chunk; the session can go on with the next one. Raises
+        ChunkFailed (the session goes on) or ServingLost.
         """
 
     async def keep_alive(self) -> None:

@@ -1,4 +1,7 @@
-"""Triton as the serving side: model control, one sequence per session, recovery. The only tritonclient importer."""
+"""Triton as the serving side: model control, one sequence per session, recovery.
+
+The only module that imports tritonclient.
+"""
 
 import asyncio
 import contextlib
@@ -50,7 +53,7 @@ class TritonServing:
         metrics_url: str | None = None,
         embedded: EmbeddedTriton | None = None,
     ) -> None:
-        """repository: where the pipelines' `config.pbtxt` are. Exactly one of external_url and embedded is given.
+        """repository: where the pipelines' `config.pbtxt` are. Give one of external_url and embedded.
 
         external_url: host:port of gRPC. metrics_url: http://host:port/metrics, the source of GPU memory.
         """

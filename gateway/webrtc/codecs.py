@@ -1,8 +1,9 @@
 """Video encoders tuned for generated video: one libvpx thread without denoiser, x264's fastest preset.
 
-aiortc's own settings suit a camera call: 0.5 Mbit/s, a denoiser, x264's default preset. What each choice costs was
-measured at 576x320 to 832x480 (clients.md 3): VP8 without denoiser and cpu-used -12 about a quarter less CPU than
-stock, x264 ultrafast about a quarter of stock, and two libvpx threads much slower whenever the cores are busy.
+aiortc's own settings suit a camera call: 0.5 Mbit/s, a denoiser, x264's default preset. What each choice costs
+was measured at 576x320 to 832x480 (clients.md 3): VP8 without denoiser and with cpu-used -12 takes about a
+quarter less CPU than stock, x264 ultrafast about a quarter of stock, and two libvpx threads are much slower
+whenever the cores are busy.
 """
 
 import fractions
@@ -36,7 +37,7 @@ class _RateLimits:
     bitrate: Bitrate
 
     def clamp(self, wanted: int, width: int, height: int) -> int:
-        """`wanted` bit/s inside the range for this picture size; small pictures get a lower floor and ceiling."""
+        """`wanted` bit/s inside the range for this picture size; small pictures get a lower range."""
         share = min(1.0, max(_SMALLEST_SHARE, width * height / _REFERENCE_PIXELS))
         return round(max(self.bitrate.minimum * share, min(wanted, self.bitrate.maximum * share)))
 
@@ -48,7 +49,7 @@ _limits = _RateLimits(Bitrate())
 
 
 def install_encoders(bitrate: Bitrate) -> None:
-    """Make aiortc's senders use the encoders of this module, within `bitrate`. Call once, before any session."""
+    """Make aiortc's senders use the encoders of this module, within `bitrate`. Call before any session."""
     _limits.bitrate = bitrate
     for module in (
         vpx,
@@ -75,7 +76,7 @@ class _Tuned:
         self._context: VideoCodecContext | None = None
 
     def encode(self, frame: av.VideoFrame, bitrate: int | None, force_keyframe: bool) -> bytes:
-        """Encode one picture, yuv420p. bitrate: bit/s wanted by the receiver's reports, None before the first."""
+        """Encode one yuv420p picture. bitrate: bit/s that the receiver's reports allow, None before the first."""
         wanted = (
             _limits.default(frame.width, frame.height)
             if bitrate is None

@@ -1,13 +1,14 @@
 """WebRTC sessions: signalling, limits, clean-up (api.md 8)."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gateway.webrtc.ice import IceServers
 from gateway.webrtc.parameters import ParameterContext, ParameterState, parse_message
 from gateway.webrtc.video_input import VideoInput
 from gateway.webrtc.video_output import FrameQueue, GeneratedTrack
-from gateway.webrtc.worker import StreamStoppedError, StreamWorker
+from gateway.webrtc.worker import StreamObserver, StreamStoppedError, StreamWorker
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,23 @@ class Answer:
     type: str
 
 
+@dataclass(slots=True)
+class Totals:
+    """Counters over all sessions since the start."""
+
+    sessions: int = 0
+    frames_in: int = 0
+    frames_out: int = 0
+    frames_dropped: int = 0
+    errors: int = 0
+
+    def add(self, session: "Session") -> None:
+        self.frames_in += session.input.frames_in
+        self.frames_out += session.output.frames_out
+        self.frames_dropped += session.output.frames_dropped
+        self.errors += session.failed
+
+
 class Session:
     """One peer: its connection, its parameters and its worker."""
 
@@ -49,6 +67,7 @@ class Session:
         peer: RTCPeerConnection,
         pipelines: Pipelines,
         state: ParameterState,
+        observer: StreamObserver,
         on_end: Callable[["Session"], None],
     ) -> None:
         self.id = str(uuid.uuid4())
@@ -58,6 +77,7 @@ class Session:
         self.output = FrameQueue(lambda: self.input.fps if state.input_mode == "video" else None)
         self.started = time.monotonic()
         self.closed = False
+        self.failed = False  # the stream ended with an error
         self.candidates = asyncio.Lock()
         self._on_end = on_end
         self._channel: RTCDataChannel | None = None
@@ -66,7 +86,7 @@ class Session:
         self._has_input = False
         self._stopping = False
         self.worker = StreamWorker(
-            self.id, pipelines, state, self.input, self.output, lambda: self._has_input, self.notify
+            self.id, pipelines, state, self.input, self.output, lambda: self._has_input, self.notify, observer
         )
         self.track = GeneratedTrack(self.output, on_demand=self._begin)
         self.worker.set_paused(state.paused)
@@ -122,6 +142,7 @@ class Session:
             self._stopping = True
             message = {"type": "stream_stopped"}
             if error_message:
+                self.failed = True
                 message["error_message"] = error_message
             self.notify(message)
             await asyncio.sleep(linger_s)
@@ -209,16 +230,22 @@ class Sessions:
         self,
         pipelines: Pipelines,
         ice: IceServers,
+        observer: StreamObserver,
         assets_directory: Path,
         max_sessions: int | None,
         connect_timeout_s: float,
     ) -> None:
         self._pipelines = pipelines
         self._ice = ice
+        self._observer = observer
         self._assets_directory = assets_directory
         self._max_sessions = max_sessions
         self._connect_timeout_s = connect_timeout_s
         self._sessions: dict[str, Session] = {}
+        self._totals = Totals()  # without the sessions that are still open
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.draining = False  # no new sessions
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
@@ -231,6 +258,8 @@ class Sessions:
 
         Raises ApiError 400 (no pipeline, unusable offer), 503 (full), ValidationFailed (initial parameters).
         """
+        if self.draining:
+            raise ApiError(503, "The server is shutting down", headers={"Retry-After": "30"})
         loaded = self._pipelines.loaded
         if loaded is None:
             raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
@@ -239,7 +268,9 @@ class Sessions:
         state = ParameterState.open(context, initial_parameters)
         await self._make_room(loaded)
         peer = RTCPeerConnection(self._ice.for_server())
-        session = Session(peer, self._pipelines, state, self._ended)
+        session = Session(peer, self._pipelines, state, self._observer, self._ended)
+        self._totals.sessions += 1
+        self._empty.clear()
         self._sessions[session.id] = session
         try:
             await self._negotiate(session, sdp)
@@ -299,6 +330,19 @@ class Sessions:
         if session is not None:
             await session.close()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Accept no new sessions and wait until the open ones have ended, at most `timeout_s`."""
+        self.draining = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+
+    def totals(self) -> Totals:
+        """Counters over all sessions, open ones included."""
+        totals = replace(self._totals)
+        for session in self:
+            totals.add(session)
+        return totals
+
     async def close(self) -> None:
         """Tell every peer that the stream is over and close all sessions, in parallel."""
         await asyncio.gather(*(s.stop(None, linger_s=_FLUSH_S) for s in self), return_exceptions=True)
@@ -317,7 +361,10 @@ class Sessions:
         return {s.id: session_metrics(s) for s in self}
 
     def _ended(self, session: Session) -> None:
-        self._sessions.pop(session.id, None)
+        if self._sessions.pop(session.id, None) is not None:
+            self._totals.add(session)
+        if not self._sessions:
+            self._empty.set()
 
     async def _make_room(self, loaded: Loaded) -> None:
         limit = self._max_sessions or loaded.spec.max_sessions or 1

@@ -51,7 +51,7 @@ class VideoInput:
         return len(self._ring)
 
     def take(self, wanted: int) -> list[av.VideoFrame] | None:
-        """`wanted` frames in order, or None while fewer are buffered; what lies before the last is discarded."""
+        """`wanted` frames in order, None while fewer are buffered; what lies before the last is discarded."""
         if len(self._ring) < wanted:
             self._arrived.clear()
             return None

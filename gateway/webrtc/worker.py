@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.pipelines import Loaded, NothingLoaded, Pipelines
 from gateway.serving import ChunkFailed, Images, ServingLost, ServingSession
@@ -19,6 +19,15 @@ _MAX_FAILURES = 5
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
 _NO_INPUT_REPORT_S = 5.0
 _KEEP_ALIVE_S = 20.0  # well below the serving side's idle limit
+
+
+class StreamObserver(Protocol):
+    """Who wants to know of every chunk."""
+
+    def chunk_done(self, pipeline: str, seconds: float) -> None: ...
+
+    def chunk_failed(self, pipeline: str) -> None: ...
+
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -56,6 +65,7 @@ class StreamWorker:
         output: FrameQueue,
         has_input: Callable[[], bool],
         notify: Notify,
+        observer: StreamObserver,
     ) -> None:
         self._id = session_id
         self._pipelines = pipelines
@@ -64,6 +74,8 @@ class StreamWorker:
         self._output = output
         self._has_input = has_input
         self._notify = notify
+        self._observer = observer
+        self._pipeline_id = ""
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._failures = 0
@@ -88,6 +100,7 @@ class StreamWorker:
             self._input.clear()
             self._state.rebase(loaded.spec, loaded.params)
             self._failures = 0
+            self._pipeline_id = loaded.spec.id
             try:
                 async with self._pipelines.open_session(loaded) as session:
                     await self._until_retired(loaded, session)
@@ -164,6 +177,7 @@ class StreamWorker:
         self._output.chunk_done(seconds, count)
         self._state.chunk_succeeded(meta)
         self._failures = 0
+        self._observer.chunk_done(self._pipeline_id, seconds)
         self.stats.chunks += 1
         self.stats.last_chunk_ms = round(seconds * 1000, 2)
         self.stats.timings_ms = dict(meta.get("timings_ms", {}))
@@ -171,6 +185,7 @@ class StreamWorker:
             logger.warning("[%s] %s", self._id, warning)
 
     async def _handle_failure(self, error: ChunkFailed) -> None:
+        self._observer.chunk_failed(self._pipeline_id)
         self.stats.failed_chunks += 1
         self._failures += 1
         logger.warning("[%s] Chunk failed (%d in a row): %s", self._id, self._failures, error)

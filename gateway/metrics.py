@@ -1,0 +1,87 @@
+"""Prometheus metrics of the gateway, computed when they are scraped."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.pipelines import Pipelines, State
+from gateway.webrtc.sessions import Sessions
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_CHUNK_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """What workers report, and what is read from the services at each scrape."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._chunks = Histogram(
+            "wanstream_chunk_seconds",
+            "Time from a chunk's request to its last picture",
+            ["pipeline"],
+            buckets=_CHUNK_SECONDS,
+            registry=self._registry,
+        )
+        self._failed = Counter(
+            "wanstream_failed_chunks", "Chunks that failed", ["pipeline"], registry=self._registry
+        )
+
+    def chunk_done(self, pipeline: str, seconds: float) -> None:
+        self._chunks.labels(pipeline).observe(seconds)
+
+    def chunk_failed(self, pipeline: str) -> None:
+        self._failed.labels(pipeline).inc()
+
+    def watch(self, pipelines: Pipelines, sessions: Sessions) -> None:
+        """Read these services at each scrape. Call once."""
+        self._registry.register(_ServiceCollector(pipelines, sessions))
+
+    async def exposition(self, pipelines: Pipelines) -> bytes:
+        """All metrics in Prometheus' text format."""
+        ready = await pipelines.serving.is_ready()
+        lines = GaugeMetricFamily("wanstream_triton_ready", "Whether Triton answers", value=float(ready))
+        registry = CollectorRegistry()
+        registry.register(_Constant(lines))
+        return generate_latest(self._registry) + generate_latest(registry)
+
+
+class _Constant(Collector):
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._metric]
+
+
+class _ServiceCollector(Collector):
+    def __init__(self, pipelines: Pipelines, sessions: Sessions) -> None:
+        self._pipelines = pipelines
+        self._sessions = sessions
+
+    def collect(self) -> Iterable[Metric]:
+        state = GaugeMetricFamily("wanstream_pipeline_state", "1 for the current state", labels=["state"])
+        for candidate in State:
+            state.add_metric([candidate.value], float(self._pipelines.state is candidate))
+        yield state
+        live = list(self._sessions)
+        yield GaugeMetricFamily("wanstream_sessions", "Open sessions", value=len(live))
+        connected = sum(session.connected for session in live)
+        yield GaugeMetricFamily("wanstream_sessions_connected", "Sessions with media", value=connected)
+        queued = sum(len(session.output) for session in live)
+        yield GaugeMetricFamily("wanstream_queued_frames", "Pictures that wait to be shown", value=queued)
+        fps = GaugeMetricFamily("wanstream_session_fps", "Pictures per second shown", labels=["session"])
+        for session in live:
+            fps.add_metric([session.id], session.output.fps)
+        yield fps
+        totals = self._sessions.totals()
+        for name, text, value in (
+            ("wanstream_frames_in", "Frames received from peers", totals.frames_in),
+            ("wanstream_frames_out", "Frames sent to peers", totals.frames_out),
+            ("wanstream_frames_dropped", "Frames dropped to keep the delay low", totals.frames_dropped),
+            ("wanstream_sessions_opened", "Sessions since the start", totals.sessions),
+            ("wanstream_stream_errors", "Streams that ended with an error", totals.errors),
+        ):
+            yield CounterMetricFamily(name, text, value=value)

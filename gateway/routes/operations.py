@@ -1,0 +1,39 @@
+"""Probes and metrics for the people and programs that run the server."""
+
+from pydantic import BaseModel
+from quart import Blueprint, Response
+from quart_schema import document_response, hide, tag, validate_response
+
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.pipelines import Pipelines
+from gateway.webrtc.sessions import Sessions
+
+
+class Readiness(BaseModel):
+    """Whether new viewers can be served; why not."""
+
+    ready: bool
+    reason: str | None
+
+
+def operations_blueprint(pipelines: Pipelines, sessions: Sessions, metrics: Metrics) -> Blueprint:
+    bp = Blueprint("operations", __name__)
+
+    @bp.get("/ready")
+    @tag(["operations"])
+    @validate_response(Readiness)
+    @document_response(Readiness, 503)
+    async def ready() -> tuple[Readiness, int]:
+        """200 when new viewers can be served, else 503; `/health` only tells that the gateway is alive."""
+        if sessions.draining:
+            return Readiness(ready=False, reason="The server is shutting down"), 503
+        if not await pipelines.serving.is_ready():
+            return Readiness(ready=False, reason=f"Triton ({pipelines.serving.url}) does not answer"), 503
+        return Readiness(ready=True, reason=None), 200
+
+    @bp.get("/metrics")
+    @hide
+    async def exposition() -> Response:
+        return Response(await metrics.exposition(pipelines), content_type=CONTENT_TYPE)
+
+    return bp
