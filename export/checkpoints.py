@@ -112,8 +112,8 @@ def load_weights(
                 float8 tensors are plain values without scale (wan.md 7.3)
     unexpected  what a key that belongs to no module is; "warn" for files that are known to have such keys
 
-    Parameters come out frozen, contiguous and on the CPU, and modules in eval mode. Raises CheckpointError that
-    names missing, unexpected and mis-shaped keys; then no module was changed.
+    Parameters come out frozen, contiguous and on the CPU, and modules in eval mode. Raises CheckpointError
+    that names missing, unexpected and mis-shaped keys; then no module was changed.
     """
     slots: dict[str, list[_Slot]] = {}
     for module in modules:
@@ -235,9 +235,9 @@ def _torch_state(path: Path, entry: str | None) -> Mapping[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise CheckpointError(f"Checkpoint '{path}' cannot be read ({reason}). {DAMAGED}") from error
-    if _is_state_dict(loaded):
-        return loaded
-    nested = loaded if isinstance(loaded, dict) else {}
+    nested: dict[Any, Any] = loaded if isinstance(loaded, dict) else {}
+    if _is_state_dict(nested):
+        return nested
     entries = [key for key, value in nested.items() if _is_state_dict(value)]
     if entry not in entries:
         wanted = f"no state dict '{entry}'" if entry else "no tensors at its top level"

@@ -4,8 +4,9 @@ The format is that of the golden directory's README.md. What a kind means stands
 """
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -134,32 +135,31 @@ class GoldenCase:
         assert actual.shape == expected.shape, (
             f"{self}: {name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
         )
-        if not expected.is_floating_point():
-            _raise_unless(self, name, actual, expected, actual != expected, Tolerance(0.0, 0.0))
-            return
-        tolerance = self.tolerance(name)
-        actual64, expected64 = actual.double(), expected.double()
-        allowed = tolerance.atol + tolerance.rtol * expected64.abs()
-        wrong = ~((actual64 - expected64).abs() <= allowed)  # NaN is wrong too
-        _raise_unless(self, name, actual64, expected64, wrong, tolerance)
+        exact = not expected.is_floating_point()
+        tolerance = Tolerance(0.0, 0.0) if exact else self.tolerance(name)
+        self._compare(name, actual.double(), expected.double(), tolerance)
 
     def assert_equal(self, what: str, actual: Any, expected: Any) -> None:
         """Compare a value of the JSON file exactly; the error names the case and the value."""
         assert actual == expected, f"{self}: {what}: {actual!r}, expected {expected!r}"
 
+    def assert_near(self, what: str, actual: Sequence[float], expected: Sequence[float]) -> None:
+        """Compare numbers of the JSON file with the default tolerance; the error names the worst."""
+        got, want = torch.tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+        assert got.shape == want.shape, f"{self}: {what}: {list(actual)}, expected {list(expected)}"
+        self._compare(what, got, want, self.tolerance(what))
 
-def _raise_unless(
-    case: GoldenCase, name: str, actual: Tensor, expected: Tensor, wrong: Tensor, tolerance: Tolerance
-) -> None:
-    if not wrong.any():
-        return
-    excess = (actual.double() - expected.double()).abs() - tolerance.rtol * expected.double().abs()
-    excess = torch.where(wrong, excess.nan_to_num(nan=float("inf")), float("-inf"))
-    index = [int(i) for i in torch.unravel_index(excess.argmax(), excess.shape)]
-    got, want = actual[tuple(index)].item(), expected[tuple(index)].item()
-    allowed = tolerance.atol + tolerance.rtol * abs(want)
-    raise AssertionError(
-        f"{case}: {name}: {int(wrong.sum())} of {wrong.numel()} elements differ; worst at {index}: "
-        f"actual {got!r}, expected {want!r}, difference {abs(got - want):.3g}, allowed {allowed:.3g} "
-        f"(atol {tolerance.atol:g}, rtol {tolerance.rtol:g})"
-    )
+    def _compare(self, what: str, actual: Tensor, expected: Tensor, tolerance: Tolerance) -> None:
+        difference = (actual - expected).abs()
+        allowed = tolerance.atol + tolerance.rtol * expected.abs()
+        wrong = ~(difference <= allowed)  # NaN is wrong too
+        if not wrong.any():
+            return
+        excess = torch.where(wrong, (difference - allowed).nan_to_num(nan=math.inf), -math.inf)
+        index = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
+        raise AssertionError(
+            f"{self}: {what}: {int(wrong.sum())} of {wrong.numel()} elements differ; worst at {list(index)}: "
+            f"actual {actual[index].item():.9g}, expected {expected[index].item():.9g}, "
+            f"difference {difference[index].item():.3g}, allowed {allowed[index].item():.3g} "
+            f"(atol {tolerance.atol:g}, rtol {tolerance.rtol:g})"
+        )

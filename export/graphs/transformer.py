@@ -1,0 +1,340 @@
+"""The Wan2.1 diffusion transformer as a pure function of tokens, tables and caches.
+
+Network: wan.md 2 and 3. Inputs and outputs: serving.md 8.2. `Transformer` and `TextKV` together hold the
+parameters of one checkpoint. What depends only on the prompt is in `TextKV`; it runs when the prompt changes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, rotate
+from export.graphs.signature import Signature, TensorSpec, cache_specs
+from streaming.errors import WanstreamError
+from streaming.tokens import PATCH, Patch
+
+RopeTables = tuple[Tensor, Tensor]  # cos, sin
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """Sizes of a Wan2.1 text-to-video transformer. Defaults are what config.json of the weights omits."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    freq_dim: int = 256
+    text_dim: int = 4096
+    text_len: int = 512
+    in_dim: int = 16
+    out_dim: int = 16
+    patch_size: Patch = PATCH
+    eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "TransformerConfig":
+        """Read the config.json beside the weights; keys that are not ours are ignored (wan.md 2.1).
+
+        Raises WanstreamError if a size is missing, or the file asks for a network that this one is not.
+        """
+        for key, supported in SUPPORTED.items():
+            if key in values and values[key] != supported:
+                raise WanstreamError(
+                    f"config.json has {key} = {values[key]!r}; only {supported!r} works. "
+                    "Use a Wan2.1 text-to-video model."
+                )
+        fields = {f.name: f for f in dataclasses.fields(TransformerConfig)}
+        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise WanstreamError(f"config.json lacks {', '.join(missing)}. Download it again.")
+        known = {name: values[name] for name in fields if name in values}
+        config = TransformerConfig(**{**known, "patch_size": tuple(known.get("patch_size", PATCH))})
+        if config.dim % (2 * config.num_heads) or config.freq_dim % 2 or config.patch_size[0] != 1:
+            raise WanstreamError(
+                f"config.json is inconsistent: dim {config.dim} must split into {config.num_heads} heads of "
+                f"even size, freq_dim {config.freq_dim} be even, patch_size {config.patch_size} start with 1."
+            )
+        return config
+
+
+# What the network below does and other members of the family do not.
+SUPPORTED = {"model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
+
+WAN_1_3B = TransformerConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+WAN_14B = TransformerConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
+
+
+class SelfAttention(nn.Module):
+    """Attention of the new tokens to [cached tokens | new tokens]. No causal mask within the new ones."""
+
+    def __init__(self, config: TransformerConfig, unroped_cache: bool) -> None:
+        super().__init__()
+        self.heads = (config.num_heads, config.head_dim)
+        self.unroped_cache = unroped_cache
+        self.q, self.k, self.v, self.o = (Linear(config.dim, config.dim) for _ in range(4))
+        self.norm_q, self.norm_k = (RMSNorm(config.dim, config.eps) for _ in range(2))
+
+    def forward(
+        self, x: Tensor, kv: Tensor, bias: Tensor | None, rope: RopeTables, rope_k: RopeTables
+    ) -> tuple[Tensor, Tensor]:
+        """
+        x         [B, T, dim]
+        kv        [2, B, S, N, D]   keys and values of the cached tokens
+        bias      [B, 1, 1, S + T] or None
+        rope      cos, sin [T, D / 2] of the queries (and of the new keys when those are cached roped)
+        rope_k    cos, sin [S + T, D / 2] of all keys; read only when keys are cached un-roped
+        returns   y [B, T, dim], new_kv [2, B, T, N, D]
+        """
+        q = rotate(self.norm_q(self.q(x)).unflatten(2, self.heads), *rope)
+        k = self.norm_k(self.k(x)).unflatten(2, self.heads)
+        v = self.v(x).unflatten(2, self.heads)
+        k_cached, v_cached = kv.unbind(0)
+        if self.unroped_cache:
+            keys = rotate(torch.cat([k_cached, k], dim=1), *rope_k)
+        else:
+            k = rotate(k, *rope)
+            keys = torch.cat([k_cached, k], dim=1)
+        y = attention(q, keys, torch.cat([v_cached, v], dim=1), bias)
+        return self.o(y.flatten(2)), torch.stack([k, v])
+
+
+class CrossAttention(nn.Module):
+    """Attention to all rows of the prompt, padding included (wan.md 2.2). Its keys and values are inputs."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = (config.num_heads, config.head_dim)
+        self.q, self.o = Linear(config.dim, config.dim), Linear(config.dim, config.dim)
+        self.norm_q = RMSNorm(config.dim, config.eps)
+
+    def forward(self, x: Tensor, kv: Tensor) -> Tensor:
+        """x [B, T, dim], kv [2, B, text_len, N, D] -> [B, T, dim]"""
+        q = self.norm_q(self.q(x)).unflatten(2, self.heads)
+        k, v = kv.unbind(0)
+        y: Tensor = self.o(attention(q, k, v).flatten(2))
+        return y
+
+
+class Block(nn.Module):
+    """Self attention, cross attention, feed forward; six vectors per latent frame modulate first and last."""
+
+    def __init__(self, config: TransformerConfig, unroped_cache: bool) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
+        self.norm1 = LayerNorm(config.dim, config.eps)
+        self.self_attn = SelfAttention(config, unroped_cache)
+        self.norm3 = LayerNorm(config.dim, config.eps, affine=True)
+        self.cross_attn = CrossAttention(config)
+        self.norm2 = LayerNorm(config.dim, config.eps)
+        self.ffn = nn.Sequential(
+            Linear(config.dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            Linear(config.ffn_dim, config.dim),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        e0: Tensor,
+        cross_kv: Tensor,
+        kv: Tensor,
+        bias: Tensor | None,
+        rope: RopeTables,
+        rope_k: RopeTables,
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, T, dim], e0 [B, F, 6, dim], the rest as in SelfAttention -> x, new_kv"""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.unsqueeze(1) + e0).unbind(2)
+        y, new_kv = self.self_attn(modulate(self.norm1(x), shift1, scale1), kv, bias, rope, rope_k)
+        x = x + gate(y, gate1)
+        x = x + self.cross_attn(self.norm3(x), cross_kv)
+        x = x + gate(self.ffn(modulate(self.norm2(x), shift2, scale2)), gate2)
+        return x, new_kv
+
+
+class Head(nn.Module):
+    """Modulated projection of the tokens to flow."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
+        self.norm = LayerNorm(config.dim, config.eps)
+        self.head = Linear(config.dim, config.out_dim * prod(config.patch_size))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """x [B, T, dim], e [B, F, dim] -> [B, T, patch * out_dim]"""
+        shift, scale = (self.modulation.unsqueeze(1) + e.unsqueeze(2)).unbind(2)
+        y: Tensor = self.head(modulate(self.norm(x), shift, scale))
+        return y
+
+
+class Transformer(nn.Module):
+    """One denoising pass over the tokens of a chunk, past frames being given as keys and values.
+
+    Departs from the reference's forward, with equal results, in these points: the patch embedding is a matrix
+    product over tokens; rotary tables and time vector are inputs, made in float64 by `streaming.tokens`; the
+    cache is an input that holds only past chunks, and the new keys and values are outputs; its slots may be
+    unused or in any order, because `key_bias` hides slots and positions are inside the keys (or in `rope_k`);
+    text projections are in `TextKV`.
+
+    unroped_cache   keys are cached before the rotary encoding and rotated when read (Reward-Forcing)
+    """
+
+    def __init__(self, config: TransformerConfig, unroped_cache: bool = False) -> None:
+        super().__init__()
+        self.config, self.unroped_cache = config, unroped_cache
+        patch = (config.in_dim, *config.patch_size)
+        self.patch_embedding = Linear(prod(patch), config.dim, checkpoint_shape=(config.dim, *patch))
+        self.time_embedding = nn.Sequential(
+            Linear(config.freq_dim, config.dim), nn.SiLU(), Linear(config.dim, config.dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(config.dim, 6 * config.dim))
+        self.blocks = nn.ModuleList(Block(config, unroped_cache) for _ in range(config.num_layers))
+        self.head = Head(config)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        time_sin: Tensor,
+        key_bias: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        *caches: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """
+        tokens     [B, T, patch * in_dim]   from `patchify`; T = F * tokens of a latent frame
+        time_sin   [B, F, freq_dim]         float32, from `time_sinusoid`
+        key_bias   [B, 1, 1, S + T]         added to the logits: 0 visible, -1e4 unused slot, log(b) weight b;
+                                            [B, 1, T, S + T] for a mask by query; None if all are visible
+        cos, sin   [T, D / 2]               float32, from `rope_tables`, of the new tokens
+        caches     with un-roped keys first rope_k cos and sin [S + T, D / 2] of [cached | new] tokens; then
+                   cross_kv of each layer [2, B, text_len, N, D], then kv of each layer [2, B, S, N, D]
+        returns    flow [B, T, patch * out_dim] for `unpatchify`, then new_kv of each layer [2, B, T, N, D]
+        """
+        rope = rope_k = (cos, sin)
+        if self.unroped_cache:
+            rope_k, caches = (caches[0], caches[1]), caches[2:]
+        layers = len(self.blocks)
+        cross_kv, kv = caches[:layers], caches[layers:]
+        x = self.patch_embedding(tokens)
+        e = self.time_embedding(time_sin.to(x.dtype))
+        e0 = self.time_projection(e).unflatten(2, (6, -1))
+        new_kv = []
+        for i, block in enumerate(self.blocks):
+            x, new = block(x, e0, cross_kv[i], kv[i], key_bias, rope, rope_k)
+            new_kv.append(new)
+        return (self.head(x, e), *new_kv)
+
+    def signature(self, cache_tokens: int, batch: int = 1) -> Signature:
+        """Names and shapes for S = cache_tokens; F, T and S + T are dynamic."""
+        config = self.config
+        heads, half = (config.num_heads, config.head_dim), config.head_dim // 2
+        layers = range(config.num_layers)
+        text = [(2, batch, config.text_len, *heads) for _ in layers]
+        past = [(2, batch, cache_tokens, *heads) for _ in layers]
+        rope_k = [TensorSpec(f"rope_k_{part}", ("S+T", half)) for part in ("cos", "sin")]
+        patch = prod(config.patch_size)
+        return Signature(
+            inputs=(
+                TensorSpec("tokens", (batch, "T", config.in_dim * patch)),
+                TensorSpec("time_sin", (batch, "F", config.freq_dim)),
+                TensorSpec("key_bias", (batch, 1, 1, "S+T")),
+                *(TensorSpec(f"rope_{part}", ("T", half)) for part in ("cos", "sin")),
+                *(rope_k if self.unroped_cache else ()),
+                *cache_specs("cross_kv", text),
+                *cache_specs("kv", past),
+            ),
+            outputs=(
+                TensorSpec("flow", (batch, "T", config.out_dim * patch)),
+                *(TensorSpec(f"new_kv_{i:02d}", (2, batch, "T", *heads)) for i in layers),
+            ),
+        )
+
+
+class TextKV(nn.Module):
+    """Keys and values of every layer's cross attention, from the prompt's embedding.
+
+    Parameters have the checkpoint's names, `text_embedding.*` and `blocks.<i>.cross_attn.{k,v,norm_k}.*`.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_embedding = nn.Sequential(
+            Linear(config.text_dim, config.dim), nn.GELU(approximate="tanh"), Linear(config.dim, config.dim)
+        )
+        self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.num_layers))
+
+    def forward(self, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+        """[B, text_len, text_dim], rows after the prompt being zero -> per layer [2, B, text_len, N, D]"""
+        context = self.text_embedding(prompt_embeds)
+        return tuple(block(context) for block in self.blocks)
+
+    def signature(self, batch: int = 1) -> Signature:
+        """Names and shapes; nothing is dynamic."""
+        config = self.config
+        shape = (2, batch, config.text_len, config.num_heads, config.head_dim)
+        return Signature(
+            inputs=(TensorSpec("prompt_embeds", (batch, config.text_len, config.text_dim)),),
+            outputs=cache_specs("cross_kv", [shape] * config.num_layers),
+        )
+
+
+class TextBlock(nn.Module):
+    """What a block has to do with the prompt."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.cross_attn = CrossAttentionKV(config)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """[B, text_len, dim] -> [2, B, text_len, N, D]"""
+        kv: Tensor = self.cross_attn(context)
+        return kv
+
+
+class CrossAttentionKV(nn.Module):
+    """The part of a cross attention that sees only the prompt."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = (config.num_heads, config.head_dim)
+        self.k, self.v = Linear(config.dim, config.dim), Linear(config.dim, config.dim)
+        self.norm_k = RMSNorm(config.dim, config.eps)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """[B, text_len, dim] -> [2, B, text_len, N, D]"""
+        k, v = self.norm_k(self.k(context)), self.v(context)
+        return torch.stack([k, v]).reshape(2, *context.shape[:2], *self.heads)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift; x [B, T, dim], shift and scale [B, F, dim], one vector per latent frame."""
+    frames = x.reshape(*shift.shape[:2], -1, x.shape[2])
+    return (frames * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+
+
+def gate(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor; x [B, T, dim], factor [B, F, dim], one vector per latent frame."""
+    return (x.reshape(*factor.shape[:2], -1, x.shape[2]) * factor.unsqueeze(2)).flatten(1, 2)
+
+
+def pad_prompt(prompt_embeds: Tensor, text_len: int) -> Tensor:
+    """Append zero rows: [B, rows, text_dim] -> [B, text_len, text_dim] (wan.md 2.2)."""
+    return F.pad(prompt_embeds, (0, 0, 0, text_len - prompt_embeds.shape[1]))
+
+
+def empty_caches(config: TransformerConfig, cache_tokens: int, like: Tensor, batch: int = 1) -> list[Tensor]:
+    """Zeros for every layer, [2, B, cache_tokens, N, D], type and device of `like`."""
+    shape = (2, batch, cache_tokens, config.num_heads, config.head_dim)
+    return [like.new_zeros(shape) for _ in range(config.num_layers)]

@@ -1,0 +1,38 @@
+"""Finds the golden cases and says which of them cannot be replayed yet."""
+
+import pytest
+import torch
+
+from tests.golden.case import GoldenCase, discover, golden_directory
+from tests.golden.registry import NOT_YET
+
+CASES = pytest.StashKey[list[GoldenCase]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # the models are tiny; more threads cost time
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise `case` with every case that can be replayed, or whose kind nobody knows."""
+    if "case" in metafunc.fixturenames:
+        cases = [case for case in all_cases(metafunc.config) if case.kind not in NOT_YET]
+        metafunc.parametrize("case", cases, ids=str)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if CASES not in config.stash:
+        return
+    waiting = [case for case in config.stash[CASES] if case.kind in NOT_YET]
+    terminalreporter.section(f"golden cases not yet replayed: {len(waiting)}")
+    for case in waiting:
+        terminalreporter.write_line(f"{case} ({case.kind})")
+
+
+def all_cases(config: pytest.Config) -> list[GoldenCase]:
+    if CASES not in config.stash:
+        try:
+            config.stash[CASES] = discover(golden_directory())
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[CASES]

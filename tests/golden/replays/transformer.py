@@ -1,0 +1,141 @@
+"""Replays of the transformer: one bidirectional pass, and chunk by chunk with the cache of wan.md 3.3."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.checkpoints import load_weights
+from export.graphs.transformer import TextKV, Transformer, TransformerConfig, empty_caches, pad_prompt
+from streaming.schedule import FlowSchedule
+from streaming.transformer import LatentTransformer, visible
+from tests.golden.case import GoldenCase
+
+
+def load(case: GoldenCase) -> tuple[TransformerConfig, LatentTransformer, TextKV]:
+    """The two graphs of a case, filled by the loader of real checkpoints."""
+    config = TransformerConfig.from_json(case.config)
+    with torch.device("meta"):
+        transformer, text_kv = Transformer(config), TextKV(config)
+    load_weights(case.checkpoint(), transformer, text_kv)
+
+    def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = transformer(*inputs.values())
+        return outputs
+
+    return config, LatentTransformer(run, config.head_dim, config.freq_dim, config.patch_size), text_kv
+
+
+def replay_bidirectional(case: GoldenCase) -> None:
+    """All frames at once: no cache, one timestep per sample."""
+    config, transformer, text_kv = load(case)
+    latents = case.tensors["in.latents"].transpose(1, 2)  # [B, C, F, h, w] -> [B, F, C, h, w]
+    B, F = latents.shape[:2]
+    timestep = case.tensors["in.timestep"].reshape(B, -1).expand(B, F)
+    cross_kv = text_kv(pad_prompt(case.tensors["in.context"], config.text_len))
+
+    flow, _ = transformer(latents, timestep, range(F), cross_kv, empty_caches(config, 0, latents, B))
+
+    case.assert_close("out.flow", flow.transpose(1, 2))
+
+
+@dataclass
+class ReferenceCache:
+    """The reference's cache layout: rows in order of age, moved on eviction. Lengths in tokens.
+
+    Its rows are handed to the graph as static slots of which `key_bias` shows the ones that hold older chunks.
+    """
+
+    layers: list[Tensor]  # [2, B, capacity, N, D]
+    sink: int
+    window: int
+    evicts: bool
+    global_end: int = 0
+    local_end: int = 0
+    rows: slice = field(default_factory=lambda: slice(0, 0))  # of the chunk that is being generated
+
+    def start_call(self, current_start: int, new: int) -> None:
+        """Make room for `new` tokens and advance; a repeated chunk keeps its rows."""
+        delta = current_start + new - self.global_end
+        capacity = self.layers[0].shape[2]
+        evict = 0
+        if self.evicts and delta > 0 and self.local_end + new > capacity:
+            evict = self.local_end + new - capacity
+            for i, kv in enumerate(self.layers):
+                kept = [kv[:, :, : self.sink], kv[:, :, self.sink + evict :], kv[:, :, :evict]]
+                self.layers[i] = torch.cat(kept, dim=2)
+        self.local_end += delta - evict
+        self.global_end += delta
+        self.rows = slice(self.local_end - new, self.local_end)
+
+    def key_bias(self) -> Tensor:
+        """Older rows inside the window, and the chunk itself."""
+        older = range(max(0, self.local_end - self.window), self.rows.start)
+        return visible(older, self.layers[0].shape[2], self.rows.stop - self.rows.start)
+
+    def write(self, new_kv: list[Tensor]) -> None:
+        """Every call leaves its keys and values in the rows of its chunk."""
+        for kv, new in zip(self.layers, new_kv, strict=True):
+            kv[:, :, self.rows] = new
+
+
+def replay_causal(case: GoldenCase) -> None:
+    """Every call of a stream, with the static cache and key bias of serving.md 8.2."""
+    config, transformer, text_kv = load(case)
+    sizes = case.config
+    schedule = FlowSchedule.shifted(sizes["timestep_shift"])
+    cross_kv = text_kv(pad_prompt(case.tensors["in.context"], config.text_len))
+    cache = ReferenceCache(
+        empty_caches(config, sizes["kv_cache_tokens"], case.tensors["in.context"]),
+        sink=sizes["sink_size"] * sizes["frame_seq_length"],
+        window=sizes["max_attention_size"],
+        evicts=sizes["local_attn_size"] != -1,
+    )
+    for k, step in enumerate(case.steps):
+        latents, timestep = case.tensors[f"step{k}.in.latents"], case.tensors[f"step{k}.in.timestep"]
+        new_tokens = latents.shape[1] * sizes["frame_seq_length"]
+        start = step["current_start"] // sizes["frame_seq_length"]
+        cache.start_call(step["current_start"], new_tokens)
+
+        flow, new_kv = transformer(
+            latents,
+            timestep,
+            range(start, start + latents.shape[1]),
+            cross_kv,
+            cache.layers,
+            cache.key_bias(),
+        )
+        cache.write(list(new_kv))
+
+        case.assert_close(f"step{k}.out.flow", flow)
+        case.assert_close(f"step{k}.out.x0", schedule.to_x0(flow, latents, timestep))
+        case.assert_equal(f"steps[{k}].global_end_index", cache.global_end, step["global_end_index"])
+        case.assert_equal(f"steps[{k}].local_end_index", cache.local_end, step["local_end_index"])
+        assert_states(case, k, cross_kv, cache)
+        assert_renoised(case, k, schedule, schedule.to_x0(flow, latents, timestep))
+
+
+def assert_states(case: GoldenCase, k: int, cross_kv: tuple[Tensor, ...], cache: ReferenceCache) -> None:
+    """Compare those of the recorded states that call k has; a recorded state may be the first rows only."""
+    for i, (cross, kv) in enumerate(zip(cross_kv, cache.layers, strict=True)):
+        actual = {"cross_k": cross[0], "cross_v": cross[1], "k": kv[0], "v": kv[1]}
+        for name, tensor in actual.items():
+            recorded = case.tensors.get(f"step{k}.state.blocks.{i}.{name}")
+            if recorded is not None:
+                case.assert_close(f"step{k}.state.blocks.{i}.{name}", tensor[:, : recorded.shape[1]])
+
+
+def assert_renoised(case: GoldenCase, k: int, schedule: FlowSchedule, x_0: Tensor) -> None:
+    """Where the noise was recorded, x_0 of this call with noise added is the next call's input."""
+    noise = case.tensors.get(f"step{k}.in.renoise")
+    if noise is not None:
+        x_t = schedule.add_noise(x_0, noise, case.tensors[f"step{k + 1}.in.timestep"])
+        case.assert_close(f"step{k + 1}.in.latents", x_t)
+
+
+REPLAYS: dict[str, Callable[[GoldenCase], Any]] = {
+    "wan.dit": replay_bidirectional,
+    "wan.causal": replay_causal,
+}
