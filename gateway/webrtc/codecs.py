@@ -1,6 +1,6 @@
 """Video encoders tuned for generated video: one libvpx thread without denoiser, x264's fastest preset.
 
-aiortc's own settings suit a camera call: 0.5 Mbit/s, a denoiser, x264's default preset. What each choice costs
+aiortc's own settings suit a camera call: 0.5 Mbit/s, a denoiser, x264's default preset. What each costs
 was measured at 576x320 to 832x480 (clients.md 3): VP8 without denoiser and with cpu-used -12 takes about a
 quarter less CPU than stock, x264 ultrafast about a quarter of stock, and two libvpx threads are much slower
 whenever the cores are busy.
@@ -76,7 +76,7 @@ class _Tuned:
         self._context: VideoCodecContext | None = None
 
     def encode(self, frame: av.VideoFrame, bitrate: int | None, force_keyframe: bool) -> bytes:
-        """Encode one yuv420p picture. bitrate: bit/s that the receiver's reports allow, None before the first."""
+        """Encode one yuv420p picture. bitrate: bit/s that the receiver reports, None before it did."""
         wanted = (
             _limits.default(frame.width, frame.height)
             if bitrate is None
