@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from export.checkpoints import Checkpoint
 from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, Autoencoder, LatentScale, known_fields
 from export.graphs.vae_layers import CacheTape, batch_to_frames, frames_to_batch
+from streaming.errors import WanstreamError
 from streaming.video import FrameGroups
 
 MEMORY_BLOCKS = 3  # per stage
@@ -42,7 +43,7 @@ class TinyVaeConfig:
     def from_json(cls, config: Mapping[str, Any]) -> "TinyVaeConfig":
         """From a JSON object; unknown keys are ignored, missing ones take the real checkpoints' values."""
         if config.get("patch_size", 1) != 1:
-            raise ValueError(f"patch_size {config['patch_size']} is not part of the Wan2.1 tiny autoencoder")
+            raise WanstreamError(f"the tiny VAE has patch_size {config['patch_size']}: use one for Wan2.1.")
         return cls(**known_fields(cls, config))
 
     @classmethod

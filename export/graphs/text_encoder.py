@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from export.graphs.layers import Linear, RMSNorm, attention
 from export.graphs.signature import Signature, TensorSpec
+from streaming.errors import WanstreamError
 
 HIDDEN = -1e30  # bias of a padding key; finite in bfloat16 too
 
@@ -33,7 +34,7 @@ class TextEncoderConfig:
     def from_json(cls, config: Mapping[str, Any]) -> "TextEncoderConfig":
         """From a JSON object; unknown keys are ignored, missing ones take UMT5-XXL's values."""
         if config.get("shared_pos"):
-            raise ValueError("a position table shared by all layers is T5, not UMT5")
+            raise WanstreamError("the text encoder has one position table for all layers: use UMT5, not T5.")
         return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
 
     @classmethod

@@ -23,6 +23,7 @@ from export.graphs.vae_layers import (
     Upsample,
     run,
 )
+from streaming.errors import WanstreamError
 from streaming.video import FrameGroups
 
 
@@ -43,7 +44,9 @@ class VaeConfig:
     def from_json(cls, config: Mapping[str, Any]) -> "VaeConfig":
         """From a JSON object; unknown keys are ignored, missing ones take Wan2.1's values."""
         if config.get("attn_scales"):
-            raise ValueError(f"attention at scales {config['attn_scales']} is not part of the Wan2.1 VAE")
+            raise WanstreamError(
+                f"attention at scales {config['attn_scales']}: this is no Wan2.1 VAE. Use one."
+            )
         return cls(**known_fields(cls, config))
 
     @classmethod

@@ -1,0 +1,37 @@
+"""Replays of the text side: the encoder, its position buckets, prompt cleaning. wan.md 6."""
+
+from collections.abc import Callable
+
+import torch
+
+from export.checkpoints import load_weights
+from export.graphs.text_encoder import TextEncoder, TextEncoderConfig, relative_position_bucket
+from streaming.text import clean_prompt
+from tests.golden.case import GoldenCase
+
+
+def t5_encoder(case: GoldenCase) -> None:
+    config = TextEncoderConfig.from_json(case.config)
+    with torch.device("meta"):
+        encoder = TextEncoder(config)
+    load_weights(case.checkpoint(), encoder)
+    ids, mask = case.tensors["in.ids"], case.tensors["in.mask"]
+
+    results = {"out.encoder": encoder.encode(ids, mask), "out.prompt_embeds": encoder(ids, mask)}
+    if "in.relative_position" in case.tensors:
+        distances = case.tensors["in.relative_position"]
+        results["out.bucket"] = relative_position_bucket(distances, config.num_buckets, config.max_distance)
+
+    for name in case.expected():
+        case.assert_close(name, results[name])
+
+
+def text_clean(case: GoldenCase) -> None:
+    for entry in case.values["cases"]:
+        case.assert_equal(f"cleaned {entry['text']!r}", clean_prompt(entry["text"]), entry["cleaned"])
+
+
+REPLAYS: dict[str, Callable[[GoldenCase], None]] = {
+    "wan.t5_encoder": t5_encoder,
+    "wan.text_clean": text_clean,
+}
