@@ -149,7 +149,7 @@ class ParameterState:
         transition = taken.stored.get("transition")
         if transition is not None and not meta.get("transition_active"):
             for values in (self._stored, self._good):
-                self._finish(transition, taken.stored.get("prompts"), values)
+                _finish(transition, values)
 
     def chunk_failed(self) -> Sequence[str]:
         """The chunk of the last `take_chunk` failed: what was new in it goes back to its last good value.
@@ -172,7 +172,7 @@ class ParameterState:
         return sorted(reverted)
 
     def _apply(self, values: Mapping[str, Any]) -> None:
-        if "prompts" in values and "transition" not in values:
+        if "prompts" in values:  # they end a transition, unless the same message brings one
             self._stored.pop("transition", None)
         for key, value in values.items():
             if key == "paused":
@@ -220,14 +220,12 @@ class ParameterState:
                 view["transition"] = {**view["transition"], "target_prompts": target}
         return view
 
-    @staticmethod
-    def _finish(transition: Mapping[str, Any], prompts: Any, values: dict[str, Any]) -> None:
-        """Replace a transition that has run by its outcome, unless the client replaced it meanwhile."""
-        if values.get("transition") is not transition:
-            return
+
+def _finish(transition: Mapping[str, Any], values: dict[str, Any]) -> None:
+    """Replace a transition that has run by its outcome, unless the client cancelled or replaced it."""
+    if values.get("transition") is transition:
         del values["transition"]
-        if values.get("prompts") is prompts:
-            values["prompts"] = transition["target_prompts"]
+        values["prompts"] = transition["target_prompts"]
 
 
 def normalised(prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -383,6 +383,17 @@ def test_before_the_first_good_chunk_there_is_nothing_to_go_back_to() -> None:
     assert state.effective["prompts"] == prompt("a")
 
 
+def test_a_failed_chunk_does_not_bring_back_a_transition_that_has_ended() -> None:
+    state = streaming({"prompts": "a"})
+    state.merge({"transition": {"target_prompts": "b", "num_steps": 0}})
+    next_chunk(state)
+    state.merge({"noise_scale": 0.1})
+    state.take_chunk()
+
+    assert state.chunk_failed() == ["noise_scale"]
+    assert (state.effective["prompts"], state.effective["transition"]) == (prompt("b"), None)
+
+
 def test_a_failed_chunk_does_not_end_a_running_transition() -> None:
     state = streaming({"prompts": "a"})
     state.merge({"transition": {"target_prompts": "b", "num_steps": 9}})
