@@ -17,9 +17,10 @@ from aiortc.exceptions import InvalidAccessError, InvalidStateError
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
-from gateway.errors import ApiError, Problem
+from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.pipelines import Loaded, Pipelines
 from gateway.strict_json import JsonError
+from gateway.validation import located
 from gateway.webrtc.ice import IceServers
 from gateway.webrtc.parameters import ParameterContext, ParameterState, parse_message
 from gateway.webrtc.video_input import VideoInput
@@ -348,10 +349,16 @@ class Sessions:
         await asyncio.gather(*(s.stop(None, linger_s=_FLUSH_S) for s in self), return_exceptions=True)
 
     def merge_all(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Apply a partial update to every session; body of the answer to POST /api/v1/session/parameters."""
-        errors = [problem for session in self for problem in session.merge(values)]
+        """Apply a partial update to every session; body of the answer to POST /api/v1/session/parameters.
+
+        Raises ValidationFailed when no key of it could be applied.
+        """
+        reports = [session.merge(values) for session in self]
+        errors = next((report for report in reports if report), [])  # the same pipeline judges alike
         refused = {str(problem["loc"][0]) for problem in errors if problem["loc"]}
         applied = {key: value for key, value in values.items() if key not in refused}
+        if errors and not applied:
+            raise ValidationFailed(located(errors, "body"))
         for session in self:
             session.notify({"type": "parameters_updated", "parameters": applied})
         return {"status": "ok", "applied_parameters": applied, "errors": errors}
