@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import ipaddress
 import logging
-import signal
 import socket
 import subprocess
 import sys
@@ -13,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import hypercorn.asyncio
-import hypercorn.config
 
 from gateway.app import VERSION, create_app
 from gateway.config import Config
 from gateway.embedded import EmbeddedTriton, model_repository
 from gateway.logs import setup_logging
+from gateway.server import bind, serve
 from gateway.serving import Serving
 from gateway.triton import TritonServing
-from gateway.webrtc.sessions import Sessions
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
 
@@ -99,7 +96,7 @@ def make_serving(config: Config) -> Serving:
 
 
 def _serve(config: Config, *, open_browser: bool) -> None:
-    bound = _bind(config.host, config.port)
+    bound = bind(config.host, config.port)
     config.directories.create()
     log_file = setup_logging(config.directories.logs, verbose=config.verbose)
     logger.info("wanstream %s (%s), log file %s", VERSION, config.git_commit, log_file)
@@ -114,7 +111,6 @@ def _serve(config: Config, *, open_browser: bool) -> None:
 
 async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
     app = create_app(config, make_serving(config))
-    stop = _stop_on_signals(app.extensions["wanstream"].sessions, config.drain_s)
     url = (
         f"http://localhost:{config.port}" if _is_local(config.host) else f"http://{config.host}:{config.port}"
     )
@@ -126,61 +122,7 @@ async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> N
             await asyncio.to_thread(webbrowser.open, url)
         yield
 
-    await hypercorn.asyncio.serve(app, _hypercorn_config(config, bound), shutdown_trigger=stop.wait)
-
-
-def _stop_on_signals(sessions: Sessions, drain_s: float) -> asyncio.Event:
-    """Set when the server is to stop: at once on SIGINT, on SIGTERM when the open streams had their time."""
-    stop = asyncio.Event()
-    draining: list[asyncio.Task[None]] = []
-
-    async def drain() -> None:
-        logger.info("Shutting down; open streams have %.0f s to end", drain_s)
-        await sessions.drain(drain_s)
-        stop.set()
-
-    def terminate() -> None:
-        if draining or not drain_s:
-            stop.set()
-        else:
-            draining.append(asyncio.ensure_future(drain()))
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, stop.set)
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    return stop
-
-
-def _hypercorn_config(config: Config, bound: socket.socket) -> hypercorn.config.Config:
-    settings = hypercorn.config.Config()
-    # hypercorn owns the descriptor from here. One worker: a session lives in the process that answered it.
-    settings.bind = [f"fd://{bound.detach()}"]
-    settings.graceful_timeout = 1.0
-    settings.shutdown_timeout = 10.0
-    settings.startup_timeout = 30.0
-    settings.h11_max_incomplete_size = 64 << 10
-    settings.accesslog = logging.getLogger("hypercorn.access")
-    settings.errorlog = logging.getLogger("hypercorn.error")
-    return settings
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises WanstreamError when the address cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(128)
-    except OSError as error:
-        raise WanstreamError(
-            f"Cannot listen on {host}:{port} ({error.strerror}). Stop the program that uses the port, or "
-            "choose another one with --port."
-        ) from error
-    bound.setblocking(False)
-    return bound
+    await serve(app, config, bound)
 
 
 def _run_with_reload() -> None:

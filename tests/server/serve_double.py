@@ -7,18 +7,16 @@ With `--triton`, `passthrough` is served by a real embedded Triton. The double i
 import argparse
 import asyncio
 import dataclasses
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hypercorn.asyncio import serve
-from hypercorn.config import Config as HypercornConfig
 from quart import Blueprint, request
 
 from gateway.__main__ import make_serving
 from gateway.app import create_app
 from gateway.config import Config, Directories
 from gateway.logs import setup_logging
+from gateway.server import bind, serve
 from gateway.serving import Availability, Serving, ServingSession, StageCallback
 from streaming.specs import PipelineSpec
 from tests.server.double import DoubleServing, Faults, relative_paths
@@ -105,12 +103,7 @@ async def run(config: Config, *, triton: bool) -> None:
     serving: Serving = SplitServing(make_serving(config), double) if triton else double
     app = create_app(config, serving)
     app.register_blueprint(control_blueprint(double, config.directories))
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    hypercorn = HypercornConfig()
-    hypercorn.bind = [f"{config.host}:{config.port}"]
-    await serve(app, hypercorn, shutdown_trigger=stop.wait)
+    await serve(app, config, bind(config.host, config.port))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,79 @@
+"""Serve the gateway's app with hypercorn until it is told to stop."""
+
+import asyncio
+import logging
+import signal
+import socket
+
+import hypercorn.asyncio
+import hypercorn.config
+from quart import Quart
+
+from gateway.config import Config
+from gateway.webrtc.sessions import Sessions
+from streaming.errors import WanstreamError
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(app: Quart, config: Config, bound: socket.socket) -> None:
+    """Serve `app`, made by `create_app`, on a socket of `bind` until SIGINT or SIGTERM.
+
+    SIGINT stops at once; SIGTERM gives open streams `config.drain_s` to end, a second one does not.
+    """
+    stop = _stop_on_signals(app.extensions["wanstream"].sessions, config.drain_s)
+    await hypercorn.asyncio.serve(app, _hypercorn_config(bound), shutdown_trigger=stop.wait)
+
+
+def _stop_on_signals(sessions: Sessions, drain_s: float) -> asyncio.Event:
+    """Set when the server is to stop: at once on SIGINT, on SIGTERM when the open streams had their time."""
+    stop = asyncio.Event()
+    draining: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        logger.info("Shutting down; open streams have %.0f s to end", drain_s)
+        await sessions.drain(drain_s)
+        stop.set()
+
+    def terminate() -> None:
+        if draining or not drain_s:
+            stop.set()
+        else:
+            draining.append(asyncio.ensure_future(drain()))
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    return stop
+
+
+def _hypercorn_config(bound: socket.socket) -> hypercorn.config.Config:
+    settings = hypercorn.config.Config()
+    # hypercorn owns the descriptor from here. One worker: a session lives in the process that answered it.
+    settings.bind = [f"fd://{bound.detach()}"]
+    settings.graceful_timeout = 1.0
+    settings.shutdown_timeout = 10.0
+    settings.startup_timeout = 30.0
+    settings.h11_max_incomplete_size = 64 << 10
+    settings.accesslog = logging.getLogger("hypercorn.access")
+    settings.errorlog = logging.getLogger("hypercorn.error")
+    return settings
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises WanstreamError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(128)
+    except OSError as error:
+        raise WanstreamError(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Stop the program that uses the port, or "
+            "choose another one with --port."
+        ) from error
+    bound.setblocking(False)
+    return bound

@@ -1,0 +1,135 @@
+"""What operators rely on: probes, metrics, an access token, an orderly end."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.double_process import DoubleProcess
+from tests.server.gateway_calls import load
+from tests.server.peer import Peer, until
+
+TOKEN = "correct-horse"
+PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
+    """A server that asks for a token."""
+    process = DoubleProcess(tmp_path_factory.mktemp("guarded"), {"WANSTREAM_TOKEN": TOKEN})
+    yield process
+    process.stop()
+
+
+def scrape(server: DoubleProcess) -> dict[str, float]:
+    """Value of every sample; labels are written as in the exposition."""
+    text = server.client.request("GET", "/metrics").text
+    return {
+        sample.name + "".join(f"{{{k}={v}}}" for k, v in sample.labels.items()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_metrics_count_a_stream(double_server: DoubleProcess) -> None:
+    await load(double_server.client, "longlive", {"height": 96, "width": 128})
+    before = scrape(double_server)
+    async with Peer(double_server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(20)
+
+        during = scrape(double_server)
+        await peer.delete()
+
+    after = scrape(double_server)
+    assert during["wanstream_sessions"] == during["wanstream_sessions_connected"] == 1
+    assert during["wanstream_pipeline_state{state=loaded}"] == 1
+    assert during["wanstream_triton_ready"] == 1
+    assert after["wanstream_sessions"] == 0
+    assert after["wanstream_frames_out_total"] - before["wanstream_frames_out_total"] >= 20
+    chunks = "wanstream_chunk_seconds_count{pipeline=longlive}"
+    assert after[chunks] > before.get(chunks, 0)
+
+
+async def test_a_server_with_triton_is_ready(double_server: DoubleProcess) -> None:
+    answer = await double_server.client.call("GET", "/ready")
+
+    assert (answer.status, answer.json()) == (200, {"ready": True, "reason": None})
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/api/v1/pipeline/status", "/static/app.js"])
+def test_without_the_token_nothing_is_shown(guarded: DoubleProcess, path: str) -> None:
+    answer = guarded.client.request("GET", path)
+
+    assert answer.status == 401
+    assert "token" in answer.json()["detail"].lower()
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic correct-horse", "Bearer ünïcode", TOKEN])
+def test_a_wrong_token_is_refused(guarded: DoubleProcess, header: str) -> None:
+    encoded = header.encode().decode("latin-1")
+
+    answer = guarded.client.request("GET", "/api/v1/pipeline/status", headers={"Authorization": encoded})
+
+    assert answer.status == 401
+
+
+def test_the_token_opens_the_api(guarded: DoubleProcess) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+
+    answer = guarded.client.request("GET", "/api/v1/pipeline/status", headers=headers)
+
+    assert answer.status == 200
+
+
+def test_a_page_opened_with_the_token_keeps_it(guarded: DoubleProcess) -> None:
+    opened = guarded.client.request("GET", f"/?token={TOKEN}")
+    cookie = opened.headers["set-cookie"].split(";")[0]
+
+    following = guarded.client.request("GET", "/api/v1/pipeline/status", headers={"Cookie": cookie})
+
+    assert opened.status == 200
+    assert "HttpOnly" in opened.headers["set-cookie"]
+    assert following.status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+def test_probes_need_no_token(guarded: DoubleProcess, path: str) -> None:
+    assert guarded.client.request("GET", path).status == 200
+
+
+def test_preflights_need_no_token(guarded: DoubleProcess) -> None:
+    headers = {"Origin": "null", "Access-Control-Request-Method": "POST"}
+
+    answer = guarded.client.request("OPTIONS", "/api/v1/pipeline/load", headers=headers)
+
+    assert answer.status in (200, 204)
+
+
+def test_the_token_is_not_logged(guarded: DoubleProcess) -> None:
+    guarded.client.request("GET", f"/?token={TOKEN}")
+
+    assert TOKEN not in guarded.log
+
+
+async def test_sigterm_gives_open_streams_their_time(tmp_path: Path) -> None:
+    server = DoubleProcess(tmp_path, {"WANSTREAM_DRAIN_S": "20"})
+    await load(server.client, "longlive", {"height": 96, "width": 128})
+    async with Peer(server.client) as peer, Peer(server.client) as late:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(3)
+
+        server.signal(signal.SIGTERM)
+        await until(lambda: server.client.request("GET", "/ready").status == 503, 3, "not ready any more")
+        refused = await late.offer(PROMPTS)
+        still_streaming = await peer.wait_frames(5)
+        await peer.close()
+
+    code = server.stop(within_s=10)
+    assert refused.status == 503
+    assert "shutting down" in refused.json()["detail"]
+    assert len(still_streaming) == 5
+    assert code == 0
