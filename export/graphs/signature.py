@@ -17,11 +17,13 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     integer: bool = False  # int64 instead of the graph's floating type
+    float32: bool = False  # float32 whatever the graph's floating type is
 
     def example(self, sizes: Mapping[str, int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Zeros of this shape, dynamic axes from `sizes`."""
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in self.shape]
-        return torch.zeros(shape, dtype=torch.int64 if self.integer else dtype)
+        own = torch.int64 if self.integer else torch.float32 if self.float32 else dtype
+        return torch.zeros(shape, dtype=own)
 
 
 @dataclass(frozen=True, slots=True)

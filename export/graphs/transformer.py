@@ -242,22 +242,26 @@ class Transformer(nn.Module):
         layers = range(config.num_layers)
         text = [(2, batch, config.text_len, *heads) for _ in layers]
         past = [(2, batch, cache_tokens, *heads) for _ in layers]
-        rope_k = [TensorSpec(f"rope_k_{part}", ("S+T", half)) for part in ("cos", "sin")]
+        rope_k = [TensorSpec(f"rope_k_{part}", ("S+T", half), float32=True) for part in ("cos", "sin")]
+        caches = (
+            *(rope_k if self.unroped_cache else ()),
+            *cache_specs("cross_kv", text),
+            *cache_specs("kv", past),
+        )
         patch = prod(config.patch_size)
         return Signature(
             inputs=(
                 TensorSpec("tokens", (batch, "T", config.in_dim * patch)),
-                TensorSpec("time_sin", (batch, "F", config.freq_dim)),
+                TensorSpec("time_sin", (batch, "F", config.freq_dim), float32=True),
                 TensorSpec("key_bias", (batch, 1, 1, "S+T")),
-                *(TensorSpec(f"rope_{part}", ("T", half)) for part in ("cos", "sin")),
-                *(rope_k if self.unroped_cache else ()),
-                *cache_specs("cross_kv", text),
-                *cache_specs("kv", past),
+                *(TensorSpec(f"rope_{part}", ("T", half), float32=True) for part in ("cos", "sin")),
+                *caches,
             ),
             outputs=(
                 TensorSpec("flow", (batch, "T", config.out_dim * patch)),
                 *(TensorSpec(f"new_kv_{i:02d}", (2, batch, "T", *heads)) for i in layers),
             ),
+            caches=len(caches),
         )
 
 

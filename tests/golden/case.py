@@ -60,8 +60,8 @@ class GoldenCase:
     def read(path: Path, directory: Path) -> "GoldenCase":
         """Read the JSON file of a case."""
         meta = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(meta, dict) or not isinstance(meta.get("kind"), str):
-            raise ValueError(f"'{path}' is no golden case: it has no 'kind'.")
+        if not isinstance(meta, dict):
+            raise ValueError(f"'{path}' is no golden case: it is not a JSON object.")
         return GoldenCase(path, directory, meta)
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class GoldenCase:
 
     @property
     def kind(self) -> str:
-        return str(self.meta["kind"])
+        return str(self.meta.get("kind", "(none given)"))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -17,6 +17,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise `case` with every case that can be replayed, or whose kind nobody knows."""
     if "case" in metafunc.fixturenames:
         cases = [case for case in all_cases(metafunc.config) if case.kind not in NOT_YET]
+        if not cases:
+            raise pytest.UsageError(f"None of the cases in '{golden_directory()}' can be replayed yet.")
         metafunc.parametrize("case", cases, ids=str)
 
 

@@ -18,7 +18,6 @@ REPLAYS: dict[str, Replay] = {
 # Known kinds whose subject is not built yet. Their cases are listed by name at the end of every run.
 NOT_YET: frozenset[str] = frozenset(
     {
-        "krea.attn_bias_unit",
         "longlive.adapter_merge",
         "longlive.blend_spatial",
         "longlive.blend_temporal",

@@ -1,5 +1,6 @@
-"""Replays of the transformer: one bidirectional pass, and chunk by chunk with the cache of wan.md 3.3."""
+"""Replays of the transformer: one pass over all frames, a stream with the cache of wan.md 3.3, key bias."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +9,16 @@ import torch
 from torch import Tensor
 
 from export.checkpoints import load_weights
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig, empty_caches, pad_prompt
+from export.graphs.transformer import (
+    SelfAttention,
+    TextKV,
+    Transformer,
+    TransformerConfig,
+    empty_caches,
+    pad_prompt,
+)
 from streaming.schedule import FlowSchedule
+from streaming.tokens import rope_tables
 from streaming.transformer import LatentTransformer, visible
 from tests.golden.case import GoldenCase
 
@@ -45,7 +54,7 @@ def replay_bidirectional(case: GoldenCase) -> None:
 class ReferenceCache:
     """The reference's cache layout: rows in order of age, moved on eviction. Lengths in tokens.
 
-    Its rows are handed to the graph as static slots of which `key_bias` shows the ones that hold older chunks.
+    Its rows are the graph's static cache slots, of which `key_bias` shows those that hold older chunks.
     """
 
     layers: list[Tensor]  # [2, B, capacity, N, D]
@@ -96,17 +105,11 @@ def replay_causal(case: GoldenCase) -> None:
     for k, step in enumerate(case.steps):
         latents, timestep = case.tensors[f"step{k}.in.latents"], case.tensors[f"step{k}.in.timestep"]
         new_tokens = latents.shape[1] * sizes["frame_seq_length"]
-        start = step["current_start"] // sizes["frame_seq_length"]
+        first = step["current_start"] // sizes["frame_seq_length"]
+        positions = range(first, first + latents.shape[1])
         cache.start_call(step["current_start"], new_tokens)
 
-        flow, new_kv = transformer(
-            latents,
-            timestep,
-            range(start, start + latents.shape[1]),
-            cross_kv,
-            cache.layers,
-            cache.key_bias(),
-        )
+        flow, new_kv = transformer(latents, timestep, positions, cross_kv, cache.layers, cache.key_bias())
         cache.write(list(new_kv))
 
         case.assert_close(f"step{k}.out.flow", flow)
@@ -135,7 +138,32 @@ def assert_renoised(case: GoldenCase, k: int, schedule: FlowSchedule, x_0: Tenso
         case.assert_close(f"step{k + 1}.in.latents", x_t)
 
 
+def replay_attention_bias(case: GoldenCase) -> None:
+    """One self attention with down-weighted past keys and keys of score zero, as spare slots with bias 0."""
+    sizes = case.config
+    config = TransformerConfig(sizes["dim"], 1, sizes["num_heads"], 1, eps=sizes["eps"])
+    with torch.device("meta"):
+        self_attn = SelfAttention(config, unroped_cache=False)
+    load_weights(case.checkpoint("blocks.0.self_attn."), self_attn)
+    for k, step in enumerate(case.steps):
+        x = case.tensors[f"step{k}.in.x"]
+        cached = torch.stack([case.tensors[f"step{k}.in.cache_{name}"] for name in "kv"])
+        spare = cached.new_zeros(*cached.shape[:2], step["zero_keys"], *cached.shape[3:])
+        frames, rows, columns = step["grid"]
+        first = step["current_start"] // step["tokens_per_frame"]
+        rope = rope_tables(range(first, first + frames), rows, columns, config.head_dim)
+        unbiased = sizes["num_frame_per_block"] * step["tokens_per_frame"]
+        past = slice(step["tokens_per_frame"], step["cached_tokens"] + x.shape[1] - unbiased)
+        bias = torch.zeros(1, 1, 1, cached.shape[2] + spare.shape[2] + x.shape[1])
+        bias[..., past] = math.log(step["kv_cache_attention_bias"])
+
+        y, _ = self_attn(x, torch.cat([cached, spare], dim=2), bias, rope, rope)
+
+        case.assert_close(f"step{k}.out.y", y)
+
+
 REPLAYS: dict[str, Callable[[GoldenCase], Any]] = {
     "wan.dit": replay_bidirectional,
     "wan.causal": replay_causal,
+    "krea.attn_bias_unit": replay_attention_bias,
 }
