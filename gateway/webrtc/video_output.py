@@ -81,6 +81,7 @@ class FrameQueue:
 
     def clear(self) -> None:
         self._queue.clear()
+        self._arrived.set()  # whoever waits for a picture looks again: a pause may have begun
         self._taken.set()
 
     def close(self) -> None:
