@@ -1,5 +1,6 @@
 """What POST /api/v1/pipeline/load asks for: which pipeline, with which parameters (api.md 4.1 to 4.3)."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -120,6 +121,22 @@ def find_lora(name: str, directories: Sequence[Path]) -> Path:
         400,
         f"LoRA '{quoted(name, 200)}' (path_not_allowed): use a {LORA_SUFFIX} file inside {places}.",
     )
+
+
+def lora_adapters(spec: PipelineSpec, params: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """`loaded_lora_adapters` of the status once `params` are loaded: merged ones first, as they are applied.
+
+    None for a pipeline without LoRA support.
+    """
+    if not spec.supports_lora:
+        return None
+    adapters = []
+    for entry in sorted(params.get("loras") or (), key=lambda lora: lora["merge_mode"] != _MERGE_MODE):
+        adapter = {key: entry[key] for key in ("path", "scale", "merge_mode")}
+        if entry["merge_mode"] == "runtime_peft":
+            adapter["adapter_name"] = re.sub(r"[./\\ -]", "_", Path(entry["path"]).stem)
+        adapters.append(adapter)
+    return adapters
 
 
 class _Node(BaseModel):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ApiError, Problem, ValidationFailed
-from gateway.load_params import LoadContext, LoadRequest, parse_load_request
+from gateway.load_params import LoadContext, LoadRequest, lora_adapters, parse_load_request
 from gateway.serving import Availability
 from streaming.specs import SPECS, PipelineSpec
 
@@ -406,6 +406,30 @@ def test_further_lora_directories_are_searched_in_order(loras: Path, tmp_path: P
     body = {"pipeline_id": "longlive", "load_params": {"loras": [{"path": "third.safetensors"}]}}
 
     assert parse_load_request(body, around).params["loras"][0]["path"] == "third.safetensors"
+
+
+def test_adapters_of_the_status_are_listed_in_the_order_in_which_they_apply(loras: Path) -> None:
+    (loras / "my style-v1.2.safetensors").write_bytes(b"x")
+    entries = [
+        {"path": "my style-v1.2.safetensors", "scale": 0.8, "merge_mode": "runtime_peft"},
+        {"path": "style.safetensors"},
+    ]
+    request = load("longlive", {"loras": entries}, tmp_path=loras)
+
+    assert lora_adapters(request.spec, request.params) == [
+        {"path": "style.safetensors", "scale": 1.0, "merge_mode": "permanent_merge"},
+        {
+            "path": "my style-v1.2.safetensors",
+            "scale": 0.8,
+            "merge_mode": "runtime_peft",
+            "adapter_name": "my_style_v1_2",
+        },
+    ]
+
+
+def test_without_loras_a_pipeline_lists_none_and_passthrough_says_nothing() -> None:
+    assert lora_adapters(SPECS["longlive"], load("longlive").params) == []
+    assert lora_adapters(SPECS["passthrough"], load("passthrough").params) is None
 
 
 # Anything
