@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from gateway.load_params import LoadRequest
+from gateway.load_params import LoadRequest, lora_adapters
 from gateway.serving import Serving, ServingError, ServingSession
 from streaming.specs import PipelineSpec
 
@@ -88,7 +88,7 @@ class Pipelines:
             "status": self.state.value,
             "pipeline_id": loaded.spec.id if loaded else None,
             "load_params": loaded.params if loaded else None,
-            "loaded_lora_adapters": [] if loaded and loaded.spec.supports_lora else None,
+            "loaded_lora_adapters": lora_adapters(loaded.spec, loaded.params) if loaded else None,
             "error": self._error if self.state is State.ERROR else None,
             "loading_stage": (self._stage or "Waiting for the serving side...") if target else None,
             "produces_video": True,
