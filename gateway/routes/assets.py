@@ -1,0 +1,144 @@
+"""Upload, list and serve assets."""
+
+import asyncio
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from pydantic import BaseModel, Field
+from quart import Blueprint, Response, request
+from quart.wrappers.response import FileBody
+from quart_schema import document_querystring, document_response, hide, tag, validate_response
+
+from gateway import media
+from gateway.assets import Assets
+from gateway.bodies import ErrorBody
+from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.media import Kind
+
+
+class AssetBody(BaseModel):
+    name: str = Field(description="file name without suffix")
+    path: str = Field(description="absolute path on the server, as vace_ref_images takes it")
+    size_mb: float
+    folder: str | None
+    type: Kind
+    created_at: float = Field(description="Unix seconds")
+    url: str
+
+
+class AssetsBody(BaseModel):
+    assets: list[AssetBody]
+
+
+class UploadedBody(AssetBody):
+    problem: str | None = Field(description="why the file, although stored, cannot be decoded")
+
+
+class AssetsQuery(BaseModel):
+    type: Kind | None = None
+
+
+class UploadQuery(BaseModel):
+    filename: str
+
+
+class ServeQuery(BaseModel):
+    thumbnail: Literal["1"] | None = None
+
+
+def assets_blueprint(assets: Assets) -> Blueprint:
+    bp = Blueprint("assets", __name__)
+
+    @bp.get("/api/v1/assets")
+    @tag(["assets"])
+    @document_querystring(AssetsQuery)
+    @document_response(ErrorBody, 422)
+    @validate_response(AssetsBody)
+    async def list_assets() -> dict[str, Any]:
+        """All assets, the newest first."""
+        return {"assets": await assets.entries(_kind(request.args.get("type")))}
+
+    @bp.post("/api/v1/assets")
+    @tag(["assets"])
+    @document_querystring(UploadQuery)
+    @document_response(ErrorBody, 400)
+    @document_response(ErrorBody, 413)
+    @document_response(ErrorBody, 422)
+    @validate_response(UploadedBody)
+    async def upload() -> dict[str, Any]:
+        """Store the request's body as a file, in place of one of that name if there is one."""
+        name = request.args.get("filename")
+        if name is None:
+            problem = Problem(type="missing", loc=["query", "filename"], msg="Field required", input=None)
+            raise ValidationFailed([problem])
+        return await assets.upload(name, request.body, request.content_length)
+
+    @bp.get("/api/v1/assets/<path:name>")
+    @tag(["assets"])
+    @document_querystring(ServeQuery)
+    @document_response(ErrorBody, 403)
+    @document_response(ErrorBody, 404)
+    async def serve(name: str) -> Response:
+        """A file, or with `thumbnail=1` a small WebP picture of it."""
+        return await _send(assets, name)
+
+    @bp.get("/api/v1/assets//<path:name>")
+    @hide
+    async def serve_absolute(name: str) -> Response:
+        return await _send(assets, f"/{name}")
+
+    return bp
+
+
+async def _send(assets: Assets, name: str) -> Response:
+    path = await asyncio.to_thread(assets.find, name)
+    if request.args.get("thumbnail") == "1":
+        response = Response(await assets.thumbnail(path), mimetype="image/webp")
+        await response.add_etag()
+        await response.make_conditional(request)
+    else:
+        response = await _file_response(path)
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+async def _file_response(path: Path) -> Response:
+    """Quart's `send_file` in all but this: last bytes (`bytes=-4`), which are an error 500 there."""
+    try:
+        status = await asyncio.to_thread(path.stat)
+        response = Response(_File(path), mimetype=media.content_type(path))
+    except OSError as error:  # removed a moment ago
+        raise ApiError(404, "Asset not found") from error
+    response.content_length = status.st_size
+    response.last_modified = status.st_mtime  # type: ignore[assignment]
+    response.set_etag(f"{status.st_mtime_ns:x}-{status.st_size:x}")
+    response.headers["Accept-Ranges"] = "bytes"
+    wanted = request.range  # None also where the header makes no sense: the whole file is the answer then
+    single = wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1
+    return await response.make_conditional(
+        request, accept_ranges=True, complete_length=status.st_size if single else None
+    )
+
+
+class _File(FileBody):
+    buffer_size = 256 << 10  # 8 KiB, Quart's own, cost a thread switch each
+
+    async def make_conditional(self, begin: int, end: int | None) -> int:
+        if begin < 0:  # counted from the end
+            begin, end = max(0, self.size + begin), None
+        return await super().make_conditional(begin, end)
+
+
+def _kind(text: str | None) -> Kind | None:
+    if text is None or text in get_args(Kind):
+        return cast("Kind | None", text)
+    expected = "'image', 'video' or 'audio'"
+    problem = Problem(
+        type="literal_error",
+        loc=["query", "type"],
+        msg=f"Input should be {expected}",
+        input=text[:200],
+        ctx={"expected": expected},
+    )
+    raise ValidationFailed([problem])
