@@ -24,7 +24,16 @@ from tritonclient.utils import InferenceServerException
 from gateway.embedded import EmbeddedTriton
 from gateway.serving import Availability, Chunk, ChunkFailed, Images, ServingError, ServingLost, StageCallback
 from streaming.errors import WanstreamError
-from streaming.protocol import FRAMES_OUTPUT, META_OUTPUT, PARAMS_INPUT, VIDEO_INPUT, Meta, Op, decode_error
+from streaming.protocol import (
+    FRAMES_OUTPUT,
+    META_OUTPUT,
+    ONE_SHOT,
+    PARAMS_INPUT,
+    VIDEO_INPUT,
+    Meta,
+    Op,
+    decode_error,
+)
 from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -269,16 +278,15 @@ class TritonSession:
         self._model = model
         self._on_dead = on_dead
         self._sequence_id = 0
-        self._parameters: dict[str, Any] = {}  # what the model knows, for a restart of the sequence
+        self._parameters: dict[str, Any] = {}  # of the last good chunk, for a restart of the sequence
         self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._responses: Any = None
         self._closed = False
 
     async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
         """See ServingSession. Each part is yielded as soon as it arrives."""
-        self._parameters.update(parameters)
         if not self._sequence_id:
-            await self._start()
+            await self._start({})
         try:
             async for chunk in self.request(Op.GENERATE, parameters, video):
                 yield chunk
@@ -286,9 +294,10 @@ class TritonSession:
             if _UNKNOWN_SEQUENCE not in str(error):
                 raise
             logger.info("The sequence idled out; starting it again")
-            await self._start(afresh=True)
-            async for chunk in self.request(Op.GENERATE, {}, video):
+            await self._start(self._parameters)
+            async for chunk in self.request(Op.GENERATE, {**parameters, "init_cache": True}, video):
                 yield chunk
+        self._parameters.update((k, v) for k, v in parameters.items() if k not in ONE_SHOT)
 
     async def keep_alive(self) -> None:
         if not self._sequence_id:
@@ -343,9 +352,8 @@ class TritonSession:
             if not finished:
                 self._hang_up()
 
-    async def _start(self, *, afresh: bool = False) -> None:
-        full = {**self._parameters, "init_cache": True} if afresh else self._parameters
-        async for _ in self.request(Op.START, full, None, start=True):
+    async def _start(self, parameters: Mapping[str, Any]) -> None:
+        async for _ in self.request(Op.START, parameters, None, start=True):
             pass
 
     async def _stop(self) -> None:
