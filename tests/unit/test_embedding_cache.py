@@ -1,0 +1,131 @@
+"""Prompt embeddings are found again, in memory and on disk, and damage costs only a recomputation."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.embedding_cache import EmbeddingCache
+
+LENGTH, DIM = 8, 3
+
+
+def embedding(rows: int, seed: int = 0, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[np.float32]:
+    """[LENGTH, DIM], zero after the first `rows`."""
+    values = np.random.default_rng(seed).normal(size=(LENGTH, DIM)).astype(dtype)
+    values[rows:] = 0
+    return values
+
+
+@given(rows=st.integers(0, LENGTH), prompt=st.text(), dtype=st.sampled_from([np.float16, np.float32]))
+def test_an_embedding_comes_back_as_it_was_put(rows: int, prompt: str, dtype: npt.DTypeLike) -> None:
+    cache, value = EmbeddingCache("umt5"), embedding(rows, dtype=dtype)
+
+    cache.put(prompt, value)
+
+    np.testing.assert_array_equal(cache.get(prompt), value, strict=True)
+
+
+def test_unknown_prompts_and_other_encoders_have_none(tmp_path: Path) -> None:
+    cache = EmbeddingCache("umt5", tmp_path)
+    cache.put("a panda", embedding(4))
+
+    assert cache.get("a zebra") is None
+    assert EmbeddingCache("umt5-fp8", tmp_path).get("a panda") is None
+
+
+def test_changing_what_was_put_or_got_does_not_change_the_cache() -> None:
+    cache, value = EmbeddingCache("umt5"), embedding(4)
+    cache.put("a panda", value)
+
+    value += 1
+    first = cache.get("a panda")
+    assert first is not None
+    first += 1
+
+    np.testing.assert_array_equal(cache.get("a panda"), embedding(4))
+
+
+def test_the_least_recently_used_embedding_leaves_memory_first() -> None:
+    cache = EmbeddingCache("umt5", memory_entries=2)
+    for prompt in ("one", "two"):
+        cache.put(prompt, embedding(4))
+    cache.get("one")
+
+    cache.put("three", embedding(4))
+
+    assert [cache.get(prompt) is None for prompt in ("one", "two", "three")] == [False, True, False]
+
+
+@pytest.mark.parametrize("rows", [0, 4, LENGTH])
+def test_embeddings_outlive_the_process(tmp_path: Path, rows: int) -> None:
+    EmbeddingCache("umt5", tmp_path / "new" / "folder").put("a panda", embedding(rows))
+
+    restarted = EmbeddingCache("umt5", tmp_path / "new" / "folder")
+
+    np.testing.assert_array_equal(restarted.get("a panda"), embedding(rows), strict=True)
+
+
+def test_only_the_given_number_of_files_is_kept(tmp_path: Path) -> None:
+    cache = EmbeddingCache("umt5", tmp_path, disk_entries=2)
+
+    for i in range(5):
+        cache.put(f"prompt {i}", embedding(4))
+
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_files_do_not_hold_the_prompt(tmp_path: Path) -> None:
+    EmbeddingCache("umt5", tmp_path).put("a secret panda", embedding(4))
+
+    (file,) = tmp_path.iterdir()
+
+    assert b"panda" not in file.read_bytes()
+    assert "panda" not in file.name
+
+
+def cut(content: bytes) -> bytes:
+    return content[:-5]
+
+
+def flip_last_byte(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 0xFF])
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [cut, flip_last_byte, empty])
+def test_a_damaged_file_is_discarded_with_a_warning(
+    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    EmbeddingCache("umt5", tmp_path).put("a panda", embedding(4))
+    (file,) = tmp_path.iterdir()
+    assert callable(damage)
+    file.write_bytes(damage(file.read_bytes()))
+
+    with caplog.at_level(logging.WARNING):
+        found = EmbeddingCache("umt5", tmp_path).get("a panda")
+
+    assert found is None
+    assert list(tmp_path.iterdir()) == []
+    assert "Discarded the cached prompt embedding" in caplog.text
+
+
+def test_a_directory_that_cannot_be_written_costs_only_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("not a directory")
+    cache = EmbeddingCache("umt5", occupied)
+
+    with caplog.at_level(logging.WARNING):
+        cache.put("a panda", embedding(4))
+
+    np.testing.assert_array_equal(cache.get("a panda"), embedding(4))
+    assert "Cannot keep prompt embeddings" in caplog.text
