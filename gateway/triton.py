@@ -46,6 +46,7 @@ _CHUNK_TIMEOUT_S = 300.0
 _CLOSE_S = 2.0
 _DEAD_STUB = "is not healthy"  # in 2.51 the only sign of a dead model process: it still reports READY
 _UNKNOWN_SEQUENCE = "must specify the START flag"
+_BROKEN = "The connection to Triton broke. Load the pipeline again."
 _KEEP_ALIVE = KeepAliveOptions(
     keepalive_time_ms=20_000, keepalive_timeout_ms=10_000, keepalive_permit_without_calls=True
 )
@@ -363,19 +364,19 @@ class TritonSession:
     def _send(self, request: dict[str, Any]) -> None:
         if self._responses is None:
             self._requests = asyncio.Queue()
-            self._responses = self._client.stream_infer(_drain(self._requests))
+            try:
+                self._responses = self._client.stream_infer(_drain(self._requests))
+            except grpc.aio.UsageError as closed:
+                raise ServingLost(_BROKEN) from closed
         self._requests.put_nowait(request)
 
     async def _receive(self) -> tuple[Chunk, bool]:
         try:
-            result, error = await asyncio.wait_for(self._responses.__anext__(), _CHUNK_TIMEOUT_S)
-        except asyncio.TimeoutError as timeout:
-            raise ServingLost(f"No answer from Triton within {_CHUNK_TIMEOUT_S:.0f} s.") from timeout
+            result, error = await self._read()
         except (grpc.RpcError, InferenceServerException, StopAsyncIteration) as lost:
             self._hang_up()
-            text = "The connection to Triton broke. Load the pipeline again."
-            self._on_dead(text)
-            raise ServingLost(text) from lost
+            self._on_dead(_BROKEN)
+            raise ServingLost(_BROKEN) from lost
         if error is not None:
             text, fatal = decode_error(user_text(error))
             if _DEAD_STUB in text:
@@ -390,6 +391,23 @@ class TritonSession:
             np.zeros((0, 1, 1, 3), np.uint8) if frames is None else frames,
             Meta() if meta is None else json.loads(meta.reshape(-1)[0]),
         ), final
+
+    async def _read(self) -> Any:
+        """The next item of the stream.
+
+        In a task of its own, because grpc also reports a closed channel as a cancellation: without it the
+        caller would be taken for cancelled.
+        """
+        reading = asyncio.ensure_future(self._responses.__anext__())
+        try:
+            await asyncio.wait({reading}, timeout=_CHUNK_TIMEOUT_S)
+        finally:
+            reading.cancel()
+        if reading.cancelled():
+            raise ServingLost(_BROKEN)
+        if not reading.done():
+            raise ServingLost(f"No answer from Triton within {_CHUNK_TIMEOUT_S:.0f} s.")
+        return reading.result()
 
     def _hang_up(self) -> None:
         """Drop the stream; the model notices the cancellation before its next step."""
