@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.server.camera import NumberedCamera
 from tests.server.cases import Case
 from tests.server.client import UNSET, Answer
 from tests.server.double_process import DoubleProcess
@@ -20,7 +21,6 @@ from tests.server.expectations import (
     differences,
     lookup,
 )
-from tests.server.numbered import NumberedVideo
 from tests.server.peer import Peer
 
 STATUS = "/api/v1/pipeline/status"
@@ -60,7 +60,7 @@ class CaseRunner:
                 try:
                     await (self._channel_step(step) if case.kind == "datachannel" else self._http_step(step))
                 except AssertionError as error:
-                    raise CaseError(f"{case.id}, step {number}: {error}") from error
+                    raise CaseError(f"{case.id}, step {number}: {error}") from None
         finally:
             await self._clean_up()
 
@@ -106,11 +106,14 @@ class CaseRunner:
         self._files.append(path)
 
     async def _open_session(self, wanted: dict[str, Any]) -> None:
-        source = NumberedVideo(128, 96, 20) if "source" in wanted else None
+        source = NumberedCamera(128, 96, 20) if "source" in wanted else None
         peer = Peer(self._client, direction=wanted["direction"], source=source)
         self._peers.append(peer)
-        await peer.connect(wanted.get("initialParameters"))
+        parameters = wanted.get("initialParameters")
+        await peer.connect(parameters)
         self._sessions.add(str(peer.session_id))
+        if source or (parameters or {}).get("input_mode") != "video":
+            await peer.wait_frames(1)  # a session that is open shows something, unless it waits for input
 
     async def _clean_up(self) -> None:
         self._server.reset_faults()
@@ -280,7 +283,9 @@ class CaseRunner:
         deadline = time.monotonic() + within_s
         while True:
             chunks = (await self._chunks())[first_chunk:]
-            changed = next((i for i, chunk in enumerate(chunks) if chunk["parameters"]), None)
+            changed = next(
+                (i for i, c in enumerate(chunks) if c["parameters"] != {"init_cache": False}), None
+            )
             if changed is not None and len(chunks) >= changed + len(values):
                 seen = chunks[changed : changed + len(values)]
                 break

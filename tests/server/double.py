@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.frame_numbers import draw_number
 from gateway.serving import Availability, Chunk, ChunkFailed, Images, ServingError, StageCallback
 from streaming.protocol import Meta
 from streaming.specs import PipelineSpec
-from tests.server.numbered import draw_number
 
 FRAMES_PER_CHUNK = 4
 
@@ -139,11 +139,11 @@ class DoubleSession:
     async def close(self) -> None:
         self.closed = True
 
-    def _pictures(self, number: int) -> Images:
-        images = np.full((FRAMES_PER_CHUNK, *self._size, 3), 90, np.uint8)
-        for i, image in enumerate(images):
-            draw_number(image, number * FRAMES_PER_CHUNK + i)
-        return images
+    def _pictures(self, chunk: int) -> Images:
+        luma = np.full((FRAMES_PER_CHUNK, *self._size), 90, np.uint8)
+        for i, picture in enumerate(luma):
+            draw_number(picture, chunk * FRAMES_PER_CHUNK + i)
+        return luma[..., None].repeat(3, axis=3)
 
 
 class DoubleServing:

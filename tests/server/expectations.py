@@ -24,6 +24,7 @@ class CaseError(AssertionError):
 
 
 def check(condition: bool, text: str) -> None:
+    __tracebackhide__ = True
     if not condition:
         raise CaseError(text)
 

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import inspect
 import itertools
 import json
 import sys
@@ -21,27 +22,35 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError
 
+from benchmarks.frame_numbers import luma_of, read_number
+from tests.server.camera import NumberedCamera
 from tests.server.client import Answer, HttpClient
-from tests.server.numbered import NumberedVideo, read_number
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One decoded frame. at: time.monotonic(); number: see `numbered.py`, meaningless for other pictures."""
+    """One decoded frame. at: time.monotonic(). number: None when it cannot be read."""
 
     at: float
     pts: int
     width: int
     height: int
-    number: int
+    number: int | None
 
 
 async def until(condition: Callable[[], Any], within_s: float, what: str) -> None:
-    """Wait for `condition()` to be true; AssertionError naming `what` after `within_s`."""
+    """Wait for `condition()`, or what it returns when awaited, to be true.
+
+    AssertionError naming `what` and the last value after `within_s`.
+    """
     deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+    while not (value := await _value(condition())):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what} (last: {value!r})"
         await asyncio.sleep(0.02)
+
+
+async def _value(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
 
 
 class Peer:
@@ -178,10 +187,16 @@ class Peer:
                 frame: Any = await track.recv()
             except MediaStreamError:
                 return
-            luma = frame.to_ndarray(format="gray")
-            self.frames.append(
-                Received(time.monotonic(), frame.pts, frame.width, frame.height, read_number(luma))
-            )
+            number = read_number(luma_of(frame)) if frame.width >= 128 and frame.height >= 64 else None
+            self.frames.append(Received(time.monotonic(), frame.pts, frame.width, frame.height, number))
+
+
+def numbers_of(frames: Sequence[Received]) -> list[int]:
+    """The frames' numbers. Asserts that each could be read and that they only grow."""
+    numbers = [frame.number for frame in frames if frame.number is not None]
+    assert len(numbers) == len(frames), "damaged pictures"
+    assert numbers == sorted(set(numbers)), "pictures repeated or out of order"
+    return numbers
 
 
 def longest_gap(frames: Sequence[Received], since: float, end: float) -> float:
@@ -191,7 +206,7 @@ def longest_gap(frames: Sequence[Received], since: float, end: float) -> float:
 
 
 async def _main(url: str) -> None:
-    async with Peer(HttpClient(url), source=NumberedVideo()) as peer:
+    async with Peer(HttpClient(url), source=NumberedCamera()) as peer:
         await peer.connect({"input_mode": "video"})
         await peer.wait_frames(5)
         sys.stdout.write(f"{peer.session_id}\n")

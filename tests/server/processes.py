@@ -109,6 +109,9 @@ class ServerProcess:
         assert not left, f"left behind after {within_s} s: {left}\n{self.log[-6000:]}"
         return code
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """End the server and its children at once, for a test that is over anyway."""
         doomed = self.children()
@@ -143,7 +146,8 @@ class ServerProcess:
         raise AssertionError(f"no answer from {self.url} within {within_s} s:\n{self.log[-6000:]}")
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether a process is alive; one that only waits to be reaped is not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,0 +1,312 @@
+"""The life of sessions: limits, ends of all kinds, peers of all kinds."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.server.double_process import DoubleProcess
+from tests.server.gateway_calls import load, pipeline_status, sessions, wait_status
+from tests.server.peer import Peer, numbers_of, until
+
+CONNECT_TIMEOUT_S = 2.0
+PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
+    """A server for two sessions that drops peers which do not connect in time."""
+    env = {"WANSTREAM_MAX_SESSIONS": "2"}
+    process = DoubleProcess(tmp_path_factory.mktemp("two"), env, connect_timeout_s=CONNECT_TIMEOUT_S)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+async def server(process: DoubleProcess) -> AsyncIterator[DoubleProcess]:
+    """That server, healthy, with LongLive loaded and without sessions."""
+    process.reset_faults()
+    await load(process.client, "longlive", {"height": 96, "width": 128})
+    yield process
+    for session_id in await sessions(process.client):
+        await process.client.call("DELETE", f"/api/v1/webrtc/offer/{session_id}")
+
+
+async def no_session(server: DoubleProcess) -> bool:
+    return not await sessions(server.client)
+
+
+async def session_ids(server: DoubleProcess) -> set[str]:
+    return set(await sessions(server.client))
+
+
+async def test_third_session_is_refused_until_one_leaves(server: DoubleProcess) -> None:
+    async with Peer(server.client) as one, Peer(server.client) as two, Peer(server.client) as three:
+        await one.connect(PROMPTS)
+        await two.connect(PROMPTS)
+
+        refused = await three.offer(PROMPTS)
+        await one.delete()
+        accepted = await three.offer(PROMPTS)
+
+        assert refused.status == 503
+        assert refused.json()["detail"] == "Maximum number of concurrent sessions (2) reached"
+        assert refused.headers["retry-after"].isdigit()
+        assert accepted.status == 200
+        assert await session_ids(server) == {two.session_id, three.session_id}
+
+
+async def test_sessions_that_are_not_connected_make_room(server: DoubleProcess) -> None:
+    async with Peer(server.client) as connected, Peer(server.client) as waiting, Peer(server.client) as third:
+        await connected.connect(PROMPTS)
+        waiting_id = (await offer_only(waiting))["sessionId"]
+
+        accepted = await third.offer(PROMPTS)
+        patched = await server.client.call(
+            "PATCH", f"/api/v1/webrtc/offer/{waiting_id}", json_body={"candidates": []}
+        )
+
+        assert accepted.status == 200
+        assert patched.status == 404
+        assert await session_ids(server) == {connected.session_id, third.session_id}
+
+
+async def offer_only(peer: Peer) -> dict[str, str]:
+    """Offer and never accept the answer."""
+    body = {"sdp": await peer.offer_sdp(candidates=False), "type": "offer"}
+    answer = await peer.client.call("POST", "/api/v1/webrtc/offer", json_body=body)
+    assert answer.status == 200, answer.text
+    return dict(answer.json())
+
+
+async def test_peer_that_never_connects_is_dropped(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        session_id = (await offer_only(peer))["sessionId"]
+        before = await session_ids(server)
+
+        await until(lambda: no_session(server), CONNECT_TIMEOUT_S + 3, "session dropped")
+
+        patched = await server.client.call(
+            "PATCH", f"/api/v1/webrtc/offer/{session_id}", json_body={"candidates": []}
+        )
+        assert before == {session_id}
+        assert patched.json() == {"detail": f"Session {session_id} not found"}
+        assert not server.sessions() or server.sessions()[-1]["closed"]
+
+
+async def test_peer_that_never_connects_costs_no_chunk(server: DoubleProcess) -> None:
+    before = len(server.sessions())
+
+    async with Peer(server.client) as peer:
+        await offer_only(peer)
+        await until(lambda: no_session(server), CONNECT_TIMEOUT_S + 3, "session dropped")
+
+    assert len(server.sessions()) == before
+
+
+async def test_deleting_twice_is_fine_and_frees_everything(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+
+        answers = [await peer.delete(), await peer.delete()]
+        await until(lambda: peer.pc.connectionState == "closed", 5, "the peer notices")
+
+        chunks = len(server.chunks())
+        await asyncio.sleep(0.6)
+        assert [answer.status for answer in answers] == [204, 204]
+        assert [answer.body for answer in answers] == [b"", b""]
+        assert await no_session(server)
+        assert server.sessions()[-1]["closed"]
+        assert len(server.chunks()) == chunks
+
+
+async def test_peer_that_leaves_politely_is_forgotten_at_once(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+
+    await until(lambda: no_session(server), 3, "session gone")
+    assert server.sessions()[-1]["closed"]
+
+
+async def test_receive_only_peer_gets_video(server: DoubleProcess) -> None:
+    async with Peer(server.client, direction="recvonly") as peer:
+        await peer.connect(PROMPTS)
+
+        frames = await peer.wait_frames(10)
+
+        assert {(frame.width, frame.height) for frame in frames} == {(128, 96)}
+
+
+async def test_peer_without_data_channel_gets_video(server: DoubleProcess) -> None:
+    async with Peer(server.client, data_channel=False) as peer:
+        await peer.connect(PROMPTS)
+
+        frames = await peer.wait_frames(10)
+
+        assert [frame.pts for frame in frames] == sorted({frame.pts for frame in frames})
+
+
+async def test_peer_connects_with_trickled_candidates_only(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.offer(PROMPTS, candidates=False)
+
+        answers = [await peer.trickle(), await peer.trickle([{"candidate": "", "sdpMid": "0"}])]
+        await peer.connected()
+
+        assert [answer.status for answer in answers] == [204, 204]
+        assert await peer.wait_frames(5)
+
+
+async def test_stream_goes_on_when_the_data_channel_closes(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        assert peer.channel is not None
+        peer.channel.close()
+        await until(lambda: peer.channel is not None and peer.channel.readyState == "closed", 5, "closed")
+
+        chunks = len(server.chunks())
+        await peer.wait_frames(10)
+
+        assert len(server.chunks()) > chunks
+        assert server.chunks()[-1]["active_prompts"] == PROMPTS["prompts"]
+
+
+async def test_newest_data_channel_gets_the_notifications(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        old: list[object] = []
+        assert peer.channel is not None
+        peer.channel.on("message", old.append)
+        newest = peer.open_channel("again")
+        await until(lambda: newest.readyState == "open", 5, "second channel open")
+        peer.send({"prompts": [{"text": "b"}]})
+        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt in use")
+
+        peer.send({"noise_scale": 9})
+        message = await peer.wait_message("parameter_error")
+
+        assert message["errors"][0]["loc"] == ["noise_scale"]
+        assert old == []
+
+
+async def test_sessions_do_not_see_each_other(server: DoubleProcess) -> None:
+    async with Peer(server.client) as one, Peer(server.client) as two:
+        await one.connect({"prompts": [{"text": "one"}]})
+        await one.wait_frames(1)
+        await two.connect({"prompts": [{"text": "two"}]})
+        await two.wait_frames(1)
+
+        two.send({"prompts": [{"text": "three"}], "noise_scale": 0.1})
+        await until(lambda: server.chunks(-1)[-1]["active_prompts"][0]["text"] == "three", 3, "new prompt")
+
+        assert {c["active_prompts"][0]["text"] for c in server.chunks(-2)} == {"one"}
+        assert all("noise_scale" not in c["parameters"] for c in server.chunks(-2)[1:])
+
+
+async def test_pause_while_the_next_chunk_is_awaited_repeats_the_last_picture(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(10)
+        server.set_faults(chunk_delay_s=10)
+        await until(lambda: time.monotonic() - peer.frames[-1].at > 0.8, 5, "nothing left to show")
+        shown = numbers_of(peer.frames)[-1]
+
+        peer.send({"paused": True})
+        repeated = await peer.wait_frames(5, 3)
+
+        numbers = {frame.number for frame in repeated}
+        assert len(numbers) == 1
+        assert numbers <= {
+            shown,
+            shown + 1,
+        }  # a receiver holds the newest frame back until the next one comes
+        assert peer.messages == []
+
+
+async def test_one_failed_chunk_is_reported_and_the_stream_goes_on(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+
+        server.set_faults(chunk_errors=1, chunk_error="the picture fell off the wall")
+        message = await peer.wait_message("parameter_error")
+
+        assert message["errors"][0]["msg"] == "the picture fell off the wall"
+        assert await peer.wait_frames(10)
+
+
+async def test_values_of_a_failed_chunk_are_taken_back(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+        peer.send({"paused": True})
+        await asyncio.sleep(0.5)
+
+        server.set_faults(chunk_errors=1, chunk_error="no such words")
+        peer.send({"prompts": [{"text": "bad"}]})
+        peer.send({"paused": False})
+        message = await peer.wait_message("parameter_error")
+        await peer.wait_frames(10)
+
+        assert message["errors"][0]["loc"] == ["prompts"]
+        assert server.chunks()[-1]["active_prompts"] == PROMPTS["prompts"]
+
+
+async def test_five_failed_chunks_in_a_row_end_the_stream(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+
+        server.set_faults(chunk_errors=1000, chunk_error="nothing works")
+        message = await peer.wait_message("stream_stopped", 10)
+        await until(lambda: no_session(server), 5, "session closed")
+
+        assert message["error_message"] == "nothing works"
+        assert (await pipeline_status(server.client))["status"] == "loaded"
+
+
+async def test_unload_ends_the_streams_without_an_error(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+
+        await server.client.call("POST", "/api/v1/pipeline/unload")
+        message = await peer.wait_message("stream_stopped")
+        await until(lambda: no_session(server), 5, "session closed")
+
+        assert message == {"type": "stream_stopped"}
+
+
+async def test_death_of_the_serving_side_ends_the_streams_and_a_new_load_heals(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+
+        server.lose("The model process died.")
+        message = await peer.wait_message("stream_stopped")
+        status = await wait_status(server.client, "error")
+
+        assert "The model process died." in message["error_message"]
+        assert "The model process died." in status["error"]
+
+    await load(server.client, "longlive")
+    async with Peer(server.client) as again:
+        await again.connect(PROMPTS)
+        assert await again.wait_frames(5)
+
+
+async def test_frame_size_follows_a_reload(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        before = await peer.wait_frames(5)
+
+        await load(server.client, "memflow", {"height": 64, "width": 192})
+        await until(lambda: (peer.frames[-1].width, peer.frames[-1].height) == (192, 64), 10, "new size")
+
+        assert (before[0].width, before[0].height) == (128, 96)
+        assert [frame.pts for frame in peer.frames] == sorted({frame.pts for frame in peer.frames})
+        assert server.chunks()[0]["init_cache"]
+        assert server.chunks()[0]["active_prompts"] == PROMPTS["prompts"]
