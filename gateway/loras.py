@@ -1,0 +1,203 @@
+"""LoRA files: list, install, delete (api.md 6, lora.md 1.4 to 1.6)."""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.client_names import target_inside
+from gateway.config import Secrets
+from gateway.errors import ApiError
+from gateway.load_params import LORA_SUFFIX, find_lora
+from gateway.lora_download import LoraDownloader
+from gateway.lora_manifest import Entries, change_manifest, read_manifest
+from gateway.lora_sources import LoraEndpoints, LoraSource
+from gateway.safetensors_header import problem_of
+from gateway.validation import quoted
+
+logger = logging.getLogger(__name__)
+
+_PART: Final = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """One `.safetensors` file."""
+
+    path: Path  # absolute
+    relative: Path
+    size_bytes: int
+    read_only: bool  # in a shared directory
+
+    @property
+    def folder(self) -> str | None:
+        folder = self.relative.parent.as_posix()
+        return None if folder == "." else folder
+
+    def describe(self, manifest: Entries) -> dict[str, Any]:
+        """The object that clients know."""
+        entry = {} if self.read_only else manifest.get(self.relative.as_posix(), {})
+        if entry.get("size_bytes") != self.size_bytes:  # somebody replaced the file
+            entry = {}
+        return {
+            "name": self.path.stem,
+            "path": str(self.path),
+            "size_mb": round(self.size_bytes / (1 << 20), 2),
+            "folder": self.folder,
+            "sha256": entry.get("sha256"),
+            "provenance": entry.get("provenance"),
+            "read_only": self.read_only,
+            "problem": problem_of(self.path),
+        }
+
+
+class Loras:
+    """The LoRA directory, and shared ones that are only read."""
+
+    def __init__(
+        self,
+        directory: Path,
+        in_use: Callable[[], Iterable[Path]],
+        secrets: Secrets | None = None,
+        endpoints: LoraEndpoints | None = None,
+        shared: Sequence[Path] = (),
+    ) -> None:
+        """in_use: the files that are loaded or being loaded now."""
+        self._directory = directory
+        self._shared = shared
+        self._in_use = in_use
+        self._endpoints = endpoints or LoraEndpoints()
+        self._downloader = LoraDownloader(self._endpoints, secrets or Secrets())
+        self._installing: set[Path] = set()
+        self._manifest = asyncio.Lock()
+
+    async def entries(self) -> list[dict[str, Any]]:
+        """All files, ordered by folder and name."""
+        return await asyncio.to_thread(self._describe_all)
+
+    async def install(self, url: str, filename: str | None) -> dict[str, Any]:
+        """Download a file; the answer's body. Returns when the file is stored.
+
+        Raises ApiError: 400 (URL, name, content), 409 (exists), 401, 403, 404 (from the service), 500, 507.
+        """
+        source = self._endpoints.source(url)
+        name = filename or source.file_name or await self._ask_for_name(source)
+        if not name.lower().endswith(LORA_SUFFIX):
+            raise ApiError(
+                400, f"'{quoted(name)}' is not a {LORA_SUFFIX} file; other formats are not accepted."
+            )
+        target = await asyncio.to_thread(target_inside, self._directory, name)
+        exists = ApiError(409, f"'{target.name}' already exists; delete it first or choose another filename.")
+        if target in self._installing:
+            raise exists
+        self._installing.add(target)
+        try:
+            if await asyncio.to_thread(target.exists):
+                raise exists
+            file = await self._fetch(source, target)
+        finally:
+            self._installing.discard(target)
+        logger.info("LoRA %s installed from %s", file.path, source.url.host)
+        manifest = await asyncio.to_thread(read_manifest, self._directory)
+        description = await asyncio.to_thread(file.describe, manifest)
+        return {"message": f"Installed '{file.path.stem}'", "file": description}
+
+    async def delete(self, name: str) -> dict[str, Any]:
+        """Delete the file with that stem, at the top level or one directory below; the answer's body.
+
+        Raises ApiError: 403 (shared), 404 (absent), 409 (loaded).
+        """
+        files = await asyncio.to_thread(lambda: list(self._scan()))
+        matches = [f for f in files if name in (f.path.stem, f.path.name) and len(f.relative.parts) <= 2]
+        if not matches:
+            raise ApiError(404, f"LoRA '{quoted(name)}' not found")
+        file = min(matches, key=lambda f: (f.read_only, len(f.relative.parts), f.relative))
+        if file.read_only:
+            raise ApiError(403, f"LoRA '{quoted(name)}' is in a shared directory and cannot be deleted here.")
+        if file.path.resolve() in {path.resolve() for path in self._in_use()}:
+            raise ApiError(409, f"LoRA '{quoted(name)}' is loaded; load the pipeline without it first.")
+        await asyncio.to_thread(file.path.unlink, missing_ok=True)
+        await self._note(lambda entries: entries.pop(file.relative.as_posix(), None))
+        logger.info("LoRA %s deleted", file.path)
+        return {"success": True, "message": f"Deleted '{file.path.stem}'"}
+
+    async def _ask_for_name(self, source: LoraSource) -> str:
+        name = await self._downloader.civitai_name(source) or await self._downloader.announced_name(source)
+        if not name:
+            raise ApiError(400, "The URL does not tell the name of the file: send 'filename' too.")
+        return name
+
+    async def _fetch(self, source: LoraSource, target: Path) -> LoraFile:
+        part = target.with_name(target.name + _PART)
+        try:
+            await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(part.unlink, missing_ok=True)  # of a server that was killed
+            digest = await self._downloader.fetch(source, part)
+            problem = await asyncio.to_thread(problem_of, part)
+            if problem is not None:
+                raise ApiError(400, f"What {source.url.host} sent cannot be used: {problem}.")
+            size_bytes = (await asyncio.to_thread(part.stat)).st_size
+            await asyncio.to_thread(part.replace, target)
+        except OSError as error:
+            logger.error("Cannot store %s", target, exc_info=error)
+            raise ApiError(500, f"The server cannot store '{target.name}': {error.strerror}.") from error
+        finally:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+        relative = target.relative_to(self._directory.resolve())
+        entry = {
+            "filename": target.name,
+            "provenance": source.provenance(),
+            "sha256": digest,
+            "size_bytes": size_bytes,
+            "added_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        await self._note(lambda entries: entries.update({relative.as_posix(): entry}))
+        return LoraFile(self._directory / relative, relative, size_bytes, read_only=False)
+
+    async def _note(self, change: Callable[[Entries], object]) -> None:
+        async with self._manifest:
+            await asyncio.to_thread(change_manifest, self._directory, change)
+
+    def _describe_all(self) -> list[dict[str, Any]]:
+        files = sorted(self._scan(), key=lambda f: (f.folder or "", f.path.stem))
+        manifest = read_manifest(self._directory)
+        return [file.describe(manifest) for file in files]
+
+    def _scan(self) -> Iterator[LoraFile]:
+        yield from _scan(self._directory, read_only=False)
+        for directory in self._shared:
+            yield from _scan(directory, read_only=True)
+
+
+def files_in_use(loaded: Iterable[Mapping[str, Any]] | None, directories: Sequence[Path]) -> list[Path]:
+    """The files behind `loaded_lora_adapters` of the pipeline status."""
+    found = []
+    for adapter in loaded or ():
+        with contextlib.suppress(ApiError):  # deleted by hand meanwhile
+            found.append(find_lora(adapter["path"], directories))
+    return found
+
+
+def _scan(directory: Path, *, read_only: bool) -> Iterator[LoraFile]:
+    """Linked directories are followed, each directory is visited once."""
+    visited: set[Path] = set()
+    for folder, folders, files in os.walk(directory, followlinks=True):
+        place = Path(folder).resolve()
+        if place in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            path = Path(folder) / name
+            if path.suffix.lower() == LORA_SUFFIX and not name.startswith("."):
+                try:
+                    size_bytes = path.stat().st_size
+                except OSError:  # a broken link, or no permission
+                    continue
+                yield LoraFile(path, path.relative_to(directory), size_bytes, read_only)
