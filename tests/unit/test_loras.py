@@ -368,7 +368,7 @@ async def test_known_hosts_are_accepted(place: Place, host: str) -> None:
 
     assert (answer.status, answer.json()["detail"]) == (
         400,
-        "'x.pt' is no .safetensors file; other formats are not accepted.",
+        "'x.pt' is not a .safetensors file; other formats are not accepted.",
     )
 
 
