@@ -29,6 +29,7 @@ _ADDRESS = "127.0.0.1"  # Triton has no authentication
 _START_ATTEMPTS = 5  # somebody may take a port between our look and Triton's
 _START_TIMEOUT_S = 30.0
 _POLL_S = 0.02
+_ANSWER_S = 1.0  # another program may listen on that port and say nothing
 _EXIT_TIMEOUT_S = 10  # how long Triton itself waits for requests that nobody ends
 _LAST_OUTPUT_S = 2.0  # for a process that a model left behind and that holds the log's pipe
 _PORT_TAKEN = "already in use"
@@ -132,7 +133,9 @@ class EmbeddedTriton:
                     break
                 await self._clean_up()
                 if attempt == _START_ATTEMPTS or not self._port_was_taken():
-                    raise EmbeddedTritonError(f"The embedded Triton server did not start: {self._reason()}")
+                    raise EmbeddedTritonError(
+                        f"The embedded Triton server did not start: {self._reason()} Its whole log is above."
+                    )
                 logger.info("A port was taken while Triton started; trying others")
         except BaseException:
             await self.stop(timeout_s=0)
@@ -145,21 +148,24 @@ class EmbeddedTriton:
         """Wait until the server has exited, for whatever reason; returns its exit code (-9: killed)."""
         return await self._started().wait()
 
-    async def stop(self, timeout_s: float = _EXIT_TIMEOUT_S + 5) -> None:
+    async def stop(self, timeout_s: float = _EXIT_TIMEOUT_S + 5) -> int | None:
         """Stop the server, by force after `timeout_s`; idempotent.
 
-        Close streams and unload models before: the server waits for them.
+        Close streams and unload models before: the server waits for them. Returns its exit code: 0 when it
+        ended in order, negative when it was killed, None when it did not run.
         """
+        process = self._process
         self._stopping = True
         try:
-            if self._process is not None and self._process.returncode is None:
+            if process is not None and process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    self._process.terminate()
+                    process.terminate()
                 try:
-                    await asyncio.wait_for(self._process.wait(), timeout_s)
+                    await asyncio.wait_for(process.wait(), timeout_s)
                 except asyncio.TimeoutError:
                     logger.warning("Triton did not stop within %.1f s and is killed", timeout_s)
             await self._clean_up()
+            return None if process is None else process.returncode
         finally:
             self._stopping = False
 
@@ -268,7 +274,7 @@ class EmbeddedTriton:
         """What the log says about the end of the server; a sentence."""
         lines = [triton_log.parse(line) for line in self._last_lines]
         errors = [line.text for line in lines if line.level >= logging.ERROR]
-        return errors[-1] if errors else "its log names no error."
+        return f"{errors[-1].rstrip('.')}." if errors else "its log names no error."
 
 
 def _free_ports(count: int) -> list[int]:
@@ -301,7 +307,7 @@ async def _is_ready(port: int) -> bool:
         return False
     try:
         writer.write(f"GET /v2/health/ready HTTP/1.0\r\nHost: {_ADDRESS}\r\n\r\n".encode())
-        status = await asyncio.wait_for(reader.readline(), 5)
+        status = await asyncio.wait_for(reader.readline(), _ANSWER_S)
     except (OSError, asyncio.TimeoutError):
         return False
     finally:

@@ -136,7 +136,6 @@ class TritonInstallation:
         # The stub's interpreter takes its prefix, and so site-packages, from the first `python3` on PATH.
         env["PATH"] = _path_list([self.interpreter.executable.parent], env.get("PATH"))
         env["LD_LIBRARY_PATH"] = _path_list(libraries, env.get("LD_LIBRARY_PATH"))
-        env["PYTHONUNBUFFERED"] = "1"  # what a model prints belongs into the log at once
         env.setdefault("OMP_NUM_THREADS", "1")  # several model processes share the cores
         return env
 
