@@ -13,17 +13,21 @@ from quart_cors import cors
 from quart_schema import Info, QuartSchema
 from werkzeug.exceptions import HTTPException
 
+from gateway.assets import Assets
 from gateway.auth import require_token
 from gateway.config import Config
 from gateway.errors import ApiError, ValidationFailed
 from gateway.load_service import LoadService
 from gateway.logs import Logs
+from gateway.loras import Loras
 from gateway.metrics import Metrics
 from gateway.pipelines import Pipelines
+from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
 from gateway.routes.general import general_blueprint
 from gateway.routes.ice import ice_blueprint
 from gateway.routes.logs import logs_blueprint
+from gateway.routes.loras import loras_blueprint
 from gateway.routes.operations import operations_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
@@ -48,6 +52,8 @@ class Services:
     loader: LoadService
     sessions: Sessions
     metrics: Metrics
+    assets: Assets
+    loras: Loras
     ice: IceServers
     logs: Logs
 
@@ -75,6 +81,8 @@ def create_app(config: Config, serving: Serving) -> Quart:
         docs_blueprint(),
         logs_blueprint(services.logs),
         pipelines_blueprint(services.pipelines, services.loader),
+        assets_blueprint(services.assets),
+        loras_blueprint(services.loras),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
         sessions_blueprint(services.sessions, serving),
@@ -97,6 +105,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
 
 def _services(config: Config, serving: Serving) -> Services:
     pipelines = Pipelines(serving, config.load_timeout_s)
+    loader = LoadService(pipelines, [config.directories.loras])
     ice = IceServers.from_config(config)
     metrics = Metrics()
     sessions = Sessions(
@@ -106,9 +115,11 @@ def _services(config: Config, serving: Serving) -> Services:
     return Services(
         config=config,
         pipelines=pipelines,
-        loader=LoadService(pipelines, [config.directories.loras]),
+        loader=loader,
         sessions=sessions,
         metrics=metrics,
+        assets=Assets(config.directories.assets),
+        loras=Loras(config.directories.loras, loader.loras_in_use, config.secrets),
         ice=ice,
         logs=Logs(config.directories.logs),
     )

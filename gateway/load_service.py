@@ -1,10 +1,12 @@
 """From the body of a load request to an accepted load."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.load_params import LoadContext, parse_load_request
+from gateway.errors import ApiError
+from gateway.load_params import LoadContext, find_lora, parse_load_request
 from gateway.pipelines import Pipelines
 
 _GIB = 1 << 30
@@ -16,6 +18,15 @@ class LoadService:
     def __init__(self, pipelines: Pipelines, lora_directories: list[Path]) -> None:
         self._pipelines = pipelines
         self._lora_directories = lora_directories
+
+    def loras_in_use(self) -> list[Path]:
+        """LoRA files of what is loaded or on its way; they must not be deleted."""
+        files = []
+        for params in self._pipelines.params_in_use():
+            for lora in params.get("loras") or ():
+                with contextlib.suppress(ApiError):  # the file is gone already
+                    files.append(find_lora(lora["path"], self._lora_directories))
+        return files
 
     async def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Accept a load and return the answer's body; the status shows it from then on.

@@ -80,6 +80,11 @@ class Pipelines:
         """The pipeline that a new session would use; None while another one is on its way."""
         return self._loaded if self.state is State.LOADED else None
 
+    def params_in_use(self) -> list[dict[str, Any]]:
+        """Load parameters of what is loaded, being loaded or accepted."""
+        requests = [self._wanted, self._running, self._loaded]
+        return [request.params for request in requests if request is not None]
+
     def status(self) -> dict[str, Any]:
         """Body of GET /api/v1/pipeline/status."""
         loaded = self.loaded
