@@ -26,6 +26,15 @@ from tests.server.peer import Peer
 STATUS = "/api/v1/pipeline/status"
 PNG_HEADER = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000020000000208020000")
 
+_LONGLIVE_FILES = (  # api.md 5.2; "all" is only asked of this pipeline
+    "Wan2.1-T2V-1.3B/config.json",
+    "Wan2.1-T2V-1.3B/Wan2.1_VAE.pth",
+    "Wan2.1-T2V-1.3B/google/umt5-xxl/tokenizer.json",
+    "WanVideo_comfy/umt5-xxl-enc-fp8_e4m3fn.safetensors",
+    "WanVideo_comfy/Wan2_1-VACE_module_1_3B_bf16.safetensors",
+    "LongLive-1.3B/models/longlive_base.pt",
+    "LongLive-1.3B/models/lora.pt",
+)
 _PLACEHOLDER = re.compile(r"\{(offer\.\w+|\w+)\}")
 _OFFERS: dict[str, dict[str, Any]] = {
     "sendrecv": {},
@@ -82,7 +91,10 @@ class CaseRunner:
                 self._create_file((self._server.assets / value).resolve(), 64)
             case "session":
                 await self._open_session(value)
-            case "env" | "max_sessions":
+            case "models":
+                for path in _LONGLIVE_FILES if value == "all" else ():
+                    self._create_file(self._server.home / "models" / path, 1)
+            case "env" | "max_sessions" | "turn" | "hub":
                 pass  # the server was started for this case
             case _:
                 raise CaseError(f"the precondition {name!r} cannot be made true yet")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.cases import Case
 from tests.server.double_process import DoubleProcess
 from tests.server.not_yet import NOT_YET
 from tests.server.processes import ServerProcess
@@ -38,11 +37,11 @@ class CaseServers:
         self._special: DoubleProcess | None = None
         self._started = 0
 
-    def for_case(self, case: Case) -> DoubleProcess:
-        """A healthy server with the case's environment."""
-        if case.env:
+    def with_env(self, env: dict[str, str]) -> DoubleProcess:
+        """A healthy server with these settings; an earlier one with settings of its own is stopped."""
+        if env:
             self._stop_special()
-            self._special = self._start(case.env)
+            self._special = self._start(env)
             return self._special
         if self._common is None:
             self._common = self._start({})

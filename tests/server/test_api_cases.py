@@ -1,5 +1,6 @@
 """Every wire-level case of the specification against a real server."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -10,22 +11,30 @@ from tests.server.cases import CASES_FILE, Case, load_cases
 from tests.server.conftest import CaseServers
 from tests.server.expectations import CaseError
 from tests.server.not_yet import NOT_YET
+from tests.server.online import Online
 
 CASES = load_cases()
 SPECIFICATION = Path(__file__).parents[3] / "shared" / "spec" / "api_cases.json"
 
 
+async def run(case: Case, case_servers: CaseServers) -> None:
+    """Run a case on the server it needs, with the services on the internet it needs."""
+    async with Online(case) as online:
+        env = case.env | online.env
+        server = await asyncio.to_thread(case_servers.with_env, env)
+        await CaseRunner(server).run(case)
+        online.assert_asked(case.env.get("HF_TOKEN"))
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.id not in NOT_YET], ids=str)
 async def test_case_holds(case: Case, case_servers: CaseServers) -> None:
-    await CaseRunner(case_servers.for_case(case)).run(case)
+    await run(case, case_servers)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.id in NOT_YET], ids=str)
 async def test_case_that_waits_for_a_later_issue_really_fails(case: Case, case_servers: CaseServers) -> None:
-    runner = CaseRunner(case_servers.for_case(case))
-
     with pytest.raises(CaseError):
-        await runner.run(case)
+        await run(case, case_servers)
 
 
 def test_waiting_cases_exist() -> None:
