@@ -49,23 +49,37 @@ class TransformerConfig:
         Raises WanstreamError if a size is missing, or the file asks for a network that this one is not.
         """
         for key, supported in SUPPORTED.items():
-            if key in values and values[key] != supported:
+            if values.get(key, supported) != supported:
                 raise WanstreamError(
                     f"config.json has {key} = {values[key]!r}; only {supported!r} works. "
                     "Use a Wan2.1 text-to-video model."
                 )
-        fields = {f.name: f for f in dataclasses.fields(TransformerConfig)}
-        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        fields = dataclasses.fields(TransformerConfig)
+        missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
         if missing:
             raise WanstreamError(f"config.json lacks {', '.join(missing)}. Download it again.")
-        known = {name: values[name] for name in fields if name in values}
-        config = TransformerConfig(**{**known, "patch_size": tuple(known.get("patch_size", PATCH))})
-        if config.dim % (2 * config.num_heads) or config.freq_dim % 2 or config.patch_size[0] != 1:
-            raise WanstreamError(
-                f"config.json is inconsistent: dim {config.dim} must split into {config.num_heads} heads of "
-                f"even size, freq_dim {config.freq_dim} be even, patch_size {config.patch_size} start with 1."
-            )
+        known = {f.name: values[f.name] for f in fields if f.name in values}
+        if isinstance(known.get("patch_size"), list):
+            known["patch_size"] = tuple(known["patch_size"])
+        config = TransformerConfig(**known)
+        problem = config._problem()
+        if problem is not None:
+            raise WanstreamError(f"config.json is wrong: {problem}. Download it again.")
         return config
+
+    def _problem(self) -> str | None:
+        """Why no network can have these sizes."""
+        for name in (f.name for f in dataclasses.fields(self) if f.type == "int" or f.type is int):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                return f"{name} must be a positive integer, not {size!r}"
+        if self.dim % (2 * self.num_heads):
+            return f"dim {self.dim} does not split into {self.num_heads} heads of even size"
+        if self.freq_dim % 2:
+            return f"freq_dim must be even, not {self.freq_dim}"
+        if not (isinstance(self.patch_size, tuple) and len(self.patch_size) == 3 and self.patch_size[0] == 1):
+            return f"patch_size must be [1, rows, columns], not {self.patch_size!r}"
+        return None
 
 
 # What the network below does and other members of the family do not.
@@ -325,12 +339,12 @@ class CrossAttentionKV(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x * (1 + scale) + shift; x [B, T, dim], shift and scale [B, F, dim], one vector per latent frame."""
     frames = x.reshape(*shift.shape[:2], -1, x.shape[2])
-    return (frames * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+    return (frames * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).reshape(x.shape)
 
 
 def gate(x: Tensor, factor: Tensor) -> Tensor:
     """x * factor; x [B, T, dim], factor [B, F, dim], one vector per latent frame."""
-    return (x.reshape(*factor.shape[:2], -1, x.shape[2]) * factor.unsqueeze(2)).flatten(1, 2)
+    return (x.reshape(*factor.shape[:2], -1, x.shape[2]) * factor.unsqueeze(2)).reshape(x.shape)
 
 
 def pad_prompt(prompt_embeds: Tensor, text_len: int) -> Tensor:
