@@ -84,6 +84,7 @@ class AutoencoderGraph(nn.Module, ABC):
         self.step = step
         self.scale = vae.scale
         self._vae_shape = (vae.z_dim, vae.spatial_factor, vae.groups)
+        self.train(vae.training)
 
     @abstractmethod
     def signature(self, height: int, width: int) -> Signature:

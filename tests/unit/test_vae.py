@@ -19,6 +19,7 @@ from export.graphs.vae_graphs import Autoencoder, Caches, DecoderGraph, EncoderG
 from export.load import load_vae
 from streaming.errors import WanstreamError
 from streaming.specs import VaeType
+from streaming.video import TINY_GROUPS, WAN_GROUPS, FrameGroups
 from tests.random_weights import randomized
 
 TINY = TinyVaeConfig(encoder_width=4, decoder_widths=(6, 4, 5, 4))
@@ -106,6 +107,14 @@ def test_the_first_latent_frame_gives_one_picture_and_later_ones_a_group(name: s
 
     assert first.shape == (1, 3, 1, HEIGHT, WIDTH)
     assert later.shape == (1, 3, 2 * vae.groups.later, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("vae_type", "groups"),
+    [("wan", WAN_GROUPS), ("lightvae", WAN_GROUPS), ("tae", TINY_GROUPS), ("lighttae", TINY_GROUPS)],
+)
+def test_the_loop_and_the_modules_cut_frames_alike(vae_type: VaeType, groups: FrameGroups) -> None:
+    assert VAES[vae_type].groups == groups
 
 
 @every_vae
