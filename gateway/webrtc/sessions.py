@@ -33,6 +33,8 @@ _LINGER_S = 2.0  # between `stream_stopped` and the end of the connection
 _FLUSH_S = 0.5
 _MAX_QUEUED_MESSAGES = 100
 _MAX_MESSAGE_BYTES = 1 << 20
+_MAX_SDP_CHARACTERS = 64 << 10
+_MAX_SDP_SECTIONS = 8  # each may cost a transport with sockets of its own; clients offer up to three
 _END_OF_CANDIDATES = ""
 
 
@@ -275,13 +277,14 @@ class Sessions:
         self._sessions[session.id] = session
         try:
             await self._negotiate(session, sdp)
-        except ApiError:
+        except asyncio.CancelledError:  # the client hung up
             await session.close()
             raise
-        except Exception as error:  # a library's complaint about the offer's content
-            logger.info("[%s] Offer refused", session.id, exc_info=True)
+        except Exception as error:
+            refusal = _refusal(error, evicted=session.closed)
+            logger.info("[%s] Offer refused", session.id, exc_info=error if refusal is not error else None)
             await session.close()
-            raise ApiError(400, f"Invalid SDP offer: {error}") from error
+            raise refusal from error
         session.spawn(self._watchdog(session), "watchdog")
         session.report(state.remarks)
         logger.info("[%s] Session opened for %s", session.id, loaded.spec.id)
@@ -415,6 +418,16 @@ def session_metrics(session: Session) -> dict[str, Any]:
     }
 
 
+def _refusal(error: Exception, *, evicted: bool) -> ApiError:
+    """What to answer to an offer that failed with `error`."""
+    if isinstance(error, ApiError):
+        return error
+    if evicted:
+        text = "The session was closed to make room for another one; try again"
+        return ApiError(503, text, headers={"Retry-After": "5"})
+    return ApiError(400, f"Invalid SDP offer: {error}")  # a library's complaint about the content
+
+
 def check_offer(sdp: str, kind: str) -> None:
     """Refuse offers that could never show a picture, with a reason.
 
@@ -422,10 +435,14 @@ def check_offer(sdp: str, kind: str) -> None:
     """
     if kind != "offer":
         raise ApiError(400, f"The type must be 'offer', not {kind[:40]!r}")
+    if len(sdp) > _MAX_SDP_CHARACTERS:
+        raise ApiError(400, f"Invalid SDP offer: longer than {_MAX_SDP_CHARACTERS >> 10} KiB")
     try:
         description = SessionDescription.parse(sdp)
     except Exception as error:  # the parser raises whatever the malformed text makes it run into
         raise ApiError(400, f"Invalid SDP offer: {type(error).__name__} while parsing") from error
+    if len(description.media) > _MAX_SDP_SECTIONS:
+        raise ApiError(400, f"Invalid SDP offer: more than {_MAX_SDP_SECTIONS} media sections")
     video = [m for m in description.media if m.kind == "video"]
     if not video:
         raise ApiError(400, "Invalid SDP offer: no video section; add a video transceiver before the offer")
