@@ -83,17 +83,11 @@ class CaseRunner:
                 self._server.set_faults(load_delay_s=value)
             case "fail_load":
                 self._server.set_faults(load_error=value)
-            case "assets" | "loras":
-                directory = self._server.assets if name == "assets" else self._server.loras
-                for path, size in value.items():
-                    self._create_file(directory / path, size)
-            case "file":
-                self._create_file((self._server.assets / value).resolve(), 64)
+            case "assets" | "loras" | "file" | "models":
+                for path, size in self._wanted_files(name, value):
+                    self._create_file(path, size)
             case "session":
                 await self._open_session(value)
-            case "models":
-                for path in _LONGLIVE_FILES if value == "all" else ():
-                    self._create_file(self._server.home / "models" / path, 1)
             case "env" | "max_sessions" | "turn" | "hub":
                 pass  # the server was started for this case
             case _:
@@ -110,6 +104,18 @@ class CaseRunner:
         answer = await self._client.call("POST", "/api/v1/pipeline/load", json_body=load)
         check(answer.status == 200, f"load failed: {answer.status} {answer.text}")
         await self._wait_status("loaded", 15)
+
+    def _wanted_files(self, name: str, value: Any) -> list[tuple[Path, int]]:
+        """Paths and sizes in bytes of the files that a precondition names."""
+        match name:
+            case "file":
+                return [((self._server.assets / value).resolve(), 64)]
+            case "models":
+                names = _LONGLIVE_FILES if value == "all" else ()
+                return [(self._server.home / "models" / path, 1) for path in names]
+            case _:
+                directory = self._server.assets if name == "assets" else self._server.loras
+                return [(directory / path, size) for path, size in value.items()]
 
     def _create_file(self, path: Path, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,7 @@ LOADS = [
 _VIDEO = "m=video 9 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\n"
 _HEAD = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
 _CODEC = "a=rtpmap:96 VP8/90000\r\n"
+_DTLS = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32) + "\r\na=setup:actpass\r\n"
 _ICE = "a=ice-ufrag:abcd\r\na=ice-pwd:abcdefghijklmnopqrstuvwx\r\n"
 
 _SDPS: dict[str, Any] = {
@@ -127,6 +128,8 @@ _SDPS: dict[str, Any] = {
     "has a bad rtpmap": _HEAD + _VIDEO + "a=rtpmap:96\r\n" + _ICE,
     "has a bad candidate": _HEAD + _VIDEO + _CODEC + _ICE + "a=candidate:1 2 3\r\n",
     "is inactive": _HEAD + _VIDEO + _CODEC + _ICE + "a=inactive\r\n",
+    "has 500 video sections": _HEAD + (_VIDEO + _CODEC + _ICE) * 500,
+    "has 60 sections without a bundle": _HEAD + (_VIDEO + _CODEC + _ICE + _DTLS) * 60,
     "has 20000 unknown lines": _HEAD + "a=x:y\r\n" * 20_000,
 }
 

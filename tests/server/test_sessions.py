@@ -1,6 +1,8 @@
 """The life of sessions: limits, ends of all kinds, peers of all kinds."""
 
 import asyncio
+import json
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -103,6 +105,33 @@ async def test_peer_that_never_connects_costs_no_chunk(server: DoubleProcess) ->
         await until(lambda: no_session(server), CONNECT_TIMEOUT_S + 3, "session dropped")
 
     assert len(server.sessions()) == before
+
+
+async def test_offers_at_the_same_time_are_all_answered(server: DoubleProcess) -> None:
+    peers = [Peer(server.client) for _ in range(6)]
+    for peer in peers:
+        await peer.offer_sdp()
+
+    answers = await asyncio.gather(*(peer.offer(PROMPTS) for peer in peers))
+
+    assert {answer.status for answer in answers} <= {200, 503}
+    assert all(answer.headers["retry-after"].isdigit() for answer in answers if answer.status == 503)
+    assert 1 <= len(await sessions(server.client)) <= 2
+    for peer in peers:
+        await peer.close()
+
+
+async def test_client_that_hangs_up_during_its_offer_leaves_no_session(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        body = json.dumps({"sdp": await peer.offer_sdp(), "type": "offer"})
+    head = f"POST /api/v1/webrtc/offer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    request = f"{head}Content-Type: application/json\r\n\r\n{body}".encode()
+
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(request)
+
+    await until(lambda: no_session(server), CONNECT_TIMEOUT_S + 3, "no session left")
 
 
 async def test_deleting_twice_is_fine_and_frees_everything(server: DoubleProcess) -> None:
