@@ -1,10 +1,8 @@
-"""What the benchmarks share: servers on free ports, processes by role, the machine, the result file."""
+"""What the benchmarks of the server share: servers on free ports, processes by role, options."""
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import shlex
 import socket
 import subprocess
@@ -13,27 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 
-PACKAGES = (
-    "wanstream",
-    "aiortc",
-    "aioice",
-    "av",
-    "numpy",
-    "quart",
-    "hypercorn",
-    "tritonclient",
-    "nvidia-pytriton",
-)
-REPOSITORY = Path(__file__).resolve().parent.parent
+from benchmarks.results import REPOSITORY, add_out_option
+
 START_TIMEOUT_S = 60.0
 
 
@@ -190,59 +174,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options of every benchmark that streams: what the peers send, and where the result goes."""
     parser.add_argument("--size", type=_size, default=(512, 512), help="WIDTHxHEIGHT of the peers' video")
     parser.add_argument("--fps", type=int, default=30, help="frame rate of the peers' video")
-    parser.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("OUT") or REPOSITORY / "benchmarks/results")
-    )
+    add_out_option(parser)
 
 
 def _size(text: str) -> tuple[int, int]:
     width, height = (int(part) for part in text.split("x"))
     return height, width
-
-
-def write_result(directory: Path, name: str, result: Mapping[str, Any]) -> Path:
-    """Write `<directory>/<name>.json` with what is needed to repeat the run; the path."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}.json"
-    path.write_text(json.dumps(_provenance(name) | dict(result), indent=2) + "\n")
-    return path
-
-
-def _provenance(name: str) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {
-        "benchmark": name,
-        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": _git("status", "--porcelain") != "",
-        "versions": versions,
-        "machine": {
-            "cpu": _cpu_model(),
-            "cores": psutil.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-            "system": platform.platform(),
-            "gpu": None,
-        },
-        "precision": "n/a",
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(
-            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

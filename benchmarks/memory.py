@@ -17,9 +17,9 @@ from benchmarks.common import (
     gateway,
     processes_by_role,
     rss_bytes,
-    write_result,
 )
 from benchmarks.peer import PeerError, PeerOptions, PeerProcess
+from benchmarks.results import write_result
 
 SAMPLE_PERIOD_S = 5.0
 WARM_UP = 0.2  # of the samples; pools and caches fill first

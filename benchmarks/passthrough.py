@@ -27,9 +27,9 @@ from benchmarks.common import (
     machine_busy_seconds,
     percentiles,
     processes_by_role,
-    write_result,
 )
 from benchmarks.peer import PeerError, PeerOptions, PeerProcess, StreamRecord
+from benchmarks.results import write_result
 
 WARM_UP_S = 3.0
 BUSY_CLIENT = 0.8  # of a core; beyond it the client may be what is measured
