@@ -39,7 +39,7 @@ async def triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embe
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def scripted(triton: EmbeddedTriton) -> AsyncIterator[ModelClient]:
-    """The scripted pipeline, freshly loaded."""
+    """The scripted pipeline, loaded without parameters."""
     async with ModelClient(triton, SCRIPTED) as client:
         await client.load()
         yield client
@@ -391,6 +391,8 @@ async def test_malformed_command_is_refused_in_words_and_the_session_goes_on(
 async def test_load_parameters_reach_the_pipeline_and_change_with_the_next_load(
     scripted: ModelClient,
 ) -> None:
+    await scripted.unload()
+
     with pytest.raises(InferenceServerException) as caught:
         await scripted.load({"refuse": "Height 7 is too small. Choose at least 64."})
 
@@ -401,7 +403,18 @@ async def test_load_parameters_reach_the_pipeline_and_change_with_the_next_load(
     assert pixel(await scripted.generate(1)) == 2
 
 
+async def test_load_that_fails_leaves_the_loaded_pipeline_running(scripted: ModelClient) -> None:
+    await scripted.start(1, label=2)
+
+    with pytest.raises(InferenceServerException, match="No"):
+        await scripted.load({"refuse": "No."})
+
+    assert pixel(await scripted.generate(1)) == 2
+
+
 async def test_process_that_dies_while_loading_fails_the_load(scripted: ModelClient) -> None:
+    await scripted.unload()
+
     with pytest.raises(InferenceServerException, match="is not healthy"):
         await scripted.load({"crash": "1"})
 
@@ -451,6 +464,22 @@ async def test_unload_closes_the_pipeline_also_with_open_sessions(
 
     assert await scripted.state() == "UNAVAILABLE"
     await wait_for_log(caplog, "the scripted pipeline is closed")
+
+
+async def test_model_can_be_unloaded_after_failed_and_cancelled_chunks(scripted: ModelClient) -> None:
+    for sequence in range(1, 6):
+        await scripted.start(sequence)
+        with pytest.raises(InferenceServerException):
+            await scripted.generate(sequence, error="bug", error_at=0)
+        stream = scripted.stream(
+            sequence, {"op": "generate", "parameters": {"groups": 1000, "delay_s": 0.02}}
+        )
+        await anext(stream)
+        await stream.aclose()
+
+    await scripted.unload()
+
+    assert await scripted.state() == "UNAVAILABLE"
 
 
 async def test_session_can_be_continued_from_another_connection(

@@ -118,8 +118,7 @@ class ModelClient:
         await self.api.close()
 
     async def load(self, parameters: Mapping[str, str] | None = None, idle_s: float | None = None) -> None:
-        """Load the model, as the only user of it: one that is loaded already goes first."""
-        await self.unload()
+        """Load the model with these parameters; nothing happens when it is loaded with the same already."""
         await self.api.load_model(self.model, config=override(self.model, parameters or {}, idle_s))
 
     async def unload(self) -> None:
