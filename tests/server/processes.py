@@ -91,11 +91,12 @@ class ServerProcess:
         """Shared memory files that belong to this server's Triton."""
         return sorted(p.name for p in SHARED_MEMORY.glob(f"wanstream_*_{self.pid}_*"))
 
-    def stop(self, signal_number: int = signal.SIGINT, within_s: float = 10.0) -> int:
-        """Ask the server to end; its exit code. Asserts that nothing of it is left after `within_s`."""
+    def stop(self, signal_number: int | None = signal.SIGINT, within_s: float = 10.0) -> int:
+        """Ask the server to end (None: it was asked before); its exit code. Asserts that nothing of it is left after `within_s`."""
         children = self.children()
         deadline = time.monotonic() + within_s
-        self._process.send_signal(signal_number)
+        if signal_number is not None:
+            self._process.send_signal(signal_number)
         try:
             code = self._process.wait(within_s)
             while (left := self._left(children)) and time.monotonic() < deadline:

@@ -128,7 +128,7 @@ async def test_sigterm_gives_open_streams_their_time(tmp_path: Path) -> None:
         still_streaming = await peer.wait_frames(5)
         await peer.close()
 
-    code = server.stop(within_s=10)
+    code = server.stop(None, within_s=10)
     assert refused.status == 503
     assert "shutting down" in refused.json()["detail"]
     assert len(still_streaming) == 5
