@@ -87,7 +87,6 @@ async def test_malformed_message_is_reported(name: str, healthy: Peer) -> None:
         b"\r\n\r\n",
         b"GET\r\n\r\n",
         b"GET /health\r\n\r\n",
-        b"GET /health HTTP/9.9\r\n\r\n",
         b"GET /health HTTP/1.1\r\nno colon\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
         b"POST /api/v1/pipeline/load HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
