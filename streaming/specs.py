@@ -48,6 +48,8 @@ class LoopSpec:
     first_text_frames: int
     first_video_frames: int
     sink_size: int = 0  # first frames of the stream, never evicted
+    global_sink: bool = True  # RECACHE leaves the sink's keys as they are once the window has moved on
+    rope_positions: int = ROPE_POSITIONS
     first_video_advance: int | None = None  # frame counter after that chunk; None: its length
     timestep_shift: float = 5.0
     on_prompt_change: OnPromptChange = OnPromptChange.KEEP
@@ -59,6 +61,22 @@ class LoopSpec:
     record_interval: int | None = None  # chunks between two records in the bank; None: never
     normalise_encoded_video: bool = True  # (z - mean) / std after the VAE encoder
     vae_types: tuple[str, ...] = get_args(VaeType)  # autoencoders that this pipeline can run with
+
+    @property
+    def cache_frames(self) -> int:
+        """Latent frames that a later chunk can read: what the cache has to hold between chunks."""
+        return self.local_attn_size - self.frames_per_chunk
+
+    def chunk_frames(self, mode: str, first: bool) -> int:
+        """Latent frames of a chunk; `first` is true for the first one after a reset."""
+        if not first:
+            return self.frames_per_chunk
+        return self.first_video_frames if mode == VIDEO else self.first_text_frames
+
+    def input_frames(self, first: bool) -> int:
+        """Pixel frames that the VAE encodes for a chunk in video mode."""
+        frames = self.chunk_frames(VIDEO, first)
+        return 1 + (frames - 1) * TEMPORAL_FACTOR if first else frames * TEMPORAL_FACTOR
 
 
 @dataclass(frozen=True, slots=True)

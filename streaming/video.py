@@ -104,6 +104,16 @@ def to_model(pictures: Sequence[Array], height: int, width: int, dtype: npt.DTyp
     return np.ascontiguousarray(clip / full * two - one)
 
 
+def input_clip(pictures: Array, height: int, width: int, frames: int) -> Array:
+    """A chunk's input pictures as the VAE and the noise controller take them.
+
+    pictures uint8 [T, h, w, 3] -> float32 [1, 3, frames, height, width] in [-1, 1]; T > 0
+    """
+    if len(pictures) != frames:
+        pictures = pictures[resample_indices(len(pictures), frames)]
+    return to_model([pictures], height, width)
+
+
 def to_pictures(frames: Array) -> Array:
     """VAE output to pictures; truncates, does not round, as the reference does.
 

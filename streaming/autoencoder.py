@@ -1,0 +1,53 @@
+"""A stream through the autoencoder's engines; the caches that connect the calls are the caller's to keep."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from streaming.engines import Engine, VaeEngines
+
+Caches = tuple[Tensor, ...]
+NEW_CACHE = "new_cache_"
+
+
+def encode(
+    vae: VaeEngines, frames: Tensor, caches: Caches | None, *, normalise: bool = True
+) -> tuple[Tensor, Caches]:
+    """Encode the next frames of a stream; without caches, its first ones.
+
+    frames     [B, 3, T, H, W] in [-1, 1]
+    normalise  (mu - mean) / std instead of the encoder's mean as it comes
+    returns    latents [B, F, C, h, w], and the caches for the next call
+    Raises WanstreamError when T is too small for one latent frame.
+    """
+    name = "z" if normalise else "mu"
+    plan = vae.groups.plan(frames.shape[2], start=caches is None)
+    frames = torch.cat([frames, *[frames[:, :, -1:]] * plan.repeats], dim=2)
+    latents = []
+    if caches is None:
+        z, caches = _call(vae.encoder_first, "frames", frames[:, :, : plan.first], (), name)
+        latents.append(z)
+    if plan.later:
+        later = frames[:, :, plan.first : plan.first + plan.later]
+        z, caches = _call(vae.encoder_next, "frames", later, caches, name)
+        latents.append(z)
+    return torch.cat(latents, dim=2).transpose(1, 2), caches
+
+
+def decode(vae: VaeEngines, latents: Tensor, caches: Caches | None) -> tuple[Tensor, Caches]:
+    """Decode the next latent frames of a stream; without caches exactly one, its first.
+
+    latents [B, F, C, h, w] -> frames [B, 3, T, H, W] in [-1, 1], and the caches for the next call
+    """
+    engine = vae.decoder_first if caches is None else vae.decoder_next
+    return _call(engine, "z", latents.transpose(1, 2), caches or (), "frames")
+
+
+def _call(
+    engine: Engine, name: str, value: Tensor, caches: Sequence[Tensor], output: str
+) -> tuple[Tensor, Caches]:
+    new_caches = [name for name in engine.outputs if name.startswith(NEW_CACHE)]
+    inputs = {name: value.contiguous()} | {f"cache_{i:02d}": cache for i, cache in enumerate(caches)}
+    results = engine.run(inputs, [output, *new_caches])
+    return results[output], tuple(results[name] for name in new_caches)

@@ -1,0 +1,200 @@
+"""The denoise / cache loop: one chunk of a stream (pipelines-common.md 10). There is no other.
+
+What differs between pipelines is data of `LoopSpec`, or a function that its data picks.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from streaming.autoencoder import decode, encode
+from streaming.errors import WanstreamError
+from streaming.model import StreamModel, timesteps
+from streaming.noise import Draw, NoiseSource, motion_noise_scale
+from streaming.prompts import Conditioning, PromptRequest
+from streaming.schedule import first_video_step
+from streaming.session import Session
+from streaming.sessions import ChunkCancelled, Images
+from streaming.specs import VIDEO, OnPromptChange
+from streaming.video import input_clip, to_pictures
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ChunkRequest:
+    """What a chunk is asked to be: everything in force, not only what changed."""
+
+    prompts: PromptRequest
+    steps: tuple[int, ...]  # denoising timesteps, at least one
+    seed: int  # base seed, taken at the next reset
+    mode: str
+    init_cache: bool = False  # begin with fresh caches and forget the prompts
+    manage_cache: bool = True  # resets that no one asked for are allowed
+    noise_scale: float = 0.7  # video mode: 0 keeps the input, 1 ignores it
+    noise_controller: bool = True  # video mode: let motion decide about the noise scale
+    video: Images | None = None  # uint8 [T, H, W, 3] RGB, any size; video mode only
+
+
+@dataclass(slots=True)
+class StepTimer:
+    """Surrounds every engine call: stops a chunk that nobody wants and adds up the times."""
+
+    cancelled: Callable[[], bool] = field(default=lambda: False)
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a step called `name`. Raises ChunkCancelled before it begins."""
+        if self.cancelled():
+            raise ChunkCancelled
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = (time.perf_counter() - began) * 1e3
+            self.timings_ms[name] = self.timings_ms.get(name, 0.0) + elapsed
+
+
+def generate_chunk(
+    model: StreamModel, session: Session, request: ChunkRequest, noise: NoiseSource, step: StepTimer
+) -> Iterator[Images]:
+    """Make the next chunk of a stream.
+
+    Yields pictures, uint8 [T, H, W, 3] RGB, of one latent frame as soon as it is decoded. `session` changes
+    after the last of them and only when everything went well: the iterator has to be used up. Raises
+    ChunkCancelled, and WanstreamError for a request that cannot be met.
+    """
+    chunk = replace(session)
+    begin(model, chunk, request, step)
+    draw = noise.chunk(chunk.seed + chunk.start)
+    latents, steps = first_latents(model, chunk, request, draw, step)
+    if chunk.conditioning.updated and chunk.start > 0:
+        ON_PROMPT_CHANGE[model.spec.on_prompt_change](model, chunk, step)
+    frames = latents.shape[1]
+    chunk.kv = chunk.kv.with_room_for(frames, model.spec.local_attn_size)
+    x_0 = denoise(model, chunk, latents, steps, draw, step)
+    for i in range(frames):  # before the clean pass: the pictures need not wait for it
+        with step("decode"):
+            pixels, chunk.decoder_caches = decode(model.engines.vae, x_0[:, i : i + 1], chunk.decoder_caches)
+        yield to_pictures(pixels.float().cpu().numpy())
+    finish(model, chunk, x_0, step)
+    session.adopt(chunk)
+
+
+def begin(model: StreamModel, chunk: Session, request: ChunkRequest, step: StepTimer) -> None:
+    """Prompts, resets and cross attention of the chunk (pipelines-common.md 3 to 6)."""
+    init = request.init_cache or request.mode != chunk.mode  # a mode change is a reset (defect D1)
+    with step("text"):
+        known = Conditioning() if init else chunk.conditioning
+        chunk.conditioning = known.next(request.prompts, model.encode_prompts)
+    init |= request.steps != chunk.steps and request.manage_cache
+    chunk.mode, chunk.steps = request.mode, request.steps
+    if init:
+        chunk.last_input = None
+    if init or reset_due(model, chunk, request):
+        chunk.reset(model, request.seed)
+    if chunk.conditioning.updated or not chunk.cross_kv:
+        embedding = chunk.conditioning.embedding
+        assert embedding is not None, "the first conditioning of a stream has no embedding"
+        with step("text"):
+            chunk.cross_kv = model.cross_kv(embedding)
+
+
+def reset_due(model: StreamModel, chunk: Session, request: ChunkRequest) -> bool:
+    """Whether the stream has to start again although nobody asked for it (pipelines-common.md 6)."""
+    conditioning = chunk.conditioning
+    positions_end = chunk.start >= model.spec.rope_positions - model.spec.frames_per_chunk
+    jumped = conditioning.updated and not (conditioning.in_transition or conditioning.was_in_transition)
+    return positions_end or (jumped and request.manage_cache and request.mode == VIDEO)
+
+
+def first_latents(
+    model: StreamModel, chunk: Session, request: ChunkRequest, draw: Draw, step: StepTimer
+) -> tuple[Tensor, tuple[int, ...]]:
+    """What denoising starts from, [1, F, C, h, w], and its timesteps (pipelines-common.md 5, 7, 8)."""
+    spec, first = model.spec, chunk.start == 0
+    if request.mode != VIDEO:
+        frames = spec.chunk_frames(request.mode, first)
+        return model.place(draw(model.latents_shape(frames))), request.steps
+    if request.video is None or len(request.video) == 0:
+        raise WanstreamError("Video mode needs pictures: start a camera or a video, or switch to text mode.")
+    clip = input_clip(request.video, model.height, model.width, spec.input_frames(first))
+    scale = request.noise_scale
+    if request.noise_controller:
+        scale = motion_noise_scale(clip, chunk.last_input, spec.frames_per_chunk, scale)
+        chunk.last_input = clip[:, :, -1:]
+    with step("encode"):
+        z, chunk.encoder_caches = encode(
+            model.engines.vae,
+            model.place(torch.from_numpy(clip)),
+            chunk.encoder_caches,
+            normalise=spec.normalise_encoded_video,
+        )
+    latents = model.place(draw(z.shape)) * scale + z * (1 - scale)
+    return latents, (first_video_step(scale), *request.steps[1:])
+
+
+def denoise(
+    model: StreamModel,
+    chunk: Session,
+    latents: Tensor,
+    steps: tuple[int, ...],
+    draw: Draw,
+    step: StepTimer,
+) -> Tensor:
+    """Clean latents [1, F, C, h, w] from noisy ones; each step but the first adds noise to the last x_0."""
+    schedule = model.schedule
+    x_t, x_0 = latents, latents
+    for i, timestep in enumerate(steps):
+        if i > 0:
+            fresh = model.place(draw(x_0.shape))
+            x_t = schedule.add_noise(x_0, fresh, timesteps(timestep, x_0))
+        with step("denoise"):
+            flow = model.flow(x_t, timestep, chunk.start, chunk.cross_kv, chunk.kv)
+        x_0 = schedule.to_x0(flow, x_t, timesteps(timestep, x_t))
+    return x_0
+
+
+def finish(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer) -> None:
+    """Remember the chunk: later ones attend to clean frames, so their keys come from a pass at timestep 0.
+
+    Nothing may fail after the cache is written.
+    """
+    spec, frames = model.spec, x_0.shape[1]
+    with step("clean"):
+        new_kv = model.clean_kv(x_0, chunk.start, chunk.cross_kv, chunk.kv)
+    chunk.clean = torch.cat([chunk.clean, x_0], dim=1)[:, -spec.local_attn_size :]
+    first_video = chunk.start == 0 and chunk.mode == VIDEO
+    advance = spec.first_video_advance if first_video and spec.first_video_advance else frames
+    chunk.kv = chunk.kv.append(new_kv, range(chunk.start, chunk.start + frames))
+    chunk.start += advance
+
+
+def keep_cache(model: StreamModel, chunk: Session, step: StepTimer) -> None:
+    """Cached keys stay as they are; only the cross attention follows the new prompt."""
+
+
+def recache(model: StreamModel, chunk: Session, step: StepTimer) -> None:
+    """Compute the cached keys anew from the last clean latents (pipeline-longlive.md 4).
+
+    Once the window has moved on, a global sink keeps its keys, and the frames after it are computed. The old
+    cache is not touched: the chunk may still fail.
+    """
+    spec = model.spec
+    frames = min(chunk.start, spec.local_attn_size)
+    oldest = chunk.start - frames
+    sink = spec.sink_size if oldest > 0 and spec.global_sink else 0
+    past, first = chunk.kv.oldest(sink), oldest + sink
+    latents = chunk.clean[:, first - chunk.start :]
+    with step("recache"):
+        new_kv = model.clean_kv(latents, first, chunk.cross_kv, past, model.engines.recache)
+    chunk.kv = past.rebuilt(new_kv, range(first, chunk.start))
+
+
+ON_PROMPT_CHANGE: dict[OnPromptChange, Callable[[StreamModel, Session, StepTimer], None]] = {
+    OnPromptChange.KEEP: keep_cache,
+    OnPromptChange.RECACHE: recache,
+}

@@ -1,0 +1,137 @@
+"""A loaded model: its engines, its sizes, and the calls that the loop makes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from streaming.engines import Engine, Engines
+from streaming.kv_cache import KVCache, Ring
+from streaming.prompts import Encode
+from streaming.schedule import FlowSchedule
+from streaming.specs import LoopSpec
+from streaming.tokens import PATCH, Patch, unpatchify
+from streaming.transformer import LatentTransformer
+
+FLOW = "flow"
+NEW_KV = "new_kv_"
+CROSS_KV = "cross_kv_"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Dimensions that come with the weights."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    freq_dim: int = 256
+    channels: int = 16  # of the latents
+    patch: Patch = PATCH
+    spatial_factor: int = 8  # pixels per latent position, in height and in width
+
+
+@dataclass(frozen=True, eq=False)
+class StreamModel:
+    """All that the streams of one loaded pipeline share. Sizes in pixels.
+
+    encode_prompts   texts -> embeddings, each [1, text_len, text_dim]
+    cache_frames     slots of the self-attention cache, in latent frames: what the transformer's engine was
+                     built for, at least `spec.cache_frames`
+    """
+
+    spec: LoopSpec
+    engines: Engines
+    encode_prompts: Encode
+    sizes: ModelSizes
+    height: int
+    width: int
+    cache_frames: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        assert self.cache_frames >= self.spec.cache_frames, "the engine's cache is smaller than the window"
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns of the latents."""
+        return self.height // self.sizes.spatial_factor, self.width // self.sizes.spatial_factor
+
+    @property
+    def tokens_per_frame(self) -> int:
+        h, w = self.latent_size
+        return (h // self.sizes.patch[1]) * (w // self.sizes.patch[2])
+
+    @cached_property
+    def schedule(self) -> FlowSchedule:
+        """Noise levels by timestep."""
+        return FlowSchedule.shifted(self.spec.timestep_shift)
+
+    def latents_shape(self, frames: int) -> tuple[int, ...]:
+        return (1, frames, self.sizes.channels, *self.latent_size)
+
+    def no_latents(self) -> Tensor:
+        """Latents of zero frames, [1, 0, C, h, w]."""
+        return torch.zeros(self.latents_shape(0), dtype=self.dtype, device=self.device)
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """The tensor in the working type, on the device."""
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+    def empty_cache(self) -> KVCache:
+        """The self-attention cache of a new stream."""
+        sizes = self.sizes
+        shape = (2, 1, self.cache_frames * self.tokens_per_frame, sizes.heads, sizes.head_dim)
+        layers = tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(sizes.layers))
+        return KVCache(layers, Ring(self.cache_frames, self.spec.sink_size), self.tokens_per_frame)
+
+    def cross_kv(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Cross-attention keys and values of every layer for a prompt embedding [1, text_len, text_dim]."""
+        names = [f"{CROSS_KV}{i:02d}" for i in range(self.sizes.layers)]
+        results = self.engines.text_kv.run({"prompt_embeds": self.place(embedding)}, names)
+        return tuple(results[name] for name in names)
+
+    def flow(
+        self, x: Tensor, timestep: float, start: int, cross_kv: Sequence[Tensor], cache: KVCache
+    ) -> Tensor:
+        """One denoising pass: x [1, F, C, h, w] of the frames from `start` -> flow of the same shape."""
+        inputs = self._inputs(x, timestep, start, cross_kv, cache)
+        tokens = self.engines.transformer.run(inputs, [FLOW])[FLOW]
+        return unpatchify(tokens, *self.latent_size, self.sizes.patch)
+
+    def clean_kv(
+        self, x: Tensor, start: int, cross_kv: Sequence[Tensor], cache: KVCache, engine: Engine | None = None
+    ) -> list[Tensor]:
+        """Keys and values of clean latents x [1, F, C, h, w] of the frames from `start`, at timestep 0.
+
+        Every frame sees every frame of x and what the cache holds. Returns per layer [2, 1, tokens, N, D].
+        """
+        names = [f"{NEW_KV}{i:02d}" for i in range(self.sizes.layers)]
+        inputs = self._inputs(x, 0, start, cross_kv, cache)
+        results = (engine or self.engines.transformer).run(inputs, names)
+        return [results[name] for name in names]
+
+    def _inputs(
+        self, x: Tensor, timestep: float, start: int, cross_kv: Sequence[Tensor], cache: KVCache
+    ) -> dict[str, Tensor]:
+        frames = x.shape[1]
+        bias = cache.key_bias(frames * self.tokens_per_frame).to(self.dtype)
+        positions = range(start, start + frames)
+        return self._form.inputs(x, timesteps(timestep, x), positions, cross_kv, cache.layers, bias)
+
+    @cached_property
+    def _form(self) -> LatentTransformer:
+        engine, sizes = self.engines.transformer, self.sizes
+
+        def run(inputs: dict[str, Tensor]) -> Sequence[Tensor]:
+            return tuple(engine.run(inputs, engine.outputs).values())
+
+        return LatentTransformer(run, sizes.head_dim, sizes.freq_dim, sizes.patch)
+
+
+def timesteps(timestep: float, x: Tensor) -> Tensor:
+    """The same timestep for every frame of x [B, F, C, h, w]: float32 [B, F], on the CPU."""
+    return torch.full(x.shape[:2], float(timestep))

@@ -1,0 +1,51 @@
+"""What one stream remembers from chunk to chunk (pipelines-common.md 2)."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from streaming.autoencoder import Caches
+from streaming.kv_cache import KVCache
+from streaming.model import StreamModel
+from streaming.noise import Array
+from streaming.prompts import Conditioning
+
+
+@dataclass(eq=False)
+class Session:
+    """One stream. All values are replaced, never changed in place, so a copy is a snapshot.
+
+    The exception is the memory of `kv`, whose rules `KVCache` states. The loop is the only writer: it works
+    on a copy and adopts it when the chunk is done.
+    """
+
+    kv: KVCache
+    clean: Tensor  # the last clean latents, [1, frames, C, h, w]; as many as a re-cache reads
+    start: int = 0  # position of the next latent frame
+    mode: str | None = None  # of the chunk before; None: there was none
+    seed: int = 0  # base seed since the last reset
+    steps: tuple[int, ...] | None = None  # denoising timesteps of the chunk before
+    conditioning: Conditioning = field(default_factory=Conditioning)
+    cross_kv: tuple[Tensor, ...] = ()  # of the conditioning embedding; empty: not computed yet
+    encoder_caches: Caches | None = None  # None: the next frames are the first of a stream
+    decoder_caches: Caches | None = None
+    last_input: Array | None = None  # last frame that the noise controller saw, [1, 3, 1, H, W]
+
+    @staticmethod
+    def begin(model: StreamModel) -> "Session":
+        """A stream that has produced nothing yet."""
+        return Session(kv=model.empty_cache(), clean=model.no_latents())
+
+    def reset(self, model: StreamModel, seed: int) -> None:
+        """Start again at frame 0 with empty caches; prompts and their embedding stay."""
+        self.kv = self.kv.oldest(0)
+        self.clean = model.no_latents()
+        self.start = 0
+        self.seed = seed
+        self.encoder_caches = self.decoder_caches = None
+
+    def adopt(self, other: "Session") -> None:
+        """Become what `other` is."""
+        for entry in dataclasses.fields(self):
+            setattr(self, entry.name, getattr(other, entry.name))
