@@ -92,7 +92,10 @@ class ServerProcess:
         return sorted(p.name for p in SHARED_MEMORY.glob(f"wanstream_*_{self.pid}_*"))
 
     def stop(self, signal_number: int | None = signal.SIGINT, within_s: float = 10.0) -> int:
-        """Ask the server to end (None: it was asked before); its exit code. Asserts that nothing of it is left after `within_s`."""
+        """End the server; its exit code. Asserts that nothing of it is left after `within_s`.
+
+        signal_number: how it is asked; None: it was asked before.
+        """
         children = self.children()
         deadline = time.monotonic() + within_s
         if signal_number is not None:
