@@ -1,7 +1,5 @@
 """Cases of api_cases.json that wait for a later issue, and why. One that passes must leave the list."""
 
-_ASSETS = "the routes of assets are not mounted yet"
-_LORA_FILES = "the routes of LoRA files are not mounted yet"
 _MODELS = "the routes of model downloads are not mounted yet"
 
 NOT_YET: dict[str, str] = {
@@ -17,38 +15,4 @@ NOT_YET: dict[str, str] = {
     "download-start": _MODELS,
     "download-progress": _MODELS,
     "download-fail": _MODELS,
-    "lora-empty-old": _LORA_FILES,
-    "lora-list-old": _LORA_FILES,
-    "lora-empty-new": _LORA_FILES,
-    "lora-list-new": _LORA_FILES,
-    "lora-size": _LORA_FILES,
-    "lora-install-host": _LORA_FILES,
-    "lora-install-blob": _LORA_FILES,
-    "lora-install-ext": _LORA_FILES,
-    "lora-install-escape": _LORA_FILES,
-    "lora-install-exists": _LORA_FILES,
-    "lora-delete": _LORA_FILES,
-    "asset-list-empty": _ASSETS,
-    "asset-upload": _ASSETS,
-    "asset-no-ctype": _ASSETS,
-    "asset-video": _ASSETS,
-    "asset-no-filename": _ASSETS,
-    "asset-bad-ext": _ASSETS,
-    "asset-dotfile": _ASSETS,
-    "asset-max": _ASSETS,
-    "asset-too-big": _ASSETS,
-    "asset-empty": _ASSETS,
-    "asset-subdir": _ASSETS,
-    "asset-traversal-dotdot": _ASSETS,
-    "asset-traversal-dotdot2": _ASSETS,
-    "asset-traversal-abs": _ASSETS,
-    "asset-traversal-backslash": _ASSETS,
-    "asset-traversal-nul": _ASSETS,
-    "asset-traversal-hidden": _ASSETS,
-    "asset-fake-image": _ASSETS,
-    "asset-overwrite": _ASSETS,
-    "asset-type-bad": _ASSETS,
-    "asset-get-missing": _ASSETS,
-    "asset-range": _ASSETS,
-    "asset-order": _ASSETS,
 }

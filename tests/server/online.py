@@ -1,21 +1,25 @@
 """Stand-ins for the services on the internet that cases ask for: TURN credentials and the model hub."""
 
-import asyncio
 import json
 from typing import Any
 
-from tests.local_http import LocalHttp, Reply, Request
+from gateway.artifacts import ARTIFACTS, UPSTREAM
+from tests.hub_double import HubDouble
+from tests.local_http import Reply, Request
 from tests.server.cases import Case
 
 _CREDENTIALS = "/credentials"
 
 
-class Online(LocalHttp):
-    """Answers as the preconditions `turn` and `hub` of one case say."""
+class Online(HubDouble):
+    """Answers as the preconditions `turn` and `hub` of one case say; without repositories: 401."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self._wanted: dict[str, Any] = dict(case.preconditions())
+        if self._wanted.get("hub") == "slow":
+            self.slow = True
+            self.add(ARTIFACTS["longlive"], UPSTREAM)
 
     @property
     def env(self) -> dict[str, str]:
@@ -28,21 +32,16 @@ class Online(LocalHttp):
         return env
 
     async def answer(self, request: Request) -> Reply:
-        if request.path == _CREDENTIALS:
-            turn = self._wanted["turn"]
-            return _json(turn["status"], turn["json"])
-        if self._wanted.get("hub") == "401":
-            return _json(401, {"error": "Invalid credentials in Authorization header"})
-        await asyncio.sleep(30)  # slow: longer than any case looks
-        return Reply(504)
+        if request.path != _CREDENTIALS:
+            return await super().answer(request)
+        turn = self._wanted["turn"]
+        return Reply(turn["status"], json.dumps(turn["json"]).encode(), {"Content-Type": "application/json"})
 
     def assert_asked(self, token: str | None) -> None:
-        """Asserts that the credential service was asked, with the token, if there is one."""
+        """Asserts that the service was asked that the case is about, with the token if there is one."""
+        if "hub" in self._wanted:
+            assert self.requests, "the hub was not asked"
         if "turn" in self._wanted:
             given = [r.headers.get("authorization") for r in self.requests if r.path == _CREDENTIALS]
             assert given, "the credential service was not asked"
             assert set(given) == {f"Bearer {token}"}
-
-
-def _json(status: int, value: Any) -> Reply:
-    return Reply(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
