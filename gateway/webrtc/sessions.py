@@ -88,6 +88,7 @@ class Session:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_input = False
         self._stopping = False
+        self._closing: asyncio.Task[None] | None = None
         self.worker = StreamWorker(
             self.id, pipelines, state, self.input, self.output, lambda: self._has_input, self.notify, observer
         )
@@ -152,15 +153,20 @@ class Session:
         await self.close()
 
     async def close(self) -> None:
-        """End the worker and the connection, free everything. Idempotent."""
-        if self.closed:
-            return
-        self.closed = True
+        """End the worker and the connection, free everything. Idempotent.
+
+        Goes on when the caller is cancelled: a page that is left hangs up before its DELETE is answered.
+        """
+        if self._closing is None:
+            self.closed = True
+            self._closing = asyncio.create_task(self._close(asyncio.current_task()), name=f"close-{self.id}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self, caller: "asyncio.Task[Any] | None") -> None:
         logger.info("[%s] Closing the session", self.id)
         self.output.close()
         self.track.stop()
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
+        tasks = [task for task in self._tasks if task is not caller]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
