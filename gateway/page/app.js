@@ -70,8 +70,9 @@ function render() {
     );
     return;
   }
-  const from = controls.mode === "text" ? "text" : settings.source === "camera" ? "your camera" : "a video file";
-  showPlaceholder(entry.name, `Makes video from ${from}. ${state === "offline" ? "The server does not answer." : "Press Start."}`);
+  const source = settings.source === "camera" ? "stream your camera" : "stream a video file";
+  const text = `Press Start to ${controls.mode === "text" ? "make video from text" : source}.`;
+  showPlaceholder(entry.name, state === "offline" ? "The server does not answer." : text);
 }
 
 /** The line below the settings: what the server holds, and whether the settings differ from that. */
@@ -230,6 +231,7 @@ function togglePause() {
 }
 
 async function unload() {
+  stop();
   try {
     await api.unload();
   } catch (error) {
@@ -318,6 +320,7 @@ stream.addEventListener("retry", ({ detail: { inS, reason } }) => {
 stream.addEventListener("refused", ({ detail: problems }) => {
   notify("refused", { title: "The server refused a change", text: problems.map(problemText).join("\n") });
 });
+stream.addEventListener("changed", ({ detail }) => controls.adopt(detail));
 stream.addEventListener("warnings", ({ detail }) => {
   notify("warnings", { level: "info", title: "Loaded with a remark", text: detail.join("\n") });
 });
@@ -390,6 +393,15 @@ setInterval(async () => {
   }
 }, READING_MS);
 
+/** A token in the address has become a cookie by now; it should not stay visible, nor be copied with a link. */
+function hideToken() {
+  const address = new URL(location.href);
+  if (!address.searchParams.has("token")) return;
+  address.searchParams.delete("token");
+  history.replaceState(null, "", address);
+}
+
+hideToken();
 showNumbers(null);
 showServerNumbers(null);
 render();

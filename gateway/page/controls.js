@@ -1,6 +1,6 @@
 // The settings panel: shows what the chosen pipeline has, remembers what the user changes.
 
-import { fieldsOf, loadParams, promptUpdate, snap, streamParameters } from "./fields.js";
+import { fieldsOf, loadParams, promptRows, promptUpdate, snap, streamParameters } from "./fields.js";
 import { PromptEditor } from "./prompts.js";
 import { StepEditor } from "./steps.js";
 
@@ -66,6 +66,16 @@ export class Controls extends EventTarget {
   streamParameters() {
     this.#prompts.markApplied();
     return streamParameters(this.fields, this.values, this.mode, this.#settings.prompts);
+  }
+
+  /** Take over parameters that a running stream got from elsewhere. */
+  adopt(parameters) {
+    const overrides = this.#settings.overrides(this.entry.id, this.mode);
+    for (const [name, value] of Object.entries(parameters)) if (name in this.fields) overrides[name] = value;
+    const prompts = parameters.transition?.target_prompts ?? parameters.prompts;
+    if (prompts?.length) this.#prompts.replace(promptRows(prompts));
+    this.#settings.save();
+    this.refresh();
   }
 
   loadParams() {

@@ -100,6 +100,13 @@ export function promptUpdate(values, prompts) {
   return { transition, ...blend };
 }
 
+/** Any form of prompts that the server takes (text, texts, objects) as rows with weights of at most 100. */
+export function promptRows(prompts) {
+  const rows = [prompts].flat().map((prompt) => (typeof prompt === "string" ? { text: prompt } : prompt));
+  const largest = Math.max(...rows.map(({ weight = 1 }) => weight)) || 1;
+  return rows.map(({ text, weight = 1 }) => ({ text, weight: Math.round((weight / largest) * 100) }));
+}
+
 /** Empty rows are left out; an empty list is not allowed, so one empty prompt stands for "none". */
 function usablePrompts(prompts) {
   const written = prompts.filter((prompt) => prompt.text.trim());

@@ -26,6 +26,13 @@ export class PromptEditor {
     return JSON.stringify(this.#prompts.map((prompt) => prompt.text));
   }
 
+  /** Show other prompts, which are already in use. */
+  replace(prompts) {
+    this.#prompts.splice(0, Infinity, ...prompts);
+    this.#render();
+    this.markApplied();
+  }
+
   /** The prompts as they are now have been sent. */
   markApplied() {
     this.#applied = this.#texts();

@@ -24,7 +24,8 @@ export class StreamError extends Error {
  *
  * Events (detail):
  *   "state" (name), "stage" (text of a load's current step), "loaded" (status answer), "media" (MediaStream),
- *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences).
+ *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences),
+ *   "changed" (parameters that someone else changed).
  *
  * A plan is {pipelineId, loadParams, track (or null), parameters: () => initialParameters}.
  */
@@ -235,6 +236,7 @@ export class Stream extends EventTarget {
 
   #receive(message) {
     if (message.type === "parameter_error") this.#emit("refused", message.errors ?? []);
+    if (message.type === "parameters_updated") this.#adopt(message.parameters ?? {});
     if (message.type !== "stream_stopped") return;
     const text = message.error_message;
     this.#fail(
@@ -242,6 +244,12 @@ export class Stream extends EventTarget {
         ? new StreamError("The stream stopped", text, "stopped")
         : new StreamError("The server ended the stream", "It was shut down, or its pipeline was unloaded.", "stopped"),
     );
+  }
+
+  /** A script changed parameters of this stream over HTTP. */
+  #adopt(parameters) {
+    if (this.isLive && "paused" in parameters) this.#set(parameters.paused ? "paused" : "streaming");
+    this.#emit("changed", parameters);
   }
 
   #watch(state) {
