@@ -1,6 +1,7 @@
 """Prompt embeddings are found again, in memory and on disk, and damage costs only a recomputation."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,10 @@ def empty(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [cut, flip_last_byte, empty])
 def test_a_damaged_file_is_discarded_with_a_warning(
-    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     EmbeddingCache("umt5", tmp_path).put("a panda", embedding(4))
     (file,) = tmp_path.iterdir()
-    assert callable(damage)
     file.write_bytes(damage(file.read_bytes()))
 
     with caplog.at_level(logging.WARNING):

@@ -118,6 +118,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
         ("sch\u00c3\u00b6n", "sch\u00f6n"),
         ("tabs\u00a0and\u3000more", "tabs and more"),
         ("MiXeD CaSe", "MiXeD CaSe"),
+        ("half \ud83d of a pair", "half \ufffd of a pair"),
         ("", ""),
     ],
 )
