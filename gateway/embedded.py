@@ -67,7 +67,7 @@ class EmbeddedTriton:
 
         installation: None: find it. find_ports(n): n free ports; None: ask the kernel.
         """
-        self.repositories = tuple(repositories)
+        self.repositories = tuple(path.absolute() for path in repositories)
         self.on_exit = on_exit
         self._installation = installation
         self._find_ports = find_ports or _free_ports

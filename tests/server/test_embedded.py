@@ -181,6 +181,19 @@ def test_pytriton_is_found_without_being_imported() -> None:
     assert "pytriton" not in sys.modules
 
 
+async def test_model_repository_may_be_a_relative_path() -> None:
+    triton = EmbeddedTriton([Path(os.path.relpath(model_repository()))])
+    await triton.start()
+
+    try:
+        async with ModelClient(triton, PASSTHROUGH) as client:
+            await client.load()
+            assert await client.state() == "READY"
+            await client.unload()
+    finally:
+        await triton.stop(timeout_s=2)
+
+
 async def test_missing_model_repository_is_named(tmp_path: Path) -> None:
     triton = EmbeddedTriton([tmp_path / "none"])
 
