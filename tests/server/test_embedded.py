@@ -181,8 +181,9 @@ def test_pytriton_is_found_without_being_imported() -> None:
     assert "pytriton" not in sys.modules
 
 
-async def test_model_repository_may_be_a_relative_path() -> None:
-    triton = EmbeddedTriton([Path(os.path.relpath(model_repository()))])
+async def test_model_repository_may_be_a_relative_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model_repository().parent)
+    triton = EmbeddedTriton([Path(model_repository().name)])
     await triton.start()
 
     try:
