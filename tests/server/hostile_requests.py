@@ -228,7 +228,73 @@ PARAMETERS = [
     ]
 ]
 
+ASSETS = "/api/v1/assets"
+_PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000020000000208020000")
+
+UPLOADS = [
+    Request(f"upload {query[:60]}", "POST", ASSETS + query, (400, 422), {"body": body})
+    for query, body in [
+        ("", _PNG),
+        ("?filename=", _PNG),
+        ("?filename=.png", _PNG),
+        ("?filename=a", _PNG),
+        ("?filename=a.exe", _PNG),
+        ("?filename=../a.png", _PNG),
+        ("?filename=..%2F..%2Fa.png", _PNG),
+        ("?filename=%2Ftmp%2Fa.png", _PNG),
+        ("?filename=C:%5Ca.png", _PNG),
+        ("?filename=a%00.png", _PNG),
+        ("?filename=a%0d%0aX-Header:%20y.png", _PNG),
+        ("?filename=" + "a" * 300 + ".png", _PNG),
+        ("?filename=" + "a/" * 2000 + "a.png", _PNG),
+        ("?filename=.git/a.png", _PNG),
+        ("?filename=text.png", b"this is no picture"),
+        ("?filename=empty.png", b""),
+    ]
+]
+
+ASSET_READS = [
+    Request(f"asset {path[:50]}", "GET", ASSETS + path, statuses)
+    for path, statuses in [
+        ("/nope.png", (404,)),
+        ("/..%2f..%2fetc%2fpasswd", (403, 404)),
+        ("/../../../etc/passwd", (403, 404)),
+        ("/%2fetc%2fpasswd", (403, 404)),
+        ("/a%00.png", (400, 403, 404)),
+        ("/%ff.png", (400, 403, 404)),
+        ("/" + "a" * 5000 + ".png", (400, 403, 404, 414)),
+        ("?type=program", (422,)),
+        ("?type=", (422,)),
+    ]
+]
+
+LORAS = [
+    _post(f"LoRA {json.dumps(body)[:70]}", "/api/v1/loras", statuses, body)
+    for body, statuses in [
+        ({}, (422,)),
+        ([], (422,)),
+        ({"url": 5}, (422,)),
+        ({"url": ""}, (400,)),
+        ({"url": "not a url"}, (400,)),
+        ({"url": "file:///etc/passwd"}, (400,)),
+        ({"url": "http://127.0.0.1:1/a.safetensors"}, (400,)),
+        ({"url": "http://169.254.169.254/latest/a.safetensors"}, (400,)),
+        ({"url": "https://huggingface.co.example.com/a.safetensors"}, (400,)),
+        ({"url": "https://huggingface.co/a/b/resolve/main/a.pt"}, (400,)),
+        (
+            {"url": "https://huggingface.co/a/b/resolve/main/a.safetensors", "filename": "../a.safetensors"},
+            (400,),
+        ),
+    ]
+] + [
+    Request(f"delete of LoRA {name}", "DELETE", f"/api/v1/loras/{name}", (400, 403, 404))
+    for name in ("nope", "..%2f..%2fa", "%2fetc%2fpasswd", "a%00b", "%ff")
+]
+
 REQUESTS = [
+    *UPLOADS,
+    *ASSET_READS,
+    *LORAS,
     *BODIES,
     *CONTENT_TYPES,
     *LOADS,
