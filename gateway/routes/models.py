@@ -1,0 +1,70 @@
+"""Status and download of model files."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field, TypeAdapter
+from quart import Blueprint, request
+from quart_schema import document_querystring, document_request, document_response, tag, validate_response
+
+from gateway.bodies import ErrorBody, Message
+from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.json_body import json_object
+from gateway.models import Models
+from gateway.validation import check
+
+
+class ModelsQuery(BaseModel):
+    pipeline_id: str
+
+
+class DownloadBody(BaseModel):
+    pipeline_id: str
+
+
+class ModelsStatusBody(BaseModel):
+    downloaded: bool
+    progress: dict[str, Any] | None = Field(
+        description="is_downloading, percentage and current_artifact (of the current repository), "
+        "total_percentage, downloaded_mb, total_mb, stage; error after a failure"
+    )
+    engines_ready: bool
+    missing: list[str] = Field(description="paths relative to the models directory")
+
+
+_DOWNLOAD: TypeAdapter[DownloadBody] = TypeAdapter(DownloadBody)
+
+
+def models_blueprint(models: Models) -> Blueprint:
+    bp = Blueprint("models", __name__, url_prefix="/api/v1/models")
+
+    @bp.get("/status")
+    @tag(["models"])
+    @document_querystring(ModelsQuery)
+    @document_response(ErrorBody, 404)
+    @document_response(ErrorBody, 422)
+    @validate_response(ModelsStatusBody)
+    async def status() -> dict[str, Any]:
+        """Whether a pipeline's files are there, and how far their download is."""
+        pipeline_id = request.args.get("pipeline_id")
+        if pipeline_id is None:
+            problem = Problem(type="missing", loc=["query", "pipeline_id"], msg="Field required", input=None)
+            raise ValidationFailed([problem])
+        return await models.status(pipeline_id)
+
+    @bp.post("/download")
+    @tag(["models"])
+    @document_request(DownloadBody)
+    @document_response(ErrorBody, 400)
+    @document_response(ErrorBody, 404)
+    @document_response(ErrorBody, 409)
+    @document_response(ErrorBody, 422)
+    @validate_response(Message)
+    async def download() -> Message:
+        """Begin to download a pipeline's files; poll the status until `downloaded` or `progress.error`."""
+        body = check(_DOWNLOAD, await json_object(request), "body")
+        if not body.pipeline_id:
+            raise ApiError(400, "pipeline_id is required")
+        models.start(body.pipeline_id)
+        return Message(message=f"Model download started for {body.pipeline_id}")
+
+    return bp
