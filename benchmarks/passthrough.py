@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -155,20 +155,18 @@ def _stream_numbers(records: Sequence[StreamRecord], start: float, end: float) -
     delays_ms: list[float] = []
     gaps_ms: list[float] = []
     fps: list[float] = []
-    totals = {"frames": 0, "lost": 0, "repeated": 0, "unreadable": 0, "skipped_by_client": 0}
+    totals = {"frames": 0, "lost": 0, "repeated": 0, "unreadable": 0, "client_stalled": 0}
     for record in records:
-        sent = dict(record.sent)
-        frames = [(number, t) for number, t in record.received if start <= t < end]
-        numbers = [number for number, _ in frames if number in sent]
-        times = [t for _, t in frames]
-        delays_ms += [1000 * (t - sent[number]) for number, t in frames if number in sent]
-        gaps_ms += [1000 * (after - before) for before, after in itertools.pairwise(times)]
-        fps.append(len(frames) / (end - start))
-        totals["frames"] += len(frames)
-        totals["repeated"] += len(numbers) - len(set(numbers))
-        totals["unreadable"] += len(frames) - len(numbers)
-        totals["lost"] += _lost(sent, numbers)
-        totals["skipped_by_client"] += record.skipped
+        matched = [(match, t) for match, t in _matches(record) if start <= t < end]
+        found = [match for match, _ in matched if match is not None]
+        delays_ms += [1000 * (t - record.sent[match][1]) for match, t in matched if match is not None]
+        gaps_ms += [1000 * (after - before) for (_, before), (_, after) in itertools.pairwise(matched)]
+        fps.append(len(matched) / (end - start))
+        totals["frames"] += len(matched)
+        totals["repeated"] += len(found) - len(set(found))
+        totals["unreadable"] += len(matched) - len(found)
+        totals["lost"] += max(found) - min(found) + 1 - len(set(found)) if found else 0
+        totals["client_stalled"] += record.stalled
     seconds = [record.received[-1][1] - record.offer_sent for record in records]
     rates = [8e-3 * record.bytes_received / s for record, s in zip(records, seconds, strict=True)]
     return totals | {
@@ -179,11 +177,18 @@ def _stream_numbers(records: Sequence[StreamRecord], start: float, end: float) -
     }
 
 
-def _lost(sent: Mapping[int, float], numbers: Sequence[int]) -> int:
-    """Numbers that were sent between the first and the last one received, and never came."""
-    if not numbers:
-        return 0
-    return sum(min(numbers) < number < max(numbers) for number in sent.keys() - set(numbers))
+def _matches(record: StreamRecord) -> Iterator[tuple[int | None, float]]:
+    """For each received frame the index in `record.sent` of what it shows, and its time.
+
+    The numbers come in a loop: what was sent last under a number, before the frame arrived, is what it shows.
+    """
+    latest: dict[int, int] = {}
+    index = 0
+    for number, t in record.received:
+        while index < len(record.sent) and record.sent[index][1] <= t:
+            latest[record.sent[index][0]] = index
+            index += 1
+        yield (None if number is None else latest.get(number)), t
 
 
 def _summary(runs: Sequence[Run], sessions: int) -> Run:
@@ -233,8 +238,8 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
             warnings.append(
                 f"{where}: a client used {run['busiest_client_cores']:.0%} of a core; it may be the limit."
             )
-        if run["skipped_by_client"] > 0.01 * run["frames"]:
-            warnings.append(f"{where}: the clients could not send {run['skipped_by_client']} frames in time.")
+        if run["client_stalled"] > 0.01 * run["frames"]:
+            warnings.append(f"{where}: the clients fell {run['client_stalled']} frames behind.")
     return warnings
 
 

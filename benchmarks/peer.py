@@ -1,4 +1,8 @@
-"""A WebRTC client in its own process that sends numbered frames and notes when each number comes back."""
+"""A WebRTC client in its own process that sends numbered frames and notes when each number comes back.
+
+The pictures are encoded once, at the start, and then sent in a loop, so that the client leaves the machine's
+cores to the server. Received frames are decoded, as a viewer does.
+"""
 
 import asyncio
 import contextlib
@@ -8,17 +12,20 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass, field
+from fractions import Fraction
 from multiprocessing.connection import Connection
 from typing import Any
 
+import av
 import httpx
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
-from av import VideoFrame
 
-from benchmarks.frame_numbers import MAX_NUMBER, NumberedVideo, luma_of, read_number
+from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo, luma_of, read_number
 
 CONNECT_TIMEOUT_S = 30.0
+LOOP_FRAMES = 300  # longer than any delay, so that a number is never ambiguous
+BITRATE = 1_000_000
 RECEIVE_BUFFER_BYTES = 1 << 20
 
 
@@ -37,11 +44,11 @@ class StreamRecord:
 
     offer_sent: float = 0.0
     first_frame: float | None = None
-    sent: list[tuple[int, float]] = field(default_factory=list)  # (number, handed to the encoder)
+    sent: list[tuple[int, float]] = field(default_factory=list)  # (number, handed to the transport)
     received: list[tuple[int | None, float]] = field(
         default_factory=list
     )  # (number, decoded); None: unreadable
-    skipped: int = 0  # numbers that the client could not send in time, like a camera's dropped frames
+    stalled: int = 0  # frames by which the client fell behind its own rate
     bytes_received: int = 0
 
 
@@ -107,7 +114,7 @@ def _main(pipe: Connection, options: PeerOptions) -> None:
 
 
 async def _serve(pipe: Connection, options: PeerOptions) -> None:
-    video = NumberedVideo(options.height, options.width)
+    loop = encode_loop(options)
     stream: Stream | None = None
     pipe.send((True, None))
     while True:
@@ -116,7 +123,7 @@ async def _serve(pipe: Connection, options: PeerOptions) -> None:
             return
         try:
             if command == "connect":
-                stream = Stream(url, video, options.fps)
+                stream = Stream(url, loop, options.fps)
                 pipe.send((True, await stream.open()))
             elif stream is not None:
                 pipe.send((True, await stream.close()))
@@ -124,43 +131,78 @@ async def _serve(pipe: Connection, options: PeerOptions) -> None:
             pipe.send((False, traceback.format_exc()))
 
 
+def encode_loop(options: PeerOptions) -> list[bytes]:
+    """VP8 pictures 0..LOOP_FRAMES-1 with their numbers; the first one is a key frame."""
+    video = NumberedVideo(options.height, options.width)
+    context = av.CodecContext.create("libvpx", "w")
+    assert isinstance(context, av.VideoCodecContext)
+    context.width, context.height, context.pix_fmt = options.width, options.height, "yuv420p"
+    context.framerate = Fraction(options.fps)
+    context.time_base = Fraction(1, CLOCK_RATE)
+    context.bit_rate = BITRATE
+    context.gop_size = LOOP_FRAMES + 1
+    rate = str(BITRATE)
+    context.options = {
+        "deadline": "realtime",
+        "cpu-used": "-6",
+        "lag-in-frames": "0",
+        "max-intra-rate": "300",
+        **dict.fromkeys(("minrate", "maxrate", "bufsize"), rate),
+    }
+    pictures = (video.frame(number, number / options.fps) for number in range(LOOP_FRAMES))
+    return [b"".join(bytes(packet) for packet in context.encode(picture)) for picture in pictures]
+
+
 class NumberedTrack(MediaStreamTrack):
-    """The camera: numbered frames at a steady rate."""
+    """The camera: numbered pictures at a steady rate, already encoded."""
 
     kind = "video"
 
-    def __init__(self, video: NumberedVideo, fps: int, record: StreamRecord) -> None:
+    def __init__(self, pictures: list[bytes], fps: int, record: StreamRecord) -> None:
         super().__init__()
-        self._video, self._fps, self._record = video, fps, record
-        self._number = -1
-        self._started = 0.0
+        self._pictures, self._fps, self._record = pictures, fps, record
+        self._next = 0
+        self._frames = 0
+        self._started: float | None = None  # of the schedule; moves when the client falls behind
+        self._origin = 0.0  # of the RTP timestamps
 
-    async def recv(self) -> VideoFrame:
+    def send_key_frame(self) -> None:
+        """Go back to the first picture of the loop."""
+        self._next = 0
+
+    async def recv(self) -> "av.Packet[Any]":
         if self.readyState != "live":
             raise MediaStreamError("the camera was closed")
         now = time.monotonic()
-        if self._number < 0:
-            self._started = now
-        due = int((now - self._started) * self._fps)
-        number = max(self._number + 1, due)
-        self._record.skipped += number - self._number - 1
-        self._number = number
-        await asyncio.sleep(self._started + number / self._fps - now)
-        frame = self._video.frame(number % MAX_NUMBER, number / self._fps)
-        self._record.sent.append((number % MAX_NUMBER, time.monotonic()))
-        return frame
+        if self._started is None:
+            self._started = self._origin = now
+        late = int((now - self._started) * self._fps) - self._frames
+        if late > 0:  # a camera does not make up for lost time either
+            self._record.stalled += late
+            self._started += late / self._fps
+        await asyncio.sleep(self._started + self._frames / self._fps - now)
+        number = self._next
+        self._next = (number + 1) % len(self._pictures)
+        self._frames += 1
+        packet: av.Packet[Any] = av.Packet(self._pictures[number])
+        packet.time_base = Fraction(1, CLOCK_RATE)
+        packet.pts = round((time.monotonic() - self._origin) * CLOCK_RATE)
+        self._record.sent.append((number, time.monotonic()))
+        return packet
 
 
 class Stream:
     """One connection to a server with Scope's signalling."""
 
-    def __init__(self, url: str, video: NumberedVideo, fps: int) -> None:
+    def __init__(self, url: str, loop: list[bytes], fps: int) -> None:
         self.record = StreamRecord()
         self._url = url
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._connection.createDataChannel("parameters", ordered=True)
-        self._camera = NumberedTrack(video, fps, self.record)
-        self._connection.addTrack(self._camera)
+        self._camera = NumberedTrack(loop, fps, self.record)
+        sender = self._connection.addTrack(self._camera)
+        # aiortc has no public way to tell a track of encoded packets that a key frame is wanted.
+        setattr(sender, "_send_keyframe", self._camera.send_key_frame)  # noqa: B010
         self._first_frame = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._connection.on("track", self._on_track)
@@ -208,7 +250,7 @@ class Stream:
         with contextlib.suppress(MediaStreamError):
             while True:
                 frame = await track.recv()
-                assert isinstance(frame, VideoFrame)
+                assert isinstance(frame, av.VideoFrame)
                 now = time.monotonic()
                 if self.record.first_frame is None:
                     self.record.first_frame = now
