@@ -386,8 +386,8 @@ class Sessions:
         limit = self._max_sessions or loaded.spec.max_sessions or 1
         if len(self._sessions) < limit:
             return
-        for session in self:
-            if not session.connected:
+        for session in self:  # the oldest first: younger ones may still connect
+            if not session.connected and len(self._sessions) >= limit:
                 logger.info("[%s] Evicted: not connected while others wait", session.id)
                 await session.close()
         if len(self._sessions) >= limit:

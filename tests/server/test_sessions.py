@@ -74,9 +74,22 @@ async def test_sessions_that_are_not_connected_make_room(server: DoubleProcess) 
         assert await session_ids(server) == {connected.session_id, third.session_id}
 
 
+async def test_only_the_oldest_session_that_is_not_connected_makes_room(server: DoubleProcess) -> None:
+    async with Peer(server.client) as old, Peer(server.client) as young, Peer(server.client) as third:
+        await offer_only(old)
+        answer = await offer_only(young)
+
+        accepted = (await third.offer(PROMPTS)).status
+        await young.accept(answer)
+        await young.connected()
+
+        assert accepted == 200
+        assert await session_ids(server) == {young.session_id, third.session_id}
+
+
 async def offer_only(peer: Peer) -> dict[str, str]:
     """Offer and never accept the answer."""
-    body = {"sdp": await peer.offer_sdp(candidates=False), "type": "offer"}
+    body = {"sdp": await peer.offer_sdp(), "type": "offer"}
     answer = await peer.client.call("POST", "/api/v1/webrtc/offer", json_body=body)
     assert answer.status == 200, answer.text
     return dict(answer.json())
