@@ -114,10 +114,15 @@ def input_clip(pictures: Array, height: int, width: int, frames: int) -> Array:
     return to_model([pictures], height, width)
 
 
+def to_unit_range(frames: Array) -> Array:
+    """VAE output [1, 3, T, H, W], nominally in [-1, 1] -> float32 [T, H, W, 3] in [0, 1]."""
+    unit = np.clip(np.clip(frames[0].astype(np.float32), -1, 1) / 2 + np.float32(0.5), 0, 1)
+    return np.asarray(unit).transpose(1, 2, 3, 0)
+
+
 def to_pictures(frames: Array) -> Array:
     """VAE output to pictures; truncates, does not round, as the reference does.
 
     frames [1, 3, T, H, W], nominally in [-1, 1] -> uint8 [T, H, W, 3]
     """
-    unit = np.clip(np.clip(frames[0].astype(np.float32), -1, 1) / 2 + np.float32(0.5), 0, 1)
-    return np.ascontiguousarray((unit * np.float32(PIXEL_MAX)).astype(np.uint8).transpose(1, 2, 3, 0))
+    return np.ascontiguousarray((to_unit_range(frames) * np.float32(PIXEL_MAX)).astype(np.uint8))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.golden.case import GoldenCase, discover, golden_directory
-from tests.golden.registry import NOT_YET
+from tests.golden.registry import must_wait
 
 CASES = pytest.StashKey[list[GoldenCase]]()
 
@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise `case` with every case that can be replayed, or whose kind nobody knows."""
     if "case" in metafunc.fixturenames:
-        cases = [case for case in all_cases(metafunc.config) if case.kind not in NOT_YET]
+        cases = [case for case in all_cases(metafunc.config) if not must_wait(case)]
         if not cases:
             raise pytest.UsageError(f"None of the cases in '{golden_directory()}' can be replayed yet.")
         metafunc.parametrize("case", cases, ids=str)
@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if CASES not in config.stash:
         return
-    waiting = [case for case in config.stash[CASES] if case.kind in NOT_YET]
+    waiting = [case for case in config.stash[CASES] if must_wait(case)]
     terminalreporter.section(f"golden cases not yet replayed: {len(waiting)}")
     for case in waiting:
         terminalreporter.write_line(f"{case} ({case.kind})")

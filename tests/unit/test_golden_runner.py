@@ -157,7 +157,7 @@ def test_a_directory_given_by_environment_is_replayed_and_nothing_else(tmp_path:
     copy_case(
         "wan/causal_block1_local4_sink1", tmp_path / "mine" / "stream_7", weights_from="mine/weights_here"
     )
-    write_case(tmp_path / "mine" / "later", {}, kind="stream")
+    write_case(tmp_path / "mine" / "later", {}, kind="vace.causal")
 
     code, output = run_golden(tmp_path)
 
@@ -166,7 +166,7 @@ def test_a_directory_given_by_environment_is_replayed_and_nothing_else(tmp_path:
     assert "test_reproduces_the_reference[mine/stream_7] PASSED" in output
     assert "2 passed" in output
     assert "golden cases not yet replayed: 1" in output
-    assert "mine/later (stream)" in output
+    assert "mine/later (vace.causal)" in output
 
 
 def test_a_wrong_number_and_an_unknown_kind_fail_the_run(tmp_path: Path) -> None:
