@@ -1,11 +1,10 @@
 """LoRA files: list, install, delete (api.md 6, lora.md 1.4 to 1.6)."""
 
 import asyncio
-import contextlib
 import datetime
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ from typing import Any, Final
 from gateway.client_names import target_inside
 from gateway.config import Secrets
 from gateway.errors import ApiError
-from gateway.load_params import LORA_SUFFIX, find_lora
+from gateway.load_params import LORA_SUFFIX
 from gateway.lora_download import LoraDownloader
 from gateway.lora_manifest import Entries, change_manifest, read_manifest
 from gateway.lora_sources import LoraEndpoints, LoraSource
@@ -172,15 +171,6 @@ class Loras:
         yield from _scan(self._directory, read_only=False)
         for directory in self._shared:
             yield from _scan(directory, read_only=True)
-
-
-def files_in_use(loaded: Iterable[Mapping[str, Any]] | None, directories: Sequence[Path]) -> list[Path]:
-    """The files behind `loaded_lora_adapters` of the pipeline status."""
-    found = []
-    for adapter in loaded or ():
-        with contextlib.suppress(ApiError):  # deleted by hand meanwhile
-            found.append(find_lora(adapter["path"], directories))
-    return found
 
 
 def _scan(directory: Path, *, read_only: bool) -> Iterator[LoraFile]:

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.config import Secrets
 from gateway.lora_sources import LoraEndpoints
-from gateway.loras import Loras, files_in_use
+from gateway.loras import Loras
 from gateway.public_http import AddressNotAllowedError, PublicTransport, is_public
 from gateway.routes.loras import loras_blueprint
 from gateway.safetensors_header import problem_of
@@ -609,14 +609,6 @@ async def test_deleting_a_link_leaves_what_it_points_to(place: Place, tmp_path: 
     assert answer.status == 200
     assert target.exists()
     assert await place.listed() == []
-
-
-def test_files_in_use_are_those_of_the_status(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(CONTENT)
-    loaded = [{"path": "a.safetensors", "scale": 1.0}, {"path": "gone.safetensors", "scale": 1.0}]
-
-    assert files_in_use(loaded, [tmp_path]) == [tmp_path / "a.safetensors"]
-    assert files_in_use(None, [tmp_path]) == []
 
 
 # Public addresses
