@@ -104,16 +104,18 @@ def load_weights(
     checkpoint: Checkpoint,
     *modules: nn.Module,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     unexpected: Literal["error", "warn"] = "error",
 ) -> None:
     """Fill modules, which may be on the meta device, from the checkpoint that is theirs together.
 
     dtype       type of the parameters; those of a module with `float32_parameters` are float32 always.
                 float8 tensors are plain values without scale (wan.md 7.3)
+    device      where the parameters go, one by one
     unexpected  what a key that belongs to no module is; "warn" for files that are known to have such keys
 
-    Parameters come out frozen, contiguous and on the CPU, and modules in eval mode. Raises CheckpointError
-    that names missing, unexpected and mis-shaped keys; then no module was changed.
+    Parameters come out frozen and contiguous, and modules in eval mode. Raises CheckpointError that names
+    missing, unexpected and mis-shaped keys; then no module was changed.
     """
     slots: dict[str, list[_Slot]] = {}
     for module in modules:
@@ -122,7 +124,7 @@ def load_weights(
     _check_keys(checkpoint, slots, unexpected)
     for key, tensor in checkpoint.tensors(list(slots)):
         for slot in slots[key]:
-            slot.fill(tensor, dtype)
+            slot.fill(tensor, dtype, device)
     for module in modules:
         module.eval()
 
@@ -135,12 +137,12 @@ class _Slot(NamedTuple):
     module: nn.Module
     name: str
 
-    def fill(self, tensor: Tensor, dtype: torch.dtype) -> None:
+    def fill(self, tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> None:
         if isinstance(self.module, Linear) and self.name == "weight_t":
             tensor = tensor.flatten(1).t()
         if getattr(self.module, "float32_parameters", False):
             dtype = torch.float32
-        value = torch.empty(tensor.shape, dtype=dtype, device="cpu").copy_(tensor)
+        value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
         self.module.register_parameter(self.name, nn.Parameter(value, requires_grad=False))
 
 
