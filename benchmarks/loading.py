@@ -1,6 +1,6 @@
 """Peak memory of loading a checkpoint of the real 1.3B size, against the size of its file.
 
-    python -m benchmarks.loading --format safetensors --dtype bfloat16
+    python -m benchmarks.loading --formats safetensors,pt --dtype bfloat16
 
 Writes random weights to a temporary directory and loads them in a new process, whose peak is measured. The
 bound that the project keeps is 1.3 times the file, when the weights stay in the file's type.
@@ -34,7 +34,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=list(CONFIGS), default="1.3B")
-    parser.add_argument("--format", choices=["safetensors", "pt"], default="safetensors")
+    parser.add_argument("--formats", default="safetensors,pt", help="comma separated")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--load", type=Path, help="only load this file and print what it took")
     add_out_option(parser)
@@ -42,12 +42,14 @@ def main() -> None:
     if options.load is not None:
         print(json.dumps(load(options.load, options.model, getattr(torch, options.dtype))))
         return
-    result = measure(options.model, options.format, options.dtype)
-    for key, value in result.items():
-        print(f"{key:20} {value}")
+    runs = [measure(options.model, name, options.dtype) for name in options.formats.split(",")]
+    for run in runs:
+        print("  ".join(f"{key} {value}" for key, value in run.items()))
+    result = {"precision": options.dtype, "model": options.model, "bound": BOUND, "runs": runs}
     print(write_result(options.out, "loading", result))
-    if result["peak_per_file"] > BOUND:
-        sys.exit(f"Loading took {result['peak_per_file']} times the file's size; the bound is {BOUND}.")
+    worst = max(run["peak_per_file"] for run in runs)
+    if worst > BOUND:
+        sys.exit(f"Loading took {worst} times the file's size; the bound is {BOUND}.")
 
 
 def measure(model: str, file_format: str, dtype: str) -> dict[str, Any]:
@@ -65,9 +67,7 @@ def measure(model: str, file_format: str, dtype: str) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads(done.stdout)
         size = path.stat().st_size
     return {
-        "model": model,
         "format": file_format,
-        "precision": dtype,
         "file_mb": round(size / MB, 1),
         **loaded,
         "peak_per_file": round(loaded["peak_mb"] * MB / size, 3),

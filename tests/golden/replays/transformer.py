@@ -97,7 +97,7 @@ def replay_causal(case: GoldenCase) -> None:
     schedule = FlowSchedule.shifted(sizes["timestep_shift"])
     cross_kv = text_kv(pad_prompt(case.tensors["in.context"], config.text_len))
     cache = ReferenceCache(
-        empty_caches(config, sizes["kv_cache_tokens"], case.tensors["in.context"]),
+        empty_caches(config, sizes["kv_cache_tokens"], cross_kv[0], batch=cross_kv[0].shape[1]),
         sink=sizes["sink_size"] * sizes["frame_seq_length"],
         window=sizes["max_attention_size"],
         evicts=sizes["local_attn_size"] != -1,
