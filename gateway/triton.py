@@ -1,6 +1,6 @@
 """Triton as the serving side: model control, one sequence per session, recovery.
 
-The only module that imports tritonclient.
+Only this module and `triton_session` import tritonclient.
 """
 
 import asyncio
@@ -8,45 +8,31 @@ import contextlib
 import json
 import logging
 import re
-import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
-import numpy as np
 from google.protobuf import json_format, text_format
-from tritonclient.grpc import InferInput, KeepAliveOptions, model_config_pb2
+from tritonclient.grpc import KeepAliveOptions, model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
-from gateway.serving import Availability, Chunk, ChunkFailed, Images, ServingError, ServingLost, StageCallback
+from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
+from gateway.triton_session import TritonSession, user_text
 from streaming.errors import WanstreamError
-from streaming.protocol import (
-    FRAMES_OUTPUT,
-    META_OUTPUT,
-    ONE_SHOT,
-    PARAMS_INPUT,
-    VIDEO_INPUT,
-    Meta,
-    Op,
-    decode_error,
-)
+from streaming.protocol import Op
 from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)
 
 _QUICK_S = 2.0  # calls that answer at once when the server is well
-_UNLOAD_S = 15.0
+_UNLOAD_S = 5.0  # 1.2 s is typical
+_CLOSE_S = 2.0
 _POLL_S = 0.05
 _RESTART_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-_CHUNK_TIMEOUT_S = 300.0
-_CLOSE_S = 2.0
-_DEAD_STUB = "is not healthy"  # in 2.51 the only sign of a dead model process: it still reports READY
-_UNKNOWN_SEQUENCE = "must specify the START flag"
-_BROKEN = "The connection to Triton broke. Load the pipeline again."
 _KEEP_ALIVE = KeepAliveOptions(
     keepalive_time_ms=20_000, keepalive_timeout_ms=10_000, keepalive_permit_without_calls=True
 )
@@ -132,19 +118,25 @@ class TritonServing:
             raise
 
     async def unload(self) -> None:
+        await self._unload(_UNLOAD_S)
+
+    async def _unload(self, timeout_s: float) -> None:
         client = self._client
+        stuck = False
         while self._loaded:
             name = self._loaded.pop()
             if client is None or not self._up.is_set():
                 continue  # the server is gone, and its models with it
             try:
-                await asyncio.wait_for(self._unload_model(client, name), _UNLOAD_S)
+                await asyncio.wait_for(self._unload_model(client, name), timeout_s)
             except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError) as error:
-                logger.warning(
-                    "Model %s could not be unloaded cleanly: %s", name, error or type(error).__name__
-                )
+                logger.warning("Model %s could not be unloaded: %s", name, error or type(error).__name__)
+                stuck = True
+        if stuck and self._embedded is not None:  # a new server is the way to get its memory back
+            self._up.clear()
+            self._down.set()
 
-    def open_session(self) -> "TritonSession":
+    def open_session(self) -> TritonSession:
         if self._client is None or not self._loaded:
             raise ServingLost("Triton is not connected; load the pipeline again.")
         return TritonSession(self._client, self._loaded[-1], self._model_died)
@@ -161,7 +153,7 @@ class TritonServing:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        await self.unload()
+        await self._unload(_CLOSE_S)
         await self._disconnect()
         if self._embedded is not None:
             await self._embedded.stop(timeout_s=3)
@@ -269,177 +261,6 @@ class TritonServing:
         await client.unload_model(name)
         while await _model_state(client, name) not in ("", "UNAVAILABLE"):  # noqa: ASYNC110 - no event for it
             await asyncio.sleep(_POLL_S)
-
-
-class TritonSession:
-    """One sequence on a pipeline's model, over one long-lived gRPC stream."""
-
-    def __init__(self, client: Any, model: str, on_dead: Callable[[str], None]) -> None:
-        self._client = client
-        self._model = model
-        self._on_dead = on_dead
-        self._sequence_id = 0
-        self._parameters: dict[str, Any] = {}  # of the last good chunk, for a restart of the sequence
-        self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._responses: Any = None
-        self._closed = False
-
-    async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
-        """See ServingSession. Each part is yielded as soon as it arrives."""
-        if not self._sequence_id:
-            await self._start({})
-        try:
-            async for chunk in self.request(Op.GENERATE, parameters, video):
-                yield chunk
-        except ChunkFailed as error:
-            if _UNKNOWN_SEQUENCE not in str(error):
-                raise
-            logger.info("The sequence idled out; starting it again")
-            await self._start(self._parameters)
-            async for chunk in self.request(Op.GENERATE, {**parameters, "init_cache": True}, video):
-                yield chunk
-        self._parameters.update((k, v) for k, v in parameters.items() if k not in ONE_SHOT)
-
-    async def keep_alive(self) -> None:
-        if not self._sequence_id:
-            return
-        try:
-            async for _ in self.request(Op.KEEP_ALIVE, {}, None):
-                pass
-        except ServingError as error:
-            logger.info("The sequence could not be kept alive: %s", error)
-
-    async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        if self._sequence_id:
-            with contextlib.suppress(ServingError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._stop(), _CLOSE_S)
-        self._hang_up()
-
-    async def request(
-        self,
-        op: Op,
-        parameters: Mapping[str, Any],
-        video: Images | None,
-        *,
-        start: bool = False,
-        end: bool = False,
-    ) -> AsyncIterator[Chunk]:
-        """Send one command and yield its responses until the final one.
-
-        Closing the iterator early cancels the request. Raises ChunkFailed, ServingLost.
-        """
-        if start:
-            self._sequence_id = secrets.randbelow(2**63 - 1) + 1
-        request = {
-            "model_name": self._model,
-            "inputs": _inputs(op, parameters, video),
-            "sequence_id": self._sequence_id,
-            "sequence_start": start,
-            "sequence_end": end,
-        }
-        finished = False
-        try:
-            self._send(request)
-            while not finished:
-                chunk, finished = await self._receive()
-                yield chunk
-        except ChunkFailed:
-            finished = True  # an error response is final, the stream stays usable
-            raise
-        finally:
-            if not finished:
-                self._hang_up()
-
-    async def _start(self, parameters: Mapping[str, Any]) -> None:
-        async for _ in self.request(Op.START, parameters, None, start=True):
-            pass
-
-    async def _stop(self) -> None:
-        async for _ in self.request(Op.STOP, {}, None, end=True):
-            pass
-
-    def _send(self, request: dict[str, Any]) -> None:
-        if self._responses is None:
-            self._requests = asyncio.Queue()
-            try:
-                self._responses = self._client.stream_infer(_drain(self._requests))
-            except grpc.aio.UsageError as closed:
-                raise ServingLost(_BROKEN) from closed
-        self._requests.put_nowait(request)
-
-    async def _receive(self) -> tuple[Chunk, bool]:
-        try:
-            result, error = await self._read()
-        except (grpc.RpcError, InferenceServerException, StopAsyncIteration) as lost:
-            self._hang_up()
-            self._on_dead(_BROKEN)
-            raise ServingLost(_BROKEN) from lost
-        if error is not None:
-            text, fatal = decode_error(user_text(error))
-            if _DEAD_STUB in text:
-                self._on_dead(text)
-                raise ServingLost("The model process of the pipeline died. Load the pipeline again.")
-            raise ChunkFailed(text, fatal=fatal)
-        response = result.get_response()
-        final = response.parameters["triton_final_response"].bool_param
-        frames = result.as_numpy(FRAMES_OUTPUT)
-        meta = result.as_numpy(META_OUTPUT)
-        return Chunk(
-            np.zeros((0, 1, 1, 3), np.uint8) if frames is None else frames,
-            Meta() if meta is None else json.loads(meta.reshape(-1)[0]),
-        ), final
-
-    async def _read(self) -> Any:
-        """The next item of the stream.
-
-        In a task of its own, because grpc also reports a closed channel as a cancellation: without it the
-        caller would be taken for cancelled.
-        """
-        reading = asyncio.ensure_future(self._responses.__anext__())
-        try:
-            await asyncio.wait({reading}, timeout=_CHUNK_TIMEOUT_S)
-        finally:
-            reading.cancel()
-        if reading.cancelled():
-            raise ServingLost(_BROKEN)
-        if not reading.done():
-            raise ServingLost(f"No answer from Triton within {_CHUNK_TIMEOUT_S:.0f} s.")
-        return reading.result()
-
-    def _hang_up(self) -> None:
-        """Drop the stream; the model notices the cancellation before its next step."""
-        if self._responses is not None:
-            self._requests.put_nowait(None)
-            self._responses.cancel()
-            self._responses = None
-
-
-def user_text(error: InferenceServerException) -> str:
-    """The sentence a model raised, without Triton's and Python's wrapping."""
-    text = str(error.message() or error)
-    match = re.search(r"(?:Internal: |message: )(.*?)(?=\n\nAt:|;?\n*$)", text, re.DOTALL)
-    if match:
-        text = re.sub(r"^\w*(?:Error|Exception): ", "", match.group(1))
-    return text.strip()
-
-
-async def _drain(requests: asyncio.Queue[dict[str, Any] | None]) -> AsyncIterator[dict[str, Any]]:
-    while (request := await requests.get()) is not None:
-        yield request
-
-
-def _inputs(op: Op, parameters: Mapping[str, Any], video: Images | None) -> list[InferInput]:
-    command = InferInput(PARAMS_INPUT, [1], "BYTES")
-    document = json.dumps({"op": op.value, "parameters": dict(parameters)}).encode()
-    command.set_data_from_numpy(np.array([document], dtype=np.object_))
-    if video is None:
-        return [command]
-    frames = InferInput(VIDEO_INPUT, list(video.shape), "UINT8")
-    frames.set_data_from_numpy(video)
-    return [command, frames]
 
 
 async def _model_state(client: InferenceServerClient, name: str) -> str:

@@ -1,0 +1,235 @@
+"""One viewer's sequence on a Triton model, and the gRPC stream that carries it."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from gateway.serving import Chunk, ChunkFailed, Images, ServingError, ServingLost
+from streaming.protocol import (
+    FRAMES_OUTPUT,
+    META_OUTPUT,
+    ONE_SHOT,
+    PARAMS_INPUT,
+    VIDEO_INPUT,
+    Meta,
+    Op,
+    decode_error,
+)
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_TIMEOUT_S = 300.0
+_CLOSE_S = 2.0
+_END_S = 1.0  # how long a chunk that nobody wants may go on before it is cancelled
+_DEAD_STUB = "is not healthy"  # in 2.51 the only sign of a dead model process: it still reports READY
+_UNKNOWN_SEQUENCE = "must specify the START flag"
+_BROKEN = "The connection to Triton broke. Load the pipeline again."
+
+
+class TritonSession:
+    """One sequence on a pipeline's model, over one long-lived gRPC stream."""
+
+    def __init__(self, client: Any, model: str, on_dead: Callable[[str], None]) -> None:
+        self._client = client
+        self._model = model
+        self._on_dead = on_dead
+        self._sequence_id = 0
+        self._parameters: dict[str, Any] = {}  # of the last good chunk, for a restart of the sequence
+        self._stream: _Stream | None = None
+        self._endings: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
+        """See ServingSession. Each part is yielded as soon as it arrives."""
+        if not self._sequence_id:
+            await self._start({})
+        try:
+            async for chunk in self.request(Op.GENERATE, parameters, video):
+                yield chunk
+        except ChunkFailed as error:
+            if _UNKNOWN_SEQUENCE not in str(error):
+                raise
+            logger.info("The sequence idled out; starting it again")
+            await self._start(self._parameters)
+            async for chunk in self.request(Op.GENERATE, {**parameters, "init_cache": True}, video):
+                yield chunk
+        self._parameters.update((k, v) for k, v in parameters.items() if k not in ONE_SHOT)
+
+    async def keep_alive(self) -> None:
+        if not self._sequence_id:
+            return
+        try:
+            async for _ in self.request(Op.KEEP_ALIVE, {}, None):
+                pass
+        except ServingError as error:
+            logger.info("The sequence could not be kept alive: %s", error)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._sequence_id:
+            with contextlib.suppress(ServingError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop(), _CLOSE_S)
+        self._hang_up()
+        if self._endings:
+            await asyncio.wait(set(self._endings))
+
+    async def request(
+        self,
+        op: Op,
+        parameters: Mapping[str, Any],
+        video: Images | None,
+        *,
+        start: bool = False,
+        end: bool = False,
+    ) -> AsyncIterator[Chunk]:
+        """Send one command and yield its responses until the final one.
+
+        Closing the iterator early cancels the request. Raises ChunkFailed, ServingLost.
+        """
+        if start:
+            self._sequence_id = secrets.randbelow(2**63 - 1) + 1
+        request = {
+            "model_name": self._model,
+            "inputs": _inputs(op, parameters, video),
+            "sequence_id": self._sequence_id,
+            "sequence_start": start,
+            "sequence_end": end,
+        }
+        finished = False
+        try:
+            if self._stream is None:
+                self._stream = _Stream(self._client)
+            self._stream.send(request)
+            while not finished:
+                chunk, finished = await self._receive(self._stream)
+                yield chunk
+        except ChunkFailed:
+            finished = True  # an error response is final, the stream stays usable
+            raise
+        finally:
+            if not finished:
+                self._hang_up()
+
+    async def _start(self, parameters: Mapping[str, Any]) -> None:
+        async for _ in self.request(Op.START, parameters, None, start=True):
+            pass
+
+    async def _stop(self) -> None:
+        async for _ in self.request(Op.STOP, {}, None, end=True):
+            pass
+
+    async def _receive(self, stream: "_Stream") -> tuple[Chunk, bool]:
+        try:
+            result, error = await stream.receive()
+        except ServingLost as lost:
+            self._on_dead(str(lost))
+            raise
+        if error is not None:
+            text, fatal = decode_error(user_text(error))
+            if _DEAD_STUB in text:
+                self._on_dead(text)
+                raise ServingLost("The model process of the pipeline died. Load the pipeline again.")
+            raise ChunkFailed(text, fatal=fatal)
+        response = result.get_response()
+        final = response.parameters["triton_final_response"].bool_param
+        frames = result.as_numpy(FRAMES_OUTPUT)
+        meta = result.as_numpy(META_OUTPUT)
+        return Chunk(
+            np.zeros((0, 1, 1, 3), np.uint8) if frames is None else frames,
+            Meta() if meta is None else json.loads(meta.reshape(-1)[0]),
+        ), final
+
+    def _hang_up(self) -> None:
+        """Give up the stream. What still runs on it is cancelled; `close` waits for its end."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            ending = asyncio.create_task(stream.end())
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+
+
+class _Stream:
+    """One bidirectional gRPC stream, read by a task of its own until it ends.
+
+    Triton 2.51 can keep a request for ever when its stream is cancelled just as the last response goes out:
+    the model then never unloads and the server never stops. So a stream is closed from our side and read to
+    its end; only a chunk that goes on for longer is cancelled. grpc reports a closed channel as a
+    cancellation; here only the reading task sees it, and the session's own task is not taken for cancelled.
+    """
+
+    def __init__(self, client: InferenceServerClient) -> None:
+        """Raises ServingLost when the connection is closed."""
+        self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._items: asyncio.Queue[tuple[Any, Any] | None] = asyncio.Queue()
+        try:
+            self._call = client.stream_infer(self._drain())
+        except grpc.aio.UsageError as closed:
+            raise ServingLost(_BROKEN) from closed
+        self._reader = asyncio.create_task(self._read(), name="triton-stream")
+
+    def send(self, request: dict[str, Any]) -> None:
+        self._requests.put_nowait(request)
+
+    async def receive(self) -> tuple[Any, Any]:
+        """(result, error) of the next response; one of them is None. Raises ServingLost."""
+        try:
+            item = await asyncio.wait_for(self._items.get(), _CHUNK_TIMEOUT_S)
+        except asyncio.TimeoutError as timeout:
+            raise ServingLost(f"No answer from Triton within {_CHUNK_TIMEOUT_S:.0f} s.") from timeout
+        if item is None:
+            raise ServingLost(_BROKEN)
+        return item
+
+    async def end(self) -> None:
+        """Close the stream and wait until it is read to its end."""
+        self._requests.put_nowait(None)
+        await asyncio.wait({self._reader}, timeout=_END_S)
+        if not self._reader.done():
+            self._call.cancel()
+            await asyncio.wait({self._reader}, timeout=_END_S)
+
+    async def _read(self) -> None:
+        try:
+            async for item in self._call:
+                self._items.put_nowait(item)
+        except (grpc.RpcError, InferenceServerException, asyncio.CancelledError) as error:
+            logger.debug("A stream to Triton ended: %r", error)
+        finally:
+            self._items.put_nowait(None)
+
+    async def _drain(self) -> AsyncIterator[dict[str, Any]]:
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+
+def user_text(error: InferenceServerException) -> str:
+    """The sentence a model raised, without Triton's and Python's wrapping."""
+    text = str(error.message() or error)
+    match = re.search(r"(?:Internal: |message: )(.*?)(?=\n\nAt:|;?\n*$)", text, re.DOTALL)
+    if match:
+        text = re.sub(r"^\w*(?:Error|Exception): ", "", match.group(1))
+    return text.strip()
+
+
+def _inputs(op: Op, parameters: Mapping[str, Any], video: Images | None) -> list[InferInput]:
+    command = InferInput(PARAMS_INPUT, [1], "BYTES")
+    document = json.dumps({"op": op.value, "parameters": dict(parameters)}).encode()
+    command.set_data_from_numpy(np.array([document], dtype=np.object_))
+    if video is None:
+        return [command]
+    frames = InferInput(VIDEO_INPUT, list(video.shape), "UINT8")
+    frames.set_data_from_numpy(video)
+    return [command, frames]

@@ -1,0 +1,71 @@
+"""The gateway's side of Triton, against the real embedded server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from gateway.embedded import EmbeddedTriton, model_repository
+from gateway.serving import ChunkFailed, Images
+from gateway.triton import TritonServing
+from streaming.specs import SPECS
+
+PASSTHROUGH = SPECS["passthrough"]
+PICTURES: Images = np.random.default_rng(5).integers(0, 256, (1, 128, 128, 3), np.uint8)
+
+
+@pytest.fixture
+async def serving() -> AsyncIterator[TritonServing]:
+    """Passthrough on a server of its own."""
+    repository = model_repository()
+    triton = TritonServing(repository, embedded=EmbeddedTriton([repository]))
+    await triton.start(lambda text: None)
+    await triton.load(PASSTHROUGH, {"height": 512, "width": 512}, lambda text: None)
+    yield triton
+    await triton.close()
+
+
+async def unload_ends(serving: TritonServing) -> bool:
+    """Whether the server that was there before is still the one that answers after unloading."""
+    before = serving.url
+    await serving.unload()
+    return serving.url == before and await serving.is_ready()
+
+
+async def test_pictures_come_back_bit_for_bit(serving: TritonServing) -> None:
+    session = serving.open_session()
+
+    frames = [chunk.frames async for chunk in session.generate({"init_cache": True}, PICTURES)]
+
+    await session.close()
+    assert np.array_equal(np.concatenate(frames), PICTURES)
+
+
+async def test_a_failed_chunk_leaves_the_session_usable(serving: TritonServing) -> None:
+    session = serving.open_session()
+
+    with pytest.raises(ChunkFailed, match="Input cannot be None"):
+        _ = [chunk async for chunk in session.generate({"init_cache": True}, None)]
+    frames = [chunk.frames async for chunk in session.generate({}, PICTURES)]
+
+    await session.close()
+    assert np.array_equal(np.concatenate(frames), PICTURES)
+
+
+@pytest.mark.parametrize("how", ["in order", "in the middle of a chunk"])
+async def test_many_sessions_leave_nothing_that_stops_an_unload(serving: TritonServing, how: str) -> None:
+    for number in range(40):
+        session = serving.open_session()
+        async for _ in session.generate({"init_cache": True}, PICTURES):
+            pass
+        if how == "in the middle of a chunk":
+            chunk = session.generate({}, PICTURES)
+            waiting = asyncio.ensure_future(anext(chunk))
+            await asyncio.sleep(0.001 * (number % 10))
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await chunk.aclose()
+        await session.close()
+
+    assert await unload_ends(serving)
