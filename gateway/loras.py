@@ -72,7 +72,7 @@ class Loras:
         self._in_use = in_use
         self._endpoints = endpoints or LoraEndpoints()
         self._downloader = LoraDownloader(self._endpoints, secrets or Secrets())
-        self._installing: set[Path] = set()
+        self._installing: set[str] = set()  # file names; their unfinished files share a directory
         self._manifest = asyncio.Lock()
 
     async def entries(self) -> list[dict[str, Any]]:
@@ -92,15 +92,15 @@ class Loras:
             )
         target = await asyncio.to_thread(target_inside, self._directory, name)
         exists = ApiError(409, f"'{target.name}' already exists; delete it first or choose another filename.")
-        if target in self._installing:
+        if target.name in self._installing:
             raise exists
-        self._installing.add(target)
+        self._installing.add(target.name)
         try:
             if await asyncio.to_thread(target.exists):
                 raise exists
             file = await self._fetch(source, target)
         finally:
-            self._installing.discard(target)
+            self._installing.discard(target.name)
         logger.info("LoRA %s installed from %s", file.path, source.url.host)
         manifest = await asyncio.to_thread(read_manifest, self._directory)
         description = await asyncio.to_thread(file.describe, manifest)
@@ -132,15 +132,16 @@ class Loras:
         return name
 
     async def _fetch(self, source: LoraSource, target: Path) -> LoraFile:
-        part = target.with_name(target.name + _PART)
+        part = self._directory / f"{target.name}{_PART}"
         try:
-            await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
             await asyncio.to_thread(part.unlink, missing_ok=True)  # of a server that was killed
             digest = await self._downloader.fetch(source, part)
             problem = await asyncio.to_thread(problem_of, part)
             if problem is not None:
                 raise ApiError(400, f"What {source.url.host} sent cannot be used: {problem}.")
             size_bytes = (await asyncio.to_thread(part.stat)).st_size
+            await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
             await asyncio.to_thread(part.replace, target)
         except OSError as error:
             logger.error("Cannot store %s", target, exc_info=error)

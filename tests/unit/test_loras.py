@@ -520,6 +520,15 @@ async def test_civitai_token_is_sent_but_never_recorded(
     assert "secret" not in everything
 
 
+async def test_failed_download_into_a_new_folder_does_not_leave_the_folder(place: Place) -> None:
+    answer = await place.install(
+        f"{place.hub.url}/o/r/resolve/main/x.safetensors", "new/folder/x.safetensors"
+    )
+
+    assert answer.status == 404
+    assert os.listdir(place.directory) == []
+
+
 async def test_leftover_of_a_killed_server_does_not_stop_an_install(place: Place) -> None:
     place.write("x.safetensors.part", b"old")
     place.hub.replies["/o/r/resolve/main/x.safetensors"] = Reply(body=CONTENT)
