@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
