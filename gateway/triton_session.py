@@ -16,6 +16,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.serving import Chunk, ChunkFailed, Images, ServingError, ServingLost
+from gateway.waiting import within
 from streaming.protocol import (
     FRAMES_OUTPUT,
     META_OUTPUT,
@@ -186,7 +187,7 @@ class _Stream:
     async def receive(self) -> tuple[Any, Any]:
         """(result, error) of the next response; one of them is None. Raises ServingLost."""
         try:
-            item = await asyncio.wait_for(self._items.get(), _CHUNK_TIMEOUT_S)
+            item = await within(self._items.get(), _CHUNK_TIMEOUT_S)
         except asyncio.TimeoutError as timeout:
             raise ServingLost(f"No answer from Triton within {_CHUNK_TIMEOUT_S:.0f} s.") from timeout
         if item is None:

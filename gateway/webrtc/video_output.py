@@ -10,6 +10,7 @@ from aiortc import VideoStreamTrack
 from aiortc.mediastreams import VIDEO_CLOCK_RATE, VIDEO_TIME_BASE, MediaStreamError
 
 from gateway.serving import Images
+from gateway.waiting import within
 
 _START_FPS = 30.0
 _FPS_RANGE = (1.0, 60.0)
@@ -101,7 +102,7 @@ class FrameQueue:
             self._arrived.clear()
             timeout = repeat_after_s if self.paused and self.last is not None else None
             try:
-                await asyncio.wait_for(self._arrived.wait(), timeout)
+                await within(self._arrived.wait(), timeout)
             except asyncio.TimeoutError:
                 return self.last
         return None

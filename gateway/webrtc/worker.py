@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from gateway.pipelines import Loaded, NothingLoaded, Pipelines
 from gateway.serving import ChunkFailed, Images, ServingLost, ServingSession
+from gateway.waiting import within
 from gateway.webrtc.parameters import ParameterState
 from gateway.webrtc.video_input import VideoInput, to_images
 from gateway.webrtc.video_output import FrameQueue
@@ -138,7 +139,7 @@ class StreamWorker:
     async def _rest_while_paused(self, session: ServingSession) -> None:
         while not self._resumed.is_set():
             try:
-                await asyncio.wait_for(self._resumed.wait(), _KEEP_ALIVE_S)
+                await within(self._resumed.wait(), _KEEP_ALIVE_S)
             except asyncio.TimeoutError:
                 await session.keep_alive()
 
@@ -151,7 +152,7 @@ class StreamWorker:
             if frames is not None:
                 return await asyncio.to_thread(to_images, frames)
             try:
-                await asyncio.wait_for(self._input.wait(), _NO_INPUT_REPORT_S)
+                await within(self._input.wait(), _NO_INPUT_REPORT_S)
             except asyncio.TimeoutError:
                 if not self._has_input() and not reported:
                     reported = True

@@ -1,0 +1,27 @@
+"""Waiting with a time limit, in loops that must end when their task is cancelled."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def within(work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
+    """`asyncio.wait_for` whose cancellation is never lost; None: no limit.
+
+    Before Python 3.12 `wait_for` drops a cancellation that comes at the moment the work is done
+    (python/cpython#86296): a loop around it goes on, and whoever cancelled it waits for ever.
+
+    Raises asyncio.TimeoutError.
+    """
+    if timeout_s is None:
+        return await work
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
