@@ -6,6 +6,7 @@ cores to the server. Received frames are decoded, as a viewer does.
 
 import asyncio
 import contextlib
+import functools
 import multiprocessing as mp
 import signal
 import socket
@@ -23,6 +24,7 @@ from aiortc.mediastreams import MediaStreamError
 
 from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo, luma_of, read_number
 
+START_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 30.0
 LOOP_FRAMES = 300  # longer than any delay, so that a number is never ambiguous
 BITRATE = 1_000_000
@@ -62,10 +64,12 @@ class PeerProcess:
     def __init__(self, options: PeerOptions) -> None:
         context = mp.get_context("spawn")
         self._pipe, remote = context.Pipe()
-        self._process = context.Process(target=_main, args=(remote, options), daemon=True)
+        self._process = context.Process(
+            target=_main, args=(remote, encode_loop(options), options.fps), daemon=True
+        )
         self._process.start()
         remote.close()
-        self._answer(timeout_s=60)  # imports are done, the pictures are made
+        self._answer(START_TIMEOUT_S)  # its imports are done
 
     @property
     def pid(self) -> int:
@@ -108,13 +112,12 @@ class PeerProcess:
         return value
 
 
-def _main(pipe: Connection, options: PeerOptions) -> None:
+def _main(pipe: Connection, pictures: list[bytes], fps: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    asyncio.run(_serve(pipe, options))
+    asyncio.run(_serve(pipe, pictures, fps))
 
 
-async def _serve(pipe: Connection, options: PeerOptions) -> None:
-    loop = encode_loop(options)
+async def _serve(pipe: Connection, pictures: list[bytes], fps: int) -> None:
     stream: Stream | None = None
     pipe.send((True, None))
     while True:
@@ -123,7 +126,7 @@ async def _serve(pipe: Connection, options: PeerOptions) -> None:
             return
         try:
             if command == "connect":
-                stream = Stream(url, loop, options.fps)
+                stream = Stream(url, pictures, fps)
                 pipe.send((True, await stream.open()))
             elif stream is not None:
                 pipe.send((True, await stream.close()))
@@ -131,6 +134,7 @@ async def _serve(pipe: Connection, options: PeerOptions) -> None:
             pipe.send((False, traceback.format_exc()))
 
 
+@functools.cache
 def encode_loop(options: PeerOptions) -> list[bytes]:
     """VP8 pictures 0..LOOP_FRAMES-1 with their numbers; the first one is a key frame."""
     video = NumberedVideo(options.height, options.width)
@@ -194,12 +198,12 @@ class NumberedTrack(MediaStreamTrack):
 class Stream:
     """One connection to a server with Scope's signalling."""
 
-    def __init__(self, url: str, loop: list[bytes], fps: int) -> None:
+    def __init__(self, url: str, pictures: list[bytes], fps: int) -> None:
         self.record = StreamRecord()
         self._url = url
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._connection.createDataChannel("parameters", ordered=True)
-        self._camera = NumberedTrack(loop, fps, self.record)
+        self._camera = NumberedTrack(pictures, fps, self.record)
         sender = self._connection.addTrack(self._camera)
         # aiortc has no public way to tell a track of encoded packets that a key frame is wanted.
         setattr(sender, "_send_keyframe", self._camera.send_key_frame)  # noqa: B010
