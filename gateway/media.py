@@ -37,6 +37,7 @@ _FORMATS: Final[dict[str, tuple[str, str]]] = {
     ".ogg": ("audio/ogg", "ogg"),
 }
 SUFFIXES: Final = tuple(sorted(_FORMATS))  # lower case
+IMAGE_SUFFIXES: Final = frozenset(s for s, (kind, _) in _FORMATS.items() if kind.startswith("image/"))
 
 
 class MediaError(WanstreamError):

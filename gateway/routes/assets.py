@@ -62,8 +62,10 @@ def assets_blueprint(assets: Assets) -> Blueprint:
     @tag(["assets"])
     @document_querystring(UploadQuery)
     @document_response(ErrorBody, 400)
+    @document_response(ErrorBody, 408)
     @document_response(ErrorBody, 413)
     @document_response(ErrorBody, 422)
+    @document_response(ErrorBody, 507)
     @validate_response(UploadedBody)
     async def upload() -> dict[str, Any]:
         """Store the request's body as a file, in place of one of that name if there is one."""

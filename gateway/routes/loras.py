@@ -66,8 +66,13 @@ def loras_blueprint(loras: Loras) -> Blueprint:
     @tag(["loras"])
     @document_request(InstallBody)
     @document_response(ErrorBody, 400)
+    @document_response(ErrorBody, 401)
+    @document_response(ErrorBody, 403)
+    @document_response(ErrorBody, 404)
     @document_response(ErrorBody, 409)
     @document_response(ErrorBody, 422)
+    @document_response(ErrorBody, 500)
+    @document_response(ErrorBody, 507)
     @validate_response(InstalledBody)
     async def install() -> dict[str, Any]:
         """Download a file from Hugging Face or CivitAI; answers when it is stored."""

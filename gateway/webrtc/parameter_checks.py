@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdap
 from pydantic_core import PydanticCustomError
 
 from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.media import IMAGE_SUFFIXES
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.strict_json import JsonError, parse_json
 from gateway.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
@@ -22,7 +23,6 @@ from streaming.specs import Interpolation, PipelineSpec
 MAX_PROMPTS: Final = 16
 MAX_TRANSITION_CHUNKS: Final = 1000  # every step holds a prompt embedding in memory
 MAX_STEPS: Final = 10
-IMAGE_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 VACE_IMAGE_KEYS: Final = frozenset({"vace_ref_images", "first_frame_image", "last_frame_image"})
 IMAGE_KEYS: Final = VACE_IMAGE_KEYS | {"images"}
 
