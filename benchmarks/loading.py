@@ -89,10 +89,11 @@ def write_checkpoint(path: Path, model: str, dtype: torch.dtype) -> None:
 def load(path: Path, model: str, dtype: torch.dtype) -> dict[str, Any]:
     """Load the file in this process; peak is all memory of the process, interpreter and PyTorch included."""
     before = status_bytes("VmRSS")
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     load_weights(open_checkpoint(path, "generator"), *modules(model), dtype=dtype)
     return {
         "seconds": round(time.perf_counter() - start, 2),
+        "cpu_seconds": round(time.process_time() - start_cpu, 2),
         "before_mb": round(before / MB, 1),
         "peak_mb": round(status_bytes("VmHWM") / MB, 1),
     }

@@ -149,10 +149,11 @@ class _Slot(NamedTuple):
 def _slots(module: nn.Module) -> Iterator[_Slot]:
     for path, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
+            prefix = f"{path}." if path else ""
             if isinstance(owner, Linear) and name == "weight_t":
-                yield _Slot(f"{path}.weight", owner.checkpoint_shape, owner, name)
+                yield _Slot(f"{prefix}weight", owner.checkpoint_shape, owner, name)
             else:
-                yield _Slot(f"{path}.{name}".lstrip("."), tuple(parameter.shape), owner, name)
+                yield _Slot(f"{prefix}{name}", tuple(parameter.shape), owner, name)
 
 
 def _check_keys(
