@@ -1,0 +1,120 @@
+"""LongLive with random weights, small enough for a unit test: real graphs, the product's loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.graphs.signature import Signature
+from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.vae import VaeConfig, WanVae
+from export.graphs.vae_graphs import DecoderGraph, EncoderGraph
+from streaming.engines import Engine, Engines, TorchEngine, VaeEngines
+from streaming.model import ModelSizes, StreamModel
+from streaming.model_pipeline import ModelPipeline
+from streaming.protocol import Meta
+from streaming.sessions import Images, Stream
+from streaming.specs import LONGLIVE
+from tests.random_weights import randomized
+
+HEIGHT, WIDTH = 16, 32
+CONFIG = TransformerConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=6, text_len=4)
+
+
+@cache
+def modules() -> tuple[Transformer, TextKV, WanVae]:
+    """Weights that all pipelines of a test run share."""
+    return (
+        randomized(Transformer(CONFIG), 1),
+        randomized(TextKV(CONFIG), 2),
+        randomized(WanVae(VaeConfig(dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1)), 3),
+    )
+
+
+def encode_prompts(texts: Sequence[str]) -> list[Tensor]:
+    """An embedding for each text, made from its bytes."""
+    seeds = [int.from_bytes(text.encode(), "big") % 2**63 for text in texts]
+    shape = (1, CONFIG.text_len, CONFIG.text_dim)
+    return [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+
+
+@dataclass
+class Hook:
+    """Called before every engine call, with its number since the hook was set."""
+
+    action: Callable[[int], None] = field(default=lambda number: None)
+    calls: int = 0
+
+    def __call__(self) -> None:
+        number, self.calls = self.calls, self.calls + 1
+        self.action(number)
+
+
+@dataclass(frozen=True)
+class HookedEngine:
+    """An engine that tells a hook first."""
+
+    engine: Engine
+    hook: Hook
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.engine.outputs
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        self.hook()
+        return self.engine.run(inputs, outputs)
+
+
+def tiny_pipeline(hook: Hook | None = None, rope_positions: int = 1024) -> ModelPipeline:
+    """A pipeline whose engines tell `hook` before they run."""
+    transformer, text_kv, vae = modules()
+    hook = hook or Hook()
+
+    def engine(module: Callable[..., Any], signature: Signature) -> Engine:
+        names = [tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs)]
+        return HookedEngine(TorchEngine(module, *names), hook)
+
+    assert LONGLIVE.loop is not None
+    loop = replace(LONGLIVE.loop, rope_positions=rope_positions)
+    coders = [g(vae, first) for g in (EncoderGraph, DecoderGraph) for first in (True, False)]
+    model = StreamModel(
+        spec=loop,
+        engines=Engines(
+            engine(transformer, transformer.signature(0)),
+            engine(text_kv, text_kv.signature()),
+            VaeEngines(*(engine(coder, coder.signature(HEIGHT, WIDTH)) for coder in coders), vae.groups),
+        ),
+        encode_prompts=encode_prompts,
+        sizes=ModelSizes(CONFIG.num_layers, CONFIG.num_heads, CONFIG.head_dim, CONFIG.freq_dim),
+        height=HEIGHT,
+        width=WIDTH,
+        cache_frames=loop.cache_frames,
+    )
+    return ModelPipeline(LONGLIVE, model, base_seed=42)
+
+
+def parameters(**changes: Any) -> dict[str, Any]:
+    """Parameters of a text chunk with two denoising steps."""
+    prompts = [{"text": "a boat", "weight": 1.0}]
+    return {"prompts": prompts, "denoising_step_list": [1000, 500], "init_cache": False, **changes}
+
+
+def camera(seed: int = 0, frames: int = 12) -> Images:
+    """Pictures of noise, of another size than the pipeline's."""
+    return np.random.default_rng(seed).integers(0, 256, (frames, 20, 30, 3), dtype=np.uint8)
+
+
+def chunk(stream: Stream, video: Images | None = None, **changes: Any) -> tuple[Images, Meta]:
+    """All pictures of the next chunk, and what the pipeline says at its end."""
+    mode = "text" if video is None else "video"
+    groups = list(stream.next_chunk(parameters(input_mode=mode, **changes), video, lambda: False))
+    return np.concatenate([pictures for pictures, _ in groups]), groups[-1][1]
