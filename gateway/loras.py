@@ -2,9 +2,10 @@
 
 import asyncio
 import datetime
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +16,14 @@ from gateway.errors import ApiError
 from gateway.load_params import LORA_SUFFIX
 from gateway.lora_download import LoraDownloader
 from gateway.lora_manifest import Entries, change_manifest, read_manifest
-from gateway.lora_sources import LoraEndpoints, LoraSource
+from gateway.lora_sources import LoraEndpoints, LoraSource, without_token
 from gateway.safetensors_header import problem_of
 from gateway.validation import quoted
 
 logger = logging.getLogger(__name__)
 
 _PART: Final = ".part"
+_HASH_PIECE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,10 @@ class Loras:
         self._installing: set[str] = set()  # file names; their unfinished files share a directory
         self._manifest = asyncio.Lock()
 
+    @property
+    def endpoints(self) -> LoraEndpoints:
+        return self._endpoints
+
     async def entries(self) -> list[dict[str, Any]]:
         """All files, ordered by folder and name."""
         return await asyncio.to_thread(self._describe_all)
@@ -84,12 +90,55 @@ class Loras:
 
         Raises ApiError: 400 (URL, name, content), 409 (exists), 401, 403, 404 (from the service), 500, 507.
         """
-        source = self._endpoints.source(url)
+        file, _ = await self._install(self._endpoints.source(url), filename)
+        manifest = await asyncio.to_thread(read_manifest, self._directory)
+        description = await asyncio.to_thread(file.describe, manifest)
+        return {"message": f"Installed '{file.path.stem}'", "file": description}
+
+    async def download(
+        self, source: LoraSource, subfolder: str | None, expected_sha256: str | None
+    ) -> dict[str, Any]:
+        """Download a file into a sub-folder; the answer's body.
+
+        Raises ApiError as `install` does, and 400 when the SHA-256 (hex) is not the expected one.
+        """
+        file, entry = await self._install(source, None, subfolder, expected_sha256)
+        return {
+            "filename": entry["filename"],
+            "path": str(file.path),
+            "sha256": entry["sha256"],
+            "size_bytes": entry["size_bytes"],
+        }
+
+    async def set_provenance(self, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """Note where a present file came from; its manifest entry.
+
+        name: path relative to the LoRA directory. Raises ApiError 400 (another kind of file) and 404.
+        """
+        if not name.lower().endswith(LORA_SUFFIX):
+            raise ApiError(400, f"'{quoted(name)}' is not a {LORA_SUFFIX} file.")
+        files = await asyncio.to_thread(lambda: list(_scan(self._directory, read_only=False)))
+        file = next((f for f in files if f.relative.as_posix() == name), None)
+        if file is None:
+            raise ApiError(404, f"LoRA '{quoted(name)}' not found")
+        url = provenance.get("url")
+        clean = {**provenance, "url": None if url is None else without_token(url)}
+        return await self._enter(file, await asyncio.to_thread(_sha256, file.path), clean)
+
+    async def _install(
+        self,
+        source: LoraSource,
+        filename: str | None,
+        subfolder: str | None = None,
+        expected_sha256: str | None = None,
+    ) -> tuple[LoraFile, dict[str, Any]]:
+        """Download a file; the file and its manifest entry."""
         name = filename or source.file_name or await self._ask_for_name(source)
         if not name.lower().endswith(LORA_SUFFIX):
             raise ApiError(
                 400, f"'{quoted(name)}' is not a {LORA_SUFFIX} file; other formats are not accepted."
             )
+        name = f"{subfolder}/{name}" if subfolder else name
         target = await asyncio.to_thread(target_inside, self._directory, name)
         exists = ApiError(409, f"'{target.name}' already exists; delete it first or choose another filename.")
         if target.name in self._installing:
@@ -98,13 +147,11 @@ class Loras:
         try:
             if await asyncio.to_thread(target.exists):
                 raise exists
-            file = await self._fetch(source, target)
+            file, digest = await self._fetch(source, target, expected_sha256)
         finally:
             self._installing.discard(target.name)
         logger.info("LoRA %s installed from %s", file.path, source.url.host)
-        manifest = await asyncio.to_thread(read_manifest, self._directory)
-        description = await asyncio.to_thread(file.describe, manifest)
-        return {"message": f"Installed '{file.path.stem}'", "file": description}
+        return file, await self._enter(file, digest, source.provenance())
 
     async def delete(self, name: str) -> dict[str, Any]:
         """Delete the file with that stem, at the top level or one directory below; the answer's body.
@@ -131,12 +178,17 @@ class Loras:
             raise ApiError(400, "The URL does not tell the name of the file: send 'filename' too.")
         return name
 
-    async def _fetch(self, source: LoraSource, target: Path) -> LoraFile:
+    async def _fetch(
+        self, source: LoraSource, target: Path, expected_sha256: str | None
+    ) -> tuple[LoraFile, str]:
+        """Download to `target`; the file and its SHA-256 in hex."""
         part = self._directory / f"{target.name}{_PART}"
         try:
             await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
             await asyncio.to_thread(part.unlink, missing_ok=True)  # of a server that was killed
             digest = await self._downloader.fetch(source, part)
+            if expected_sha256 is not None and digest != expected_sha256.lower():
+                raise ApiError(400, f"The file's SHA-256 is {digest}, not the expected one; it was not kept.")
             problem = await asyncio.to_thread(problem_of, part)
             if problem is not None:
                 raise ApiError(400, f"What {source.url.host} sent cannot be used: {problem}.")
@@ -149,19 +201,26 @@ class Loras:
         finally:
             await asyncio.to_thread(part.unlink, missing_ok=True)
         relative = target.relative_to(self._directory.resolve())
+        return LoraFile(self._directory / relative, relative, size_bytes, read_only=False), digest
+
+    async def _enter(self, file: LoraFile, digest: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """Put a file into the manifest; its entry."""
         entry = {
-            "filename": target.name,
-            "provenance": source.provenance(),
+            "filename": file.path.name,
+            "provenance": dict(provenance),
             "sha256": digest,
-            "size_bytes": size_bytes,
+            "size_bytes": file.size_bytes,
             "added_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        await self._note(lambda entries: entries.update({relative.as_posix(): entry}))
-        return LoraFile(self._directory / relative, relative, size_bytes, read_only=False)
+        await self._note(lambda entries: entries.update({file.relative.as_posix(): entry}))
+        return entry
 
     async def _note(self, change: Callable[[Entries], object]) -> None:
         async with self._manifest:
-            await asyncio.to_thread(change_manifest, self._directory, change)
+            try:
+                await asyncio.to_thread(change_manifest, self._directory, change)
+            except OSError as error:  # the files themselves are as they should be
+                logger.warning("The manifest in %s cannot be written: %s", self._directory, error)
 
     def _describe_all(self) -> list[dict[str, Any]]:
         files = sorted(self._scan(), key=lambda f: (f.folder or "", f.path.stem))
@@ -172,6 +231,14 @@ class Loras:
         yield from _scan(self._directory, read_only=False)
         for directory in self._shared:
             yield from _scan(directory, read_only=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_HASH_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _scan(directory: Path, *, read_only: bool) -> Iterator[LoraFile]:

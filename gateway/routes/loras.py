@@ -1,13 +1,15 @@
 """List, install and delete LoRA files."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, document_response, tag, validate_response
 
 from gateway.bodies import ErrorBody
+from gateway.errors import ApiError
 from gateway.json_body import json_object
+from gateway.lora_sources import LoraEndpoints, LoraSource
 from gateway.loras import Loras
 from gateway.validation import check
 
@@ -42,6 +44,46 @@ class DeletedBody(BaseModel):
     message: str
 
 
+class DownloadBody(BaseModel):
+    """source `huggingface` needs repo_id and hf_filename, `civitai` version_id, `url` url."""
+
+    source: Literal["huggingface", "civitai", "url"]
+    repo_id: str | None = None
+    hf_filename: str | None = None
+    model_id: str | None = None
+    version_id: str | None = None
+    url: str | None = None
+    subfolder: str | None = None
+    expected_sha256: str | None = None
+    civitai_token: str | None = Field(None, repr=False)
+
+
+class DownloadedBody(BaseModel):
+    filename: str
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class ProvenanceBody(BaseModel):
+    source: Literal["huggingface", "civitai", "url", "local"]
+    repo_id: str | None = None
+    hf_filename: str | None = None
+    model_id: str | None = None
+    version_id: str | None = None
+    url: str | None = None
+
+
+class EntryBody(BaseModel):
+    filename: str
+    provenance: ProvenanceBody
+    sha256: str
+    size_bytes: int
+    added_at: str
+
+
+_DOWNLOAD: TypeAdapter[DownloadBody] = TypeAdapter(DownloadBody)
+_PROVENANCE: TypeAdapter[ProvenanceBody] = TypeAdapter(ProvenanceBody)
 _INSTALL: TypeAdapter[InstallBody] = TypeAdapter(InstallBody)
 
 
@@ -79,6 +121,35 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         body = check(_INSTALL, await json_object(request), "body")
         return await loras.install(body.url, body.filename)
 
+    @bp.post("/lora/download")
+    @tag(["loras"])
+    @document_request(DownloadBody)
+    @document_response(ErrorBody, 400)
+    @document_response(ErrorBody, 401)
+    @document_response(ErrorBody, 403)
+    @document_response(ErrorBody, 404)
+    @document_response(ErrorBody, 409)
+    @document_response(ErrorBody, 422)
+    @document_response(ErrorBody, 500)
+    @document_response(ErrorBody, 507)
+    @validate_response(DownloadedBody)
+    async def download() -> dict[str, Any]:
+        """Download a file, named by its service's own terms; answers when it is stored."""
+        body = check(_DOWNLOAD, await json_object(request), "body")
+        return await loras.download(_source(loras.endpoints, body), body.subfolder, body.expected_sha256)
+
+    @bp.put("/lora/<path:filename>/provenance")
+    @tag(["loras"])
+    @document_request(ProvenanceBody)
+    @document_response(ErrorBody, 400)
+    @document_response(ErrorBody, 404)
+    @document_response(ErrorBody, 422)
+    @validate_response(EntryBody)
+    async def provenance(filename: str) -> dict[str, Any]:
+        """Note where a file came from."""
+        body = check(_PROVENANCE, await json_object(request), "body")
+        return await loras.set_provenance(filename, body.model_dump())
+
     @bp.delete("/loras/<name>")
     @tag(["loras"])
     @document_response(ErrorBody, 403)
@@ -90,3 +161,15 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         return await loras.delete(name)
 
     return bp
+
+
+def _source(endpoints: LoraEndpoints, body: DownloadBody) -> LoraSource:
+    match body:
+        case DownloadBody(source="huggingface", repo_id=str(repository), hf_filename=str(path)):
+            return endpoints.from_huggingface(repository, path)
+        case DownloadBody(source="civitai", version_id=str(version)):
+            return endpoints.from_civitai(version, body.model_id, body.civitai_token)
+        case DownloadBody(source="url", url=str(url)):
+            return endpoints.from_anywhere(url)
+    needed = {"huggingface": "repo_id and hf_filename", "civitai": "version_id", "url": "url"}[body.source]
+    raise ApiError(400, f"Source '{body.source}' needs {needed}.")

@@ -547,6 +547,136 @@ async def test_malformed_request_is_a_validation_problem(place: Place, body: Any
     assert answer.json()["detail"][0]["loc"][0] == "body"
 
 
+# Downloading by a service's own terms, and provenance
+
+
+async def fetch(place: Place, **body: Any) -> Answer:
+    return await place.client.call("POST", "/api/v1/lora/download", json_body=body)
+
+
+async def test_hub_file_is_downloaded_by_repository_and_path(place: Place) -> None:
+    place.hub.replies["/own/repo/resolve/main/dir/my%20x.safetensors"] = Reply(body=CONTENT)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+
+    answer = await fetch(
+        place,
+        source="huggingface",
+        repo_id="own/repo",
+        hf_filename="dir/my x.safetensors",
+        subfolder="styles",
+        expected_sha256=digest.upper(),
+    )
+
+    assert (answer.status, answer.json()) == (
+        200,
+        {
+            "filename": "my x.safetensors",
+            "path": str(place.directory / "styles" / "my x.safetensors"),
+            "sha256": digest,
+            "size_bytes": len(CONTENT),
+        },
+    )
+    provenance = manifest(place)["styles/my x.safetensors"]["provenance"]
+    assert (provenance["repo_id"], provenance["hf_filename"]) == ("own/repo", "dir/my x.safetensors")
+
+
+async def test_civitai_file_is_downloaded_by_version(place: Place) -> None:
+    files = {"files": [{"name": "style.safetensors"}]}
+    place.civitai.replies["/api/v1/model-versions/77"] = Reply(body=json.dumps(files).encode())
+    place.civitai.replies["/api/download/models/77"] = Reply(body=CONTENT)
+
+    answer = await fetch(place, source="civitai", model_id="5", version_id="77", civitai_token="users-own")
+
+    provenance = manifest(place)["style.safetensors"]["provenance"]
+    assert answer.status == 200, answer.text
+    assert place.civitai.requests[-1].target == "/api/download/models/77?token=users-own"
+    assert (provenance["model_id"], provenance["version_id"]) == ("5", "77")
+    assert "users-own" not in json.dumps(provenance)
+
+
+async def test_file_with_another_hash_is_not_kept(place: Place) -> None:
+    place.hub.replies["/o/r/resolve/main/x.safetensors"] = Reply(body=CONTENT)
+
+    answer = await fetch(
+        place, source="huggingface", repo_id="o/r", hf_filename="x.safetensors", expected_sha256="00" * 32
+    )
+
+    assert answer.status == 400
+    assert "SHA-256" in answer.json()["detail"]
+    assert os.listdir(place.directory) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"source": "huggingface", "repo_id": "o/r"}, "needs repo_id and hf_filename"),
+        ({"source": "civitai", "model_id": "5"}, "needs version_id"),
+        ({"source": "url"}, "needs url"),
+        ({"source": "civitai", "version_id": "7/../../x"}, "must be a number"),
+        ({"source": "huggingface", "repo_id": "../..", "hf_filename": "x.safetensors"}, "owner/name"),
+        ({"source": "huggingface", "repo_id": "o/r/x", "hf_filename": "x.safetensors"}, "owner/name"),
+        ({"source": "huggingface", "repo_id": "o/r", "hf_filename": "x.pt"}, "not a .safetensors file"),
+        ({"source": "url", "url": "http://example.com/x.safetensors"}, "huggingface.co"),
+        ({"source": "url", "url": "file:///x.safetensors"}, "huggingface.co"),
+        ({"source": "url", "url": "https://127.0.0.1/x.safetensors"}, "private network"),
+        ({"source": "url", "url": "https://[::1]/x.safetensors"}, "private network"),
+        ({"source": "url", "url": "https://169.254.169.254/x.safetensors"}, "private network"),
+        ({"source": "url", "url": "https://localhost/x.safetensors"}, "private network"),
+        (
+            {"source": "huggingface", "repo_id": "o/r", "hf_filename": "x.safetensors", "subfolder": "../up"},
+            "Invalid filename",
+        ),
+    ],
+)
+async def test_unusable_download_request_is_refused(place: Place, body: dict[str, Any], detail: str) -> None:
+    answer = await fetch(place, **body)
+
+    assert answer.status == 400, answer.text
+    assert detail in answer.json()["detail"]
+    assert os.listdir(place.directory) == []
+
+
+async def test_unknown_source_is_a_validation_problem(place: Place) -> None:
+    answer = await fetch(place, source="ftp")
+
+    assert (answer.status, answer.json()["detail"][0]["type"]) == (422, "literal_error")
+
+
+async def test_provenance_of_a_present_file_can_be_noted(place: Place) -> None:
+    place.write("sub/mine.safetensors")
+    body = {"source": "local", "url": "https://example.com/x?token=users-own&v=2"}
+
+    answer = await place.client.call("PUT", "/api/v1/lora/sub/mine.safetensors/provenance", json_body=body)
+
+    assert answer.status == 200, answer.text
+    entry = answer.json()
+    assert entry["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+    assert entry["provenance"]["url"] == "https://example.com/x?v=2"
+    assert manifest(place) == {"sub/mine.safetensors": entry}
+    assert [f["provenance"] for f in await place.listed()] == [entry["provenance"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("nope.safetensors", 404),
+        ("../secret.safetensors", 404),
+        ("..%2Fsecret.safetensors", 404),
+        ("a.pt", 400),
+    ],
+)
+async def test_provenance_of_anything_else_is_refused(
+    place: Place, name: str, status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "models" / "secret.safetensors").write_bytes(CONTENT)
+    place.write("a.pt")
+
+    answer = await place.client.call("PUT", f"/api/v1/lora/{name}/provenance", json_body={"source": "local"})
+
+    assert answer.status == status
+    assert not (place.directory / "lora_manifest.json").exists()
+
+
 # Deleting
 
 
