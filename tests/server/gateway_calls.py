@@ -22,9 +22,10 @@ async def wait_status(client: HttpClient, wanted: str, within_s: float = 15.0) -
 
     async def reached() -> bool:
         status.update(await pipeline_status(client))
-        return bool(status["status"] == wanted)
+        return status["status"] in (wanted, "error")
 
     await until(reached, within_s, f"pipeline status {wanted}")
+    assert status["status"] == wanted, status["error"]
     return status
 
 
