@@ -1,0 +1,176 @@
+"""What the built-in page says and does when something is wrong."""
+
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from playwright.async_api import Browser, expect
+
+from tests.server.browser import (
+    ALLOW_CAMERA,
+    DENY_CAMERA,
+    FAKE_CAMERA,
+    chromium,
+    field,
+    notice,
+    opened,
+    sessions_end,
+    start,
+    state,
+)
+from tests.server.double_process import DoubleProcess
+from tests.server.gateway_calls import sessions
+from tests.server.peer import Peer, until
+from tests.server.processes import ServerProcess
+
+PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
+
+pytest_plugins = "tests.server.page_fixtures"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def one_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
+    """A server with room for one session."""
+    process = DoubleProcess(tmp_path_factory.mktemp("one"), {"WANSTREAM_MAX_SESSIONS": "1"})
+    yield process
+    process.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "title"),
+    [
+        ([FAKE_CAMERA, DENY_CAMERA], "Camera access was denied"),
+        ([ALLOW_CAMERA], "No camera found"),
+    ],
+    ids=["denied", "missing"],
+)
+async def test_camera_that_cannot_be_used_is_explained(
+    arguments: list[str], title: str, server: ServerProcess
+) -> None:
+    async with chromium(*arguments) as browser, opened(browser, server.url) as page:
+        await state(page, "idle")
+
+        await page.get_by_role("button", name="Start").click()
+
+        await expect(notice(page, title)).to_contain_text("Start again")
+        await expect(notice(page, title)).to_contain_text("A video file works too")
+        assert await state(page, "idle") == "idle"
+        assert await sessions(server.client) == {}
+
+
+async def test_plain_http_address_is_explained(server: ServerProcess) -> None:
+    resolver = "--host-resolver-rules=MAP studio.test 127.0.0.1"
+
+    async with (
+        chromium(FAKE_CAMERA, ALLOW_CAMERA, resolver) as browser,
+        opened(browser, f"http://studio.test:{server.port}") as page,
+    ):
+        await state(page, "idle")
+        await page.get_by_role("button", name="Start").click()
+
+        advice = notice(page, "The browser blocks the camera")
+        await expect(advice).to_contain_text(f"http://localhost:{server.port}")
+
+
+async def test_unreachable_server_is_told_and_found_again(browser: Browser, double: DoubleProcess) -> None:
+    async with opened(browser, double.url) as page:
+        await state(page, "idle")
+
+        await page.context.set_offline(True)
+        await state(page, "offline")
+        told = await notice(page, "Server unreachable").inner_text()
+        await page.context.set_offline(False)
+        await state(page, "idle")
+
+        assert double.url in told
+        await expect(notice(page, "Server unreachable")).to_have_count(0)
+
+
+async def test_failed_load_shows_its_text(browser: Browser, double: DoubleProcess) -> None:
+    double.set_faults(load_error="The text encoder's file is damaged. Download it again.")
+    async with opened(browser, double.url) as page:
+        await state(page, "idle")
+        await page.get_by_role("radio", name="LongLive", exact=True).check()
+
+        await page.get_by_role("button", name="Start").click()
+        await state(page, "error")
+
+        await expect(notice(page, "Loading failed")).to_contain_text("The text encoder's file is damaged.")
+        await expect(notice(page, "Loading failed").get_by_role("button", name="Try again")).to_be_visible()
+
+
+async def test_load_shows_its_stage_and_can_be_cancelled(browser: Browser, double: DoubleProcess) -> None:
+    double.set_faults(load_delay_s=60)
+    async with opened(browser, double.url) as page:
+        await state(page, "idle")
+        await page.get_by_role("radio", name="LongLive", exact=True).check()
+
+        await page.get_by_role("button", name="Start").click()
+        await expect(page.locator("#progress-stage")).to_have_text("Loading plain pictures...")
+        await page.get_by_role("button", name="Cancel").click()
+        await state(page, "idle")
+
+        async def cancelled() -> bool:
+            status = await double.client.call("GET", "/api/v1/pipeline/status")
+            return bool(status.json()["status"] == "not_loaded")
+
+        await until(cancelled, 5.0, "status not_loaded")
+
+
+async def test_pipeline_that_dies_is_told(browser: Browser, double: DoubleProcess) -> None:
+    async with opened(browser, double.url) as page:
+        await start(page, "LongLive")
+
+        double.lose("The pipeline's process was killed. Load it again.")
+        await state(page, "error")
+
+        await expect(notice(page, "The stream stopped")).to_contain_text("process was killed")
+        await notice(page, "The stream stopped").get_by_role("button", name="Start again").click()
+        await state(page, "streaming")
+
+
+async def test_full_server_is_waited_for(browser: Browser, one_place: DoubleProcess) -> None:
+    async with opened(browser, one_place.url) as page, Peer(one_place.client) as other:
+        await start(page, "LongLive")
+        await page.get_by_role("button", name="Stop").click()
+        await sessions_end(one_place)
+        await other.connect(PROMPTS)
+
+        await page.get_by_role("button", name="Start").click()
+        await state(page, "waiting")
+        told = await notice(page, "The server is full").inner_text()
+        await other.delete()
+        await notice(page, "The server is full").get_by_role("button", name="Try now").click()
+        await state(page, "streaming")
+
+        assert "Maximum number of concurrent sessions (1) reached" in told
+
+
+async def test_lost_connection_comes_back(browser: Browser, one_place: DoubleProcess) -> None:
+    async with opened(browser, one_place.url) as page:
+        await start(page, "LongLive")
+        first = await page.evaluate("wanstream.sessionId")
+
+        process = psutil.Process(one_place.pid)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await state(page, "reconnecting", within_s=30)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        await state(page, "streaming", within_s=30)
+
+        assert await page.evaluate("wanstream.sessionId") != first
+
+
+async def test_refused_change_is_told(browser: Browser, double: DoubleProcess) -> None:
+    async with opened(browser, double.url) as page:
+        await start(page, "LongLive")
+
+        await field(page, "Prompt 1").evaluate("field => field.removeAttribute('maxlength')")
+        await field(page, "Prompt 1").fill("x" * 9000)
+        await field(page, "Prompt 1").press("Enter")
+
+        await expect(notice(page, "The server refused a change")).to_contain_text("prompts")
+        assert await state(page, "streaming", "error") == "streaming"
