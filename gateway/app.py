@@ -35,6 +35,7 @@ from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving import Serving
 from gateway.webrtc.codecs import install_encoders
 from gateway.webrtc.ice import IceServers
+from gateway.webrtc.jitter_buffer import install_jitter_buffer
 from gateway.webrtc.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Services:
 def create_app(config: Config, serving: Serving) -> Quart:
     """The gateway in front of `serving`. Starts to connect to it when the app starts to serve."""
     install_encoders(config.bitrate)
+    install_jitter_buffer()
     app = Quart(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # no redirects: `//` and a trailing slash are other resources
     app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY_BYTES

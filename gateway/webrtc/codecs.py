@@ -1,9 +1,10 @@
 """Video encoders tuned for generated video: one libvpx thread without denoiser, x264's fastest preset.
 
 aiortc's own settings suit a camera call: 0.5 Mbit/s, a denoiser, x264's default preset. What each costs
-was measured at 576x320 to 832x480 (clients.md 3): VP8 without denoiser and with cpu-used -12 takes about a
-quarter less CPU than stock, x264 ultrafast about a quarter of stock, and two libvpx threads are much slower
-whenever the cores are busy.
+was measured at 576x320 to 832x480 (clients.md 3): VP8 without denoiser takes about a fifth less CPU than
+stock, x264 ultrafast about a quarter of stock, and two libvpx threads are much slower whenever the cores are
+busy. VP8's cpu-used stays at -6: from -7 on libvpx stops searching for motion, which at 2 Mbit/s and below
+cost 8 to 16 dB on a panning 512x512 picture and saved no CPU that could be measured.
 """
 
 import fractions
@@ -22,6 +23,7 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from av.frame import Frame
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 
 from gateway.config import Bitrate
 
@@ -72,11 +74,12 @@ class _Tuned:
 
     def __init__(self, name: str, options: dict[str, str]) -> None:
         self._name = name
+        self._reformatter = VideoReformatter()  # kept: a new one per picture costs more than the conversion
         self._options = options
         self._context: VideoCodecContext | None = None
 
     def encode(self, frame: av.VideoFrame, bitrate: int | None, force_keyframe: bool) -> bytes:
-        """Encode one yuv420p picture. bitrate: bit/s that the receiver reports, None before it did."""
+        """Encode one picture. bitrate: bit/s that the receiver reports, None before it did."""
         wanted = (
             _limits.default(frame.width, frame.height)
             if bitrate is None
@@ -90,9 +93,10 @@ class _Tuned:
             or abs(wanted - (context.bit_rate or 0)) > 0.25 * wanted
         ):
             context = self._context = self._open(frame.width, frame.height, wanted)
-        # A frame object may have been encoded before (another viewer): its old picture type must not stick.
-        frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
-        return b"".join(bytes(packet) for packet in context.encode(frame))
+        picture = self._reformatter.reformat(frame, format="yuv420p", threads=1)
+        # A frame object may have been encoded before: its old picture type must not stick.
+        picture.pict_type = PictureType.I if force_keyframe else PictureType.NONE
+        return b"".join(bytes(packet) for packet in context.encode(picture))
 
     def _open(self, width: int, height: int, bitrate: int) -> VideoCodecContext:
         context = av.CodecContext.create(self._name, "w")
@@ -105,7 +109,7 @@ class _Tuned:
         context.gop_size = 3000
         context.thread_count = 1
         rate = str(bitrate)
-        context.options = {**self._options, "maxrate": rate, "bufsize": rate}
+        context.options = {**self._options, "minrate": rate, "maxrate": rate, "bufsize": rate}
         return context
 
 
@@ -118,9 +122,10 @@ class TunedVp8Encoder(Vp8Encoder):
         self._tuned = _Tuned(
             "libvpx",
             {
-                "cpu-used": "-12",
+                "cpu-used": "-6",
                 "deadline": "realtime",
                 "lag-in-frames": "0",
+                "max-intra-rate": "300",  # a key frame of three frames' size: larger ones are lost in bursts
                 "noise-sensitivity": "0",
                 "overshoot-pct": "15",
                 "undershoot-pct": "100",
@@ -133,7 +138,7 @@ class TunedVp8Encoder(Vp8Encoder):
 
     def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         assert isinstance(frame, av.VideoFrame)
-        data = self._tuned.encode(_yuv(frame), self._reported, force_keyframe)
+        data = self._tuned.encode(frame, self._reported, force_keyframe)
         payloads = self._packetize(data, self.picture_id)
         self.picture_id = (self.picture_id + 1) % (1 << 15)
         return payloads, _rtp_timestamp(frame)
@@ -161,7 +166,7 @@ class TunedH264Encoder(H264Encoder):
 
     def nal_units(self, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
         """The encoded picture as NAL units without start codes."""
-        return self._split_bitstream(self._tuned.encode(_yuv(frame), self._reported, force_keyframe))
+        return self._split_bitstream(self._tuned.encode(frame, self._reported, force_keyframe))
 
     @property
     def target_bitrate(self) -> int:
@@ -176,7 +181,3 @@ def _rtp_timestamp(frame: av.VideoFrame) -> int:
     assert frame.pts is not None
     assert frame.time_base is not None
     return convert_timebase(frame.pts, frame.time_base, VIDEO_TIME_BASE)
-
-
-def _yuv(frame: av.VideoFrame) -> av.VideoFrame:
-    return frame if frame.format.name == "yuv420p" else frame.reformat(format="yuv420p")

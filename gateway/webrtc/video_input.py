@@ -6,6 +6,7 @@ from collections import deque
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from gateway.serving import Images
 
@@ -27,6 +28,7 @@ class VideoInput:
         self._ring: deque[av.VideoFrame] = deque(maxlen=capacity)
         self._arrivals: deque[float] = deque(maxlen=_FPS_WINDOW)
         self._arrived = asyncio.Event()
+        self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than the conversion
         self.frames_in = 0
 
     def push(self, frame: av.VideoFrame) -> None:
@@ -68,18 +70,17 @@ class VideoInput:
         """Until a frame has arrived since the last `take` that found too few."""
         await self._arrived.wait()
 
+    def to_images(self, frames: list[av.VideoFrame]) -> Images:
+        """uint8 [T, H, W, 3] RGB; frames of another size than the first take its size (bilinear).
 
-def to_images(frames: list[av.VideoFrame]) -> Images:
-    """uint8 [T, H, W, 3] RGB; frames of another size than the first take its size (bilinear).
-
-    Blocks for about a millisecond per frame at 512x512: call it off the event loop.
-    """
-    width, height = frames[0].width, frames[0].height
-    return np.stack(
-        [
-            frame.to_ndarray(format="rgb24")
-            if (frame.width, frame.height) == (width, height)
-            else frame.reformat(width, height, "rgb24", interpolation="BILINEAR").to_ndarray()
-            for frame in frames
-        ]
-    )
+        Blocks for up to a millisecond per frame: call it off the event loop, and not twice at a time.
+        """
+        width, height = frames[0].width, frames[0].height
+        return np.stack(
+            [
+                self._reformatter.reformat(
+                    frame, width, height, "rgb24", interpolation="BILINEAR", threads=1
+                ).to_ndarray()
+                for frame in frames
+            ]
+        )

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 import av
+import numpy as np
 from aiortc import VideoStreamTrack
 from aiortc.mediastreams import VIDEO_CLOCK_RATE, VIDEO_TIME_BASE, MediaStreamError
 
@@ -19,12 +20,12 @@ _CATCH_UP = 0.85  # share of the period while more is queued than the next frame
 
 
 def to_frame(image: Images) -> av.VideoFrame:
-    """A new yuv420p frame of an image, uint8 [H, W, 3] RGB; an odd last row or column is cropped.
+    """A new frame on an image's memory, uint8 [H, W, 3] RGB; an odd last row or column is cropped.
 
-    Blocks for about a millisecond at 512x512: call it off the event loop.
+    Quick: the conversion to YUV is the encoder's, in its own thread.
     """
     height, width = image.shape[0] & ~1, image.shape[1] & ~1
-    return av.VideoFrame.from_ndarray(image[:height, :width], format="rgb24").reformat(format="yuv420p")
+    return av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(image[:height, :width]), format="rgb24")
 
 
 class FrameQueue:
@@ -48,6 +49,11 @@ class FrameQueue:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def paced(self) -> bool:
+        """Whether pictures come in bursts that have to be spread; single ones come at their source's pace."""
+        return self._chunk_frames > 1
 
     @property
     def fps(self) -> float:
@@ -129,9 +135,9 @@ class GeneratedTrack(VideoStreamTrack):
         if image is None:
             self.stop()
             raise MediaStreamError("the session ended")
-        convert = asyncio.get_running_loop().run_in_executor(None, to_frame, image)
-        await asyncio.sleep(self._delay(time.monotonic()))
-        frame: av.VideoFrame = await convert
+        if self._frames.paced:
+            await asyncio.sleep(self._delay(time.monotonic()))
+        frame = to_frame(image)
         now = time.monotonic()
         period = (1.0 if not len(self._frames) else _CATCH_UP) / self._frames.fps
         self._due = max(self._due, now - period) + period  # no burst after a late frame

@@ -11,7 +11,7 @@ from gateway.pipelines import Loaded, NothingLoaded, Pipelines
 from gateway.serving import ChunkFailed, Images, ServingLost, ServingSession
 from gateway.waiting import within
 from gateway.webrtc.parameters import ParameterState
-from gateway.webrtc.video_input import VideoInput, to_images
+from gateway.webrtc.video_input import VideoInput
 from gateway.webrtc.video_output import FrameQueue
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class StreamWorker:
         while True:
             frames = self._input.take(wanted)
             if frames is not None:
-                return await asyncio.to_thread(to_images, frames)
+                return await asyncio.to_thread(self._input.to_images, frames)
             try:
                 await within(self._input.wait(), _NO_INPUT_REPORT_S)
             except asyncio.TimeoutError:
