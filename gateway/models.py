@@ -150,9 +150,8 @@ class Models:
                 await asyncio.to_thread(_mark_incomplete, plans)
                 progress.total_bytes = sum(plan.total_bytes for plan in plans)
                 for plan in plans:
-                    await self._fetch_from_any(plan, progress)
                     progress.finished_bytes += progress.repository_bytes
-                    progress.repository_bytes = 0
+                    await self._fetch_from_any(plan, progress)
         except HubError as error:
             raise DownloadError(str(error)) from error
         except OSError as error:

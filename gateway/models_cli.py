@@ -48,6 +48,7 @@ async def _download(pipeline_id: str, config: Config) -> None:
         if ARTIFACTS[pipeline_id]:
             click.echo(f"Downloading the files of {pipeline_id} to {config.directories.models}")
             await models.download(pipeline_id, progress)
+            click.echo(_line(progress))
     finally:
         report.cancel()
         with suppress(asyncio.CancelledError):
@@ -57,13 +58,18 @@ async def _download(pipeline_id: str, config: Config) -> None:
 
 async def _report(progress: Progress) -> None:
     """Print how far the download is, whenever that has changed."""
-    shown = None
+    shown = ""
     while True:
-        now = progress.describe()
-        if now["current_artifact"] is not None and now != shown:
-            click.echo(
-                f"{now['total_percentage']:5.1f} %  {now['downloaded_mb']:.0f} of {now['total_mb']:.0f} MB  "
-                f"{now['current_artifact']} ({now['percentage']:.1f} %)"
-            )
-            shown = now
         await asyncio.sleep(_REPORT_EVERY_S)
+        line = _line(progress)
+        if progress.repository is not None and line != shown:
+            click.echo(line)
+            shown = line
+
+
+def _line(progress: Progress) -> str:
+    now = progress.describe()
+    return (
+        f"{now['total_percentage']:5.1f} %  {now['downloaded_mb']:.0f} of {now['total_mb']:.0f} MB  "
+        f"{now['current_artifact']} ({now['percentage']:.1f} %)"
+    )

@@ -605,7 +605,7 @@ async def test_command_downloads_and_tells_how_far_it_is(hub: HubDouble, tmp_pat
     code, out, err = await output_of(command(tmp_path, hub, "--pipeline", ID))
 
     assert (code, err) == (0, "")
-    assert "Efficient-Large-Model/LongLive-1.3B" in out
+    assert "100.0 %  0 of 0 MB  Efficient-Large-Model/LongLive-1.3B (100.0 %)\n" in out
     assert out.endswith("All files of longlive are there.\n")
     assert (tmp_path / "home" / "models" / "LongLive-1.3B" / MODEL).stat().st_size == 1000
 
