@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -269,12 +269,14 @@ embeddings = st.lists(st.floats(-4, 4, allow_nan=False, width=32), min_size=6, m
 )
 
 
+@settings(deadline=None)
 @given(source=embeddings, target=embeddings, method=st.sampled_from(["linear", "slerp"]))
 def test_both_ends_of_a_way_are_exact(source: Tensor, target: Tensor, method: Interpolation) -> None:
     assert torch.equal(interpolate(source, target, 0.0, method), source)
     assert torch.equal(interpolate(source, target, 1.0, method), target)
 
 
+@settings(deadline=None)
 @given(source=embeddings, scale=st.floats(0.1, 3), t=st.floats(0, 1))
 def test_d4_parallel_tokens_are_interpolated_linearly(source: Tensor, scale: float, t: float) -> None:
     target = source * scale
@@ -284,11 +286,13 @@ def test_d4_parallel_tokens_are_interpolated_linearly(source: Tensor, scale: flo
     torch.testing.assert_close(result, (1 - t) * source + t * target, atol=1e-3, rtol=1e-3)
 
 
+@settings(deadline=None)
 @given(weights=st.lists(st.floats(0, 100), min_size=1, max_size=16))
 def test_weights_sum_to_one(weights: list[float]) -> None:
     assert sum(normalised_weights(weights)) == pytest.approx(1)
 
 
+@settings(deadline=None)
 @given(one=embeddings, other=embeddings, share=st.floats(0, 1))
 def test_a_linear_blend_keeps_the_mean_norm(one: Tensor, other: Tensor, share: float) -> None:
     straight = (1 - share) * one + share * other

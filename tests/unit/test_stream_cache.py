@@ -151,6 +151,7 @@ def test_the_cache_stays_as_large_as_it_was_built_and_holds_no_more_than_the_win
     assert session.clean.shape[1] <= spec.local_attn_size
 
 
+@settings(deadline=None)
 @given(
     capacity=st.integers(3, 12),
     sink=st.integers(0, 3),
