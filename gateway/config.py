@@ -9,6 +9,7 @@ from streaming.errors import WanstreamError
 
 _TURN_CREDENTIALS_URL = "https://turn.fastrtc.org/credentials"
 _HF_ENDPOINT = "https://huggingface.co"
+_MODEL_OWNERS = ("upstream", "daydreamlive")  # whoever made a repository, then a mirror of them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,12 @@ class Directories:
     assets: Path
     logs: Path
     engines: Path
+    shared_loras: Path | None = None  # read only
+
+    @property
+    def lora_directories(self) -> list[Path]:
+        """Where LoRA files may be, the own directory first."""
+        return [self.loras] if self.shared_loras is None else [self.loras, self.shared_loras]
 
     def create(self) -> None:
         for path in (self.home, self.models, self.loras, self.assets, self.logs, self.engines):
@@ -66,6 +73,7 @@ class Config:
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
     turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token
     hf_endpoint: str = _HF_ENDPOINT  # the hub, or a mirror of it
+    model_owners: tuple[str, ...] = _MODEL_OWNERS  # whose repositories are asked, in this order
     load_timeout_s: float = 900.0
     connect_timeout_s: float = 30.0  # a peer that is not connected by then is dropped
     drain_s: float = 0.0  # how long SIGTERM waits for open sessions
@@ -100,11 +108,17 @@ class Config:
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
             turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),
             hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
+            model_owners=_names(values.get("WANSTREAM_MODEL_OWNERS", "")) or _MODEL_OWNERS,
             load_timeout_s=float(_integer(values, "WANSTREAM_LOAD_TIMEOUT_S", minimum=1) or 900),
             connect_timeout_s=float(_integer(values, "WANSTREAM_CONNECT_TIMEOUT_S", minimum=1) or 30),
             drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
             verbose="VERBOSE_LOGGING" in values,
         )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a comma list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _directories(values: Mapping[str, str]) -> Directories:
@@ -113,6 +127,7 @@ def _directories(values: Mapping[str, str]) -> Directories:
 
     home = path("WANSTREAM_HOME", Path.home() / ".daydream-scope")
     models = path("DAYDREAM_SCOPE_MODELS_DIR", home / "models")
+    shared = "DAYDREAM_SCOPE_LORA_SHARED_DIR" in values
     return Directories(
         home=home,
         models=models,
@@ -120,6 +135,7 @@ def _directories(values: Mapping[str, str]) -> Directories:
         assets=path("DAYDREAM_SCOPE_ASSETS_DIR", models.parent / "assets"),
         logs=path("DAYDREAM_SCOPE_LOGS_DIR", home / "logs"),
         engines=path("WANSTREAM_ENGINES_DIR", home / "engines"),
+        shared_loras=path("DAYDREAM_SCOPE_LORA_SHARED_DIR", home) if shared else None,
     )
 
 

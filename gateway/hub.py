@@ -97,6 +97,8 @@ class Hub:
                 return await attempt()
             except _Transient as failure:
                 reason, retry_after_s = str(failure), failure.retry_after_s
+            except httpx.UnsupportedProtocol:
+                raise HubError(f"{what}: HF_ENDPOINT must be a URL such as https://huggingface.co.") from None
             except (httpx.TransportError, httpx.DecodingError) as error:
                 # The text of these errors may hold a signed URL.
                 reason, retry_after_s = f"connection failed ({type(error).__name__})", 0.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.client_names import target_inside
-from gateway.config import Secrets
+from gateway.config import Config, Secrets
 from gateway.errors import ApiError
 from gateway.load_params import LORA_SUFFIX
 from gateway.lora_download import LoraDownloader
@@ -76,6 +76,11 @@ class Loras:
         self._downloader = LoraDownloader(self._endpoints, secrets or Secrets())
         self._installing: set[str] = set()  # file names; their unfinished files share a directory
         self._manifest = asyncio.Lock()
+
+    @classmethod
+    def from_config(cls, config: Config, in_use: Callable[[], Iterable[Path]]) -> "Loras":
+        own, *shared = config.directories.lora_directories
+        return cls(own, in_use, config.secrets, LoraEndpoints(huggingface=config.hf_endpoint), shared)
 
     @property
     def endpoints(self) -> LoraEndpoints:

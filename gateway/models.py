@@ -103,7 +103,8 @@ class Models:
     @classmethod
     def from_config(cls, config: Config, engines_ready: Callable[[PipelineSpec], bool]) -> "Models":
         token = config.secrets.hf_token or huggingface_hub.get_token()  # the hub client's stored login
-        return cls(config.directories.models, Hub(config.hf_endpoint, token), engines_ready)
+        hub = Hub(config.hf_endpoint, token)
+        return cls(config.directories.models, hub, engines_ready, config.model_owners)
 
     async def status(self, pipeline_id: str) -> dict[str, Any]:
         """Whether a pipeline's files are there, and how far its download is. Raises ApiError 404."""

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import Secrets
+from gateway.config import Config, Secrets
 from gateway.lora_sources import LoraEndpoints
 from gateway.loras import Loras
 from gateway.public_http import AddressNotAllowedError, PublicTransport, is_public
@@ -133,6 +133,24 @@ async def test_size_is_in_mib(place: Place) -> None:
     place.write("big.safetensors", bytes(2_621_440))
 
     assert [f["size_mb"] for f in await place.listed()] == [2.5]
+
+
+async def test_settings_name_the_directories_and_the_hub(tmp_path: Path) -> None:
+    async with Service() as hub:
+        hub.replies["/o/r/resolve/main/x.safetensors"] = Reply(body=CONTENT)
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared" / "s.safetensors").write_bytes(CONTENT)
+        env = {
+            "WANSTREAM_HOME": str(tmp_path),
+            "HF_ENDPOINT": hub.url,
+            "DAYDREAM_SCOPE_LORA_SHARED_DIR": str(tmp_path / "shared"),
+        }
+        loras = Loras.from_config(Config.from_env(env), lambda: [])
+
+        await loras.install(f"{hub.url}/o/r/resolve/main/x.safetensors", None)
+
+        assert [(f["name"], f["read_only"]) for f in await loras.entries()] == [("s", True), ("x", False)]
+        assert (tmp_path / "models" / "lora" / "x.safetensors").exists()
 
 
 async def test_missing_directory_lists_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.artifacts import ARTIFACTS, MIRROR
+from gateway.config import Config
 from gateway.hub import Hub
 from gateway.models import DownloadError, Models, Progress
 from gateway.routes.models import models_blueprint
@@ -429,6 +430,30 @@ async def test_owners_are_asked_in_the_configured_order(hub: HubDouble, tmp_path
     await models.close()
 
     assert {r.path.split("/")[1] for r in hub.file_requests()} == {MIRROR}
+
+
+async def test_settings_name_the_hub_and_the_owners(hub: HubDouble, tmp_path: Path) -> None:
+    hub.add(ARTIFACTS[ID], owner="someone")
+    env = {
+        "WANSTREAM_HOME": str(tmp_path),
+        "HF_ENDPOINT": f"{hub.url}/",
+        "WANSTREAM_MODEL_OWNERS": " someone,",
+    }
+    models = Models.from_config(Config.from_env(env), never_ready)
+
+    await models.download(ID, Progress())
+    await models.close()
+
+    assert {r.path.split("/")[1] for r in hub.file_requests()} == {"someone"}
+    assert (tmp_path / "models" / "LongLive-1.3B" / MODEL).exists()
+
+
+async def test_hub_without_scheme_is_reported(tmp_path: Path) -> None:
+    models = Models(tmp_path, Hub("huggingface.co", None), never_ready)
+
+    with pytest.raises(DownloadError, match="HF_ENDPOINT must be a URL"):
+        await models.download(ID, Progress())
+    await models.close()
 
 
 async def test_unreachable_hub_is_reported(hub: HubDouble, tmp_path: Path) -> None:
