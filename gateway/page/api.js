@@ -15,6 +15,7 @@ export class Unreachable extends Error {
   constructor(cause) {
     super("The server does not answer.", { cause });
     this.name = "Unreachable";
+    this.title = "Server unreachable";
   }
 }
 

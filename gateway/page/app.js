@@ -4,10 +4,11 @@ import { api, problemText, Unreachable } from "./api.js";
 import { Controls } from "./controls.js";
 import { Meter } from "./meter.js";
 import { dismiss, notify } from "./notices.js";
+import { bindFullscreen, saveSnapshot } from "./screen.js";
 import { Settings } from "./settings.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
 import { Stream, StreamError } from "./stream.js";
-import { Progress, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
+import { Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const IDLE_POLL_MS = 4_000;
@@ -25,6 +26,7 @@ let loaded = null; // the server's status answer, when a pipeline is loaded
 let opening = false; // the camera is being asked for
 let input = null; // track of the local video
 let lastFrameAt = 0;
+let problem = null; // what ended the last stream
 
 const meter = new Meter(output, preview, () => {
   lastFrameAt = performance.now();
@@ -72,7 +74,9 @@ function render() {
   }
   const source = settings.source === "camera" ? "stream your camera" : "stream a video file";
   const text = `Press Start to ${controls.mode === "text" ? "make video from text" : source}.`;
-  showPlaceholder(entry.name, state === "offline" ? "The server does not answer." : text);
+  // In full screen the messages above the picture cannot be seen.
+  if (state === "error" && problem && document.fullscreenElement) showPlaceholder(problem.title, problem.message);
+  else showPlaceholder(entry.name, state === "offline" ? "The server does not answer." : text);
 }
 
 /** The line below the settings: what the server holds, and whether the settings differ from that. */
@@ -87,7 +91,7 @@ function renderLoaded(entry) {
     : stream.isLive && !isChosen && entry
       ? ` Switch to use ${entry.name}.`
       : "";
-  $("loaded").textContent = held + pending;
+  setText("loaded", held + pending);
   $("load").textContent = changed ? "Reload" : stream.isLive ? "Switch" : "Load";
   $("load").hidden = isChosen && !changed;
   $("load").classList.toggle("accent", Boolean(pending));
@@ -240,25 +244,6 @@ async function unload() {
   await refreshServer();
 }
 
-function saveSnapshot() {
-  const canvas = document.createElement("canvas");
-  Object.assign(canvas, { width: output.videoWidth, height: output.videoHeight });
-  canvas.getContext("2d").drawImage(output, 0, 0);
-  canvas.toBlob((blob) => {
-    const link = document.createElement("a");
-    const stamp = new Date().toISOString().slice(0, 19).replace(/[:T]/g, "-");
-    Object.assign(link, { href: URL.createObjectURL(blob), download: `wanstream-${settings.pipeline}-${stamp}.png` });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-  }, "image/png");
-}
-
-function toggleFullscreen() {
-  if (document.fullscreenElement) document.exitFullscreen();
-  else if ($("player").requestFullscreen) $("player").requestFullscreen().catch(() => {});
-  else output.webkitEnterFullscreen?.(); // phones that only know full-screen video
-}
-
 function showProblem(error) {
   if (error instanceof SourceError) notify("source", { title: error.title, text: error.message });
   else if (error instanceof StreamError) {
@@ -305,7 +290,11 @@ stream.addEventListener("media", ({ detail }) => {
   output.srcObject = detail;
 });
 output.addEventListener("playing", () => stream.playing());
-stream.addEventListener("problem", ({ detail }) => showProblem(detail));
+stream.addEventListener("problem", ({ detail }) => {
+  problem = detail;
+  showProblem(detail);
+  render();
+});
 stream.addEventListener("retry", ({ detail: { inS, reason } }) => {
   progress.countdown(reason, inS);
   notify("retry", {
@@ -352,9 +341,8 @@ $("pause").addEventListener("click", togglePause);
 $("load").addEventListener("click", load);
 $("unload").addEventListener("click", unload);
 $("reset_cache").addEventListener("click", () => stream.send({ reset_cache: true }, { now: true }));
-$("snapshot").addEventListener("click", saveSnapshot);
-$("fullscreen").addEventListener("click", toggleFullscreen);
-$("screen").addEventListener("dblclick", toggleFullscreen);
+$("snapshot").addEventListener("click", () => saveSnapshot(settings.pipeline));
+bindFullscreen(render);
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 preview.addEventListener("resize", () => {
   $("preview-size").textContent = preview.videoWidth ? `${preview.videoWidth} × ${preview.videoHeight}` : "";

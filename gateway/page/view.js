@@ -17,11 +17,16 @@ const STATES = {
   paused: ["Paused", "Stop", "stop"],
 };
 
+/** Writes only what changed: screen readers repeat a live region whenever it is written. */
+export function setText(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
 export function showState(state, pipelineName) {
   const [status, action, icon, heading] = STATES[state];
   const live = state === "streaming" || state === "paused";
   document.body.dataset.state = state;
-  $("status-text").textContent = state === "loading" && pipelineName ? `Loading ${pipelineName}` : status;
+  setText("status-text", state === "loading" && pipelineName ? `Loading ${pipelineName}` : status);
   $("primary-text").textContent = action;
   $("primary-icon").setAttribute("href", `#i-${icon}`);
   $("primary").classList.toggle("calm", action !== "Start");

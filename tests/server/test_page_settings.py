@@ -96,6 +96,24 @@ async def test_enter_moves_to_a_new_prompt_by_a_transition(browser: Browser, dou
         assert steps[-4:] == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
+async def test_switching_the_pipeline_keeps_the_stream(browser: Browser, double: DoubleProcess) -> None:
+    async with opened(browser, double.url) as page:
+        await start(page, "LongLive")
+        session_id = await page.evaluate("wanstream.sessionId")
+
+        await page.get_by_role("radio", name="MemFlow", exact=True).check()
+        await page.get_by_role("button", name="Switch").click()
+
+        async def switched() -> bool:
+            status = await double.client.call("GET", "/api/v1/pipeline/status")
+            return bool(status.json()["pipeline_id"] == "memflow")
+
+        await until(switched, 5.0, "memflow is loaded")
+        await state(page, "streaming")
+        assert await page.evaluate("wanstream.sessionId") == session_id
+        await expect(page.get_by_text("Loaded: MemFlow")).to_be_visible()
+
+
 async def test_reload_of_the_page_keeps_the_settings(browser: Browser, double: DoubleProcess) -> None:
     async with opened(browser, double.url) as page:
         await state(page, "idle")
