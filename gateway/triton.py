@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from gateway.embedded import EmbeddedTriton
 from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
 from gateway.triton_session import TritonSession, user_text
+from gateway.waiting import within
 from streaming.errors import WanstreamError
 from streaming.protocol import Op
 from streaming.specs import PipelineSpec
@@ -162,7 +163,8 @@ class TritonServing:
         while not self._up.is_set():
             if self._last_error is not None and self._embedded is not None:
                 raise ServingError(self._last_error)
-            await asyncio.wait({asyncio.ensure_future(self._up.wait())}, timeout=_POLL_S * 2)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await within(self._up.wait(), _POLL_S * 2)
         assert self._client is not None
         return self._client
 
