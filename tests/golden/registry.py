@@ -30,7 +30,6 @@ NOT_YET: frozenset[str] = frozenset(
         "memflow.bank_compression",
         "memflow.sma_routing",
         "reward_forcing/stream",
-        "streamdiffusionv2/stream",
         "vace.causal",
         "vace.chunk_preprocess",
         "vace.context_wanvae",
