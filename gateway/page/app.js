@@ -192,6 +192,7 @@ async function makePlan() {
     const { entry } = controls;
     return {
       pipelineId: entry.id,
+      mode: controls.mode,
       loadParams: controls.loadParams(),
       track,
       parameters: () => controls.streamParameters(),
@@ -219,7 +220,8 @@ async function load() {
   }
   dismiss("problem", "warnings");
   const params = controls.loadParams();
-  await stream.load({ pipelineId: controls.entry.id, loadParams: params, track: null, parameters: () => ({}) });
+  const { entry, mode } = controls;
+  await stream.load({ pipelineId: entry.id, mode, loadParams: params, track: null, parameters: () => ({}) });
 }
 
 function stop() {
@@ -230,9 +232,7 @@ function stop() {
   render();
 }
 
-function togglePause() {
-  stream.pause(stream.state === "streaming");
-}
+const togglePause = () => stream.pause(stream.state === "streaming");
 
 async function unload() {
   stop();
@@ -317,7 +317,10 @@ stream.addEventListener("warnings", ({ detail }) => {
 controls.addEventListener("live", ({ detail }) => {
   dismiss("refused");
   renderLoaded(controls.entry);
-  stream.send(detail);
+  // Settings of a pipeline or mode that is only chosen wait for the switch; prompts are the same for all.
+  const { pipelineId, mode } = stream.plan ?? {};
+  const inUse = pipelineId === controls.entry.id && mode === controls.mode;
+  if (inUse || "prompts" in detail || "transition" in detail) stream.send(detail);
 });
 controls.addEventListener("source", changeInput);
 controls.addEventListener("load", render);
@@ -329,7 +332,8 @@ controls.addEventListener("pipeline", () => {
 /** The pipeline stays, but input mode or defaults changed under a running stream. */
 async function applyMode() {
   try {
-    await stream.replaceTrack(await openInput());
+    if (stream.plan.mode !== controls.mode) await stream.replaceTrack(await openInput());
+    stream.plan.mode = controls.mode;
     stream.send(controls.streamParameters(), { now: true });
   } catch (error) {
     showProblem(error);
@@ -370,7 +374,7 @@ setInterval(() => {
 
 setInterval(async () => {
   if (!stream.isLive || !stream.peer) return;
-  showNumbers(await meter.read(stream.peer, { moving: controls.mode === "video" && stream.state === "streaming" }));
+  showNumbers(await meter.read(stream.peer, { moving: input !== null && stream.state === "streaming" }));
   if ($("details").open) showServerNumbers(await api.metrics().catch(() => null), stream.sessionId, meter.stats);
   if (!document.hidden && performance.now() - lastFrameAt > NO_PICTURE_MS) {
     lastFrameAt = Infinity; // once

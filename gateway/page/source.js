@@ -52,10 +52,12 @@ function insecure() {
   const port = location.port || "80";
   return new SourceError(
     "The browser blocks the camera on this address",
-    `Cameras work on https addresses and on localhost only, and this page is ${location.origin}. ` +
-      `On the server's own machine open http://localhost:${port}. From another machine forward the port ` +
-      `(ssh -L ${port}:localhost:${port} ${location.hostname}) and open http://localhost:${port}, ` +
-      `or put https in front of the server. ${FILE_ADVICE}`,
+    [
+      `Cameras work on https addresses and on localhost only; this page is ${location.origin}.`,
+      `On the server's own machine: open http://localhost:${port}`,
+      `From another one: run ssh -L ${port}:localhost:${port} ${location.hostname}, then open http://localhost:${port}`,
+      `Or put https in front of the server. ${FILE_ADVICE}`,
+    ].join("\n"),
   );
 }
 

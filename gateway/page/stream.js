@@ -27,7 +27,7 @@ export class StreamError extends Error {
  *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences),
  *   "changed" (parameters that someone else changed).
  *
- * A plan is {pipelineId, loadParams, track (or null), parameters: () => initialParameters}.
+ * A plan is {pipelineId, mode, loadParams, track (or null), parameters: () => initialParameters}.
  */
 export class Stream extends EventTarget {
   state = "idle";
@@ -43,6 +43,11 @@ export class Stream extends EventTarget {
 
   get peer() {
     return this.#connection?.peer ?? null;
+  }
+
+  /** What the stream runs on, or starts from. */
+  get plan() {
+    return this.#plan;
   }
 
   get isLive() {
@@ -64,6 +69,7 @@ export class Stream extends EventTarget {
   /** Load without streaming, or put another pipeline under a running stream. */
   async load(plan) {
     const wasLive = this.isLive;
+    const before = this.#plan;
     this.#plan = plan;
     await this.#attempt(async (signal) => {
       try {
@@ -71,6 +77,7 @@ export class Stream extends EventTarget {
       } catch (error) {
         // A request that the server refused leaves the running stream as it was.
         if (!wasLive || error.kind !== "refused") throw error;
+        this.#plan = before;
         this.#set("streaming");
         this.#emit("problem", error);
         return;

@@ -114,6 +114,25 @@ async def test_switching_the_pipeline_keeps_the_stream(browser: Browser, double:
         await expect(page.get_by_text("Loaded: MemFlow")).to_be_visible()
 
 
+async def test_settings_of_another_pipeline_wait_for_the_switch(
+    browser: Browser, double: DoubleProcess
+) -> None:
+    async with opened(browser, double.url) as page:
+        await start(page, "LongLive")
+
+        await page.get_by_role("radio", name="MemFlow", exact=True).check()
+        await field(page, "Step 2").fill("600")
+        await field(page, "Prompt 1").fill("sent at once")
+        await field(page, "Prompt 1").press("Enter")
+
+        async def prompt_arrived() -> bool:
+            parameters = await session_parameters(double.client)
+            return bool(parameters["prompts"][0]["text"] == "sent at once")
+
+        await until(prompt_arrived, 5.0, "the prompt on the server")
+        assert (await session_parameters(double.client))["denoising_step_list"] == [1000, 750, 500, 250]
+
+
 async def test_reload_of_the_page_keeps_the_settings(browser: Browser, double: DoubleProcess) -> None:
     async with opened(browser, double.url) as page:
         await state(page, "idle")
