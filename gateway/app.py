@@ -21,6 +21,7 @@ from gateway.load_service import LoadService
 from gateway.logs import Logs
 from gateway.loras import Loras
 from gateway.metrics import Metrics
+from gateway.models import Models
 from gateway.pipelines import Pipelines
 from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
@@ -28,6 +29,7 @@ from gateway.routes.general import general_blueprint
 from gateway.routes.ice import ice_blueprint
 from gateway.routes.logs import logs_blueprint
 from gateway.routes.loras import loras_blueprint
+from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
@@ -55,6 +57,7 @@ class Services:
     metrics: Metrics
     assets: Assets
     loras: Loras
+    models: Models
     ice: IceServers
     logs: Logs
 
@@ -85,6 +88,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         pipelines_blueprint(services.pipelines, services.loader),
         assets_blueprint(services.assets),
         loras_blueprint(services.loras),
+        models_blueprint(services.models),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
         sessions_blueprint(services.sessions, serving),
@@ -107,7 +111,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
 
 def _services(config: Config, serving: Serving) -> Services:
     pipelines = Pipelines(serving, config.load_timeout_s)
-    loader = LoadService(pipelines, [config.directories.loras])
+    loader = LoadService(pipelines, config.directories.lora_directories)
     ice = IceServers.from_config(config)
     metrics = Metrics()
     sessions = Sessions(
@@ -121,7 +125,8 @@ def _services(config: Config, serving: Serving) -> Services:
         sessions=sessions,
         metrics=metrics,
         assets=Assets(config.directories.assets),
-        loras=Loras(config.directories.loras, loader.loras_in_use, config.secrets),
+        loras=Loras.from_config(config, loader.loras_in_use),
+        models=Models.from_config(config, lambda spec: serving.availability(spec).available),
         ice=ice,
         logs=Logs(config.directories.logs),
     )
@@ -171,6 +176,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
     async def start() -> None:
         await services.pipelines.serving.start(on_lost)
         services.ice.start()
+        services.assets.remove_stale()
         if services.config.prewarm is not None:
             await _prewarm(services, services.config.prewarm)
 
@@ -179,6 +185,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
         steps: list[Callable[[], Any]] = [
             services.sessions.close,
             services.pipelines.close,
+            services.models.close,
             services.ice.close,
             services.pipelines.serving.close,
         ]
