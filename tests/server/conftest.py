@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.server.double_process import DoubleProcess
-from tests.server.not_yet import NOT_YET
 from tests.server.processes import ServerProcess
 
 GATEWAY = "gateway"
@@ -67,9 +66,3 @@ def case_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CaseServe
     servers = CaseServers(tmp_path_factory.mktemp("cases"))
     yield servers
     servers.close()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    ran = [r for reports in terminalreporter.stats.values() for r in reports if "waits_for_a_later" in str(r)]
-    if ran:
-        terminalreporter.write_line(f"{len(NOT_YET)} wire-level cases wait for a later issue (not_yet.py).")
