@@ -4,13 +4,16 @@ import asyncio
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from PIL import Image
 
+from gateway.artifacts import ARTIFACTS
 from tests.directory_scan import scan
 from tests.hostile_names import HOSTILE
+from tests.hub_double import HubDouble
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load
 from tests.server.peer import Peer, until
@@ -112,3 +115,33 @@ async def test_loaded_lora_is_kept_until_it_is_unloaded(server: DoubleProcess) -
 
     assert (refused.status, kept) == (409, True)
     assert (deleted.status, path.exists()) == (200, False)
+
+
+async def test_server_that_ends_during_a_download_goes_on_with_it_the_next_time(tmp_path: Path) -> None:
+    async with HubDouble() as hub:
+        hub.add(ARTIFACTS["longlive"])
+        hub.slow = 0.2
+        first = await asyncio.to_thread(DoubleProcess, tmp_path / "home", {"HF_ENDPOINT": hub.url})
+        body = {"pipeline_id": "longlive"}
+        await first.client.call("POST", "/api/v1/models/download", json_body=body)
+        part = tmp_path / "home" / "models" / "Wan2.1-T2V-1.3B" / "Wan2.1_VAE.pth.incomplete"
+        await until(lambda: part.exists() and part.stat().st_size, 10.0, "the first bytes of a file")
+        await asyncio.to_thread(first.stop, within_s=5.0)
+        stored = part.stat().st_size
+
+        hub.slow = 0.0
+        hub.requests.clear()
+        second = await asyncio.to_thread(DoubleProcess, tmp_path / "home", {"HF_ENDPOINT": hub.url})
+        before = await second.client.call("GET", "/api/v1/models/status?pipeline_id=longlive")
+        await second.client.call("POST", "/api/v1/models/download", json_body=body)
+
+        async def complete() -> bool:
+            status = await second.client.call("GET", "/api/v1/models/status?pipeline_id=longlive")
+            return bool(status.json()["downloaded"])
+
+        await until(complete, 10.0, "the files are there")
+        await asyncio.to_thread(second.stop)
+
+        ranges = [r.headers.get("range") for r in hub.file_requests() if r.path.endswith("VAE.pth")]
+        assert before.json()["downloaded"] is False
+        assert ranges == [f"bytes={stored}-"]
