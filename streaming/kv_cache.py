@@ -7,6 +7,7 @@ and `key_bias` hides the slots that are empty (serving.md 8.3).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -84,11 +85,11 @@ class KVCache:
         return replace(self, ring=self.ring.with_room_for(frames, window))
 
     def key_bias(self, new_tokens: int) -> Tensor:
-        """Key bias [1, 1, 1, S + new_tokens], float32: held frames and new tokens are visible."""
-        n = self.tokens_per_frame
-        slots = torch.tensor([entry.slot for entry in self.ring.held], dtype=torch.int64)
-        tokens = (slots.unsqueeze(1) * n + torch.arange(n)).flatten()
-        return visible(tokens.tolist(), self.ring.capacity * n, new_tokens)
+        """Key bias [1, 1, 1, S + new_tokens], float32: held frames and new tokens are visible.
+
+        It is shared with other callers: do not change it.
+        """
+        return _key_bias(self.ring, self.tokens_per_frame, new_tokens)
 
     def append(self, new_kv: Sequence[Tensor], frames: Sequence[int]) -> "KVCache":
         """Write new frames into the ring, in place; this cache must not be used afterwards.
@@ -120,6 +121,13 @@ class KVCache:
 
     def _tokens(self, frame: int, count: int) -> slice:
         return slice(frame * self.tokens_per_frame, (frame + count) * self.tokens_per_frame)
+
+
+@lru_cache(maxsize=8)  # every step of a chunk asks for the same one
+def _key_bias(ring: Ring, tokens_per_frame: int, new_tokens: int) -> Tensor:
+    slots = torch.tensor([entry.slot for entry in ring.held], dtype=torch.int64)
+    tokens = (slots.unsqueeze(1) * tokens_per_frame + torch.arange(tokens_per_frame)).flatten()
+    return visible(tokens.tolist(), ring.capacity * tokens_per_frame, new_tokens)
 
 
 def _contiguous(placed: Mapping[int, int]) -> list[tuple[int, int, int]]:

@@ -5,6 +5,7 @@ order is frame, row, column; one latent frame is `(h / 2) * (w / 2)` tokens.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,7 +41,13 @@ def rope_tables(frames: Sequence[int], rows: int, columns: int, head_dim: int) -
     rows     tokens per column of a frame, h / 2; columns w / 2
 
     A head's complex numbers are divided among frame, row and column; each axis has its own base (wan.md 2.5).
+    The tables are shared with other callers: do not change them.
     """
+    return _rope_tables(tuple(frames), rows, columns, head_dim)
+
+
+@lru_cache(maxsize=8)  # every step of a chunk asks for the same ones
+def _rope_tables(frames: tuple[int, ...], rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
     spatial = head_dim // 6
     split = (head_dim // 2 - 2 * spatial, spatial, spatial)
     shape = (len(frames), rows, columns)

@@ -65,7 +65,7 @@ def video_pre_post(case: GoldenCase) -> None:
     for k, step in enumerate(case.steps):
         if step.get("kind") == "postprocess":
             frames = case.tensors[f"step{k}.in.decoded"].transpose(1, 2).numpy()
-            case.assert_close(f"step{k}.out.frames", torch.from_numpy(to_unit_range(frames)))
+            case.assert_close(f"step{k}.out.frames", torch.from_numpy(to_unit_range(frames)).movedim(0, -1))
             case.assert_close(f"step{k}.out.frames_u8", torch.from_numpy(to_pictures(frames)))
         else:
             pictures = case.tensors[f"step{k}.in.frames_u8"].numpy()
