@@ -291,7 +291,23 @@ LORAS = [
     for name in ("nope", "..%2f..%2fa", "%2fetc%2fpasswd", "a%00b", "%ff")
 ]
 
+MODELS = [
+    _post(f"download {json.dumps(body)[:60]}", "/api/v1/models/download", statuses, body)
+    for body, statuses in [
+        ({}, (422,)),
+        ([], (422,)),
+        ({"pipeline_id": None}, (422,)),
+        ({"pipeline_id": 5}, (422,)),
+        ({"pipeline_id": ""}, (400,)),
+        ({"pipeline_id": "../longlive"}, (404,)),
+    ]
+] + [
+    Request("status of no model", "GET", "/api/v1/models/status", (422,)),
+    Request("status of an unknown model", "GET", "/api/v1/models/status?pipeline_id=..%2f", (404,)),
+]
+
 REQUESTS = [
+    *MODELS,
     *UPLOADS,
     *ASSET_READS,
     *LORAS,
