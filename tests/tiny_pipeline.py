@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from export.graphs.signature import Signature
+from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
-from export.graphs.vae_graphs import DecoderGraph, EncoderGraph
+from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
 from streaming.engines import Engine, Engines, TorchEngine, VaeEngines
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
@@ -25,14 +26,22 @@ HEIGHT, WIDTH = 16, 32
 CONFIG = TransformerConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=6, text_len=4)
 
 
+VAES: dict[str, Callable[[], Autoencoder]] = {
+    "wan": lambda: WanVae(VaeConfig(dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1)),
+    "tae": lambda: TinyVae(TinyVaeConfig(encoder_width=4, decoder_widths=(4, 4, 4, 4))),
+}
+
+
 @cache
-def modules() -> tuple[Transformer, TextKV, WanVae]:
+def modules(vae_type: str, dtype: torch.dtype) -> tuple[Transformer, TextKV, Autoencoder]:
     """Weights that all pipelines of a test run share."""
-    return (
-        randomized(Transformer(CONFIG), 1),
-        randomized(TextKV(CONFIG), 2),
-        randomized(WanVae(VaeConfig(dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1)), 3),
-    )
+    parts = randomized(Transformer(CONFIG), 1), randomized(TextKV(CONFIG), 2), randomized(VAES[vae_type](), 3)
+    for part in parts:
+        for owner in part.modules():
+            if not getattr(owner, "float32_parameters", False):
+                for parameter in owner.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
+    return parts
 
 
 def encode_prompts(texts: Sequence[str]) -> list[Tensor]:
@@ -74,9 +83,14 @@ class HookedEngine:
         return self.engine.run(inputs, outputs)
 
 
-def tiny_pipeline(hook: Hook | None = None, rope_positions: int = 1024) -> ModelPipeline:
+def tiny_pipeline(
+    hook: Hook | None = None,
+    rope_positions: int = 1024,
+    vae_type: str = "wan",
+    dtype: torch.dtype = torch.float32,
+) -> ModelPipeline:
     """A pipeline whose engines tell `hook` before they run."""
-    transformer, text_kv, vae = modules()
+    transformer, text_kv, vae = modules(vae_type, dtype)
     hook = hook or Hook()
 
     def engine(module: Callable[..., Any], signature: Signature) -> Engine:
@@ -98,6 +112,7 @@ def tiny_pipeline(hook: Hook | None = None, rope_positions: int = 1024) -> Model
         height=HEIGHT,
         width=WIDTH,
         cache_frames=loop.cache_frames,
+        dtype=dtype,
     )
     return ModelPipeline(LONGLIVE, model, base_seed=42)
 

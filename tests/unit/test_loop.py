@@ -16,7 +16,7 @@ from streaming.session import Session
 from streaming.sessions import ChunkCancelled, Images, Stream, StreamSession
 from streaming.specs import LONGLIVE
 from streaming.video import to_model
-from tests.tiny_pipeline import HEIGHT, WIDTH, Hook, camera, chunk, parameters, tiny_pipeline
+from tests.tiny_pipeline import HEIGHT, VAES, WIDTH, Hook, camera, chunk, parameters, tiny_pipeline
 
 torch.set_num_threads(1)
 
@@ -61,14 +61,26 @@ def test_two_sessions_give_what_each_gives_alone() -> None:
         assert_same([turn[i] for turn in turns], expected)
 
 
-def test_frame_counts_are_those_of_the_specification() -> None:
-    stream = tiny_pipeline().open_stream()
+@pytest.mark.parametrize("vae_type", VAES)
+def test_frame_counts_are_those_of_the_specification(vae_type: str) -> None:
+    stream = tiny_pipeline(vae_type=vae_type).open_stream()
 
     text = [len(frames) for frames in frames_of(stream, 3)]
     video = [len(chunk(stream, camera(k))[0]) for k in range(3)]
 
     assert text == [9, 12, 12]
     assert video == [13, 12, 12]
+    assert session_of(stream).start == 10
+
+
+def test_a_bfloat16_stream_shows_what_the_float32_one_shows() -> None:
+    streams = [tiny_pipeline(dtype=dtype).open_stream() for dtype in (torch.float32, torch.bfloat16)]
+
+    for changes in ({}, {}, SWITCH, SWITCH):
+        full, half = (chunk(stream, **changes)[0].astype(np.float32).ravel() for stream in streams)
+        assert np.corrcoef(full, half)[0, 1] > 0.99
+
+    assert all(layer.dtype == torch.bfloat16 for layer in session_of(streams[1]).kv.layers)
 
 
 def test_pictures_come_with_each_decoded_latent_frame_and_the_end_is_marked() -> None:

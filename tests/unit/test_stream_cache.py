@@ -139,6 +139,20 @@ def test_every_call_attends_to_the_frames_of_the_specification(
     assert session.start == slow.start
 
 
+@pytest.mark.parametrize(("mode", "last"), [(TEXT, 1020), (VIDEO, 1018)])
+def test_a_long_stream_starts_again_where_the_positions_end(mode: str, last: int) -> None:
+    assert LONGLIVE.loop is not None
+    glass = GlassModel(LONGLIVE.loop, LONGLIVE.loop.cache_frames)
+
+    run(glass, [Ask(mode=mode, steps=(1000,))] * 345)
+
+    firsts = [call.frames[0] for call in glass.calls if call.writes]
+    again = firsts.index(0, 1)
+    assert firsts[again - 1] == last
+    assert firsts[again:] == firsts[: 345 - again]
+    assert all(call.rotated_right for call in glass.calls)
+
+
 @pytest.mark.parametrize("name", LOOPS)
 def test_the_cache_stays_as_large_as_it_was_built_and_holds_no_more_than_the_window(name: str) -> None:
     spec = LOOPS[name]
