@@ -17,7 +17,7 @@ SHARED_MEMORY = Path("/dev/shm")
 _OWN_VARIABLES = (
     "WANSTREAM_",
     "DAYDREAM_",
-    "HF_TOKEN",
+    "HF_",
     "TWILIO_",
     "CLOUDFLARE_",
     "CIVITAI_",
@@ -36,7 +36,8 @@ def free_port() -> int:
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without settings of a server, and with its files below `home`."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_OWN_VARIABLES)}
-    env |= {"WANSTREAM_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    env |= {"WANSTREAM_HOME": str(home), "HF_HOME": str(home / "huggingface")}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return env | dict(extra or {})
 
 
@@ -113,7 +114,7 @@ class ServerProcess:
         assert not left, f"left behind after {within_s} s: {left}\n{self.log[-6000:]}"
         return code
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         self._process.send_signal(number)
 
     def kill(self) -> None:
@@ -123,13 +124,11 @@ class ServerProcess:
             self._process.kill()
             self._process.wait(5)
         for process in doomed:
-            if process.is_running():
+            if runs(process):
                 process.kill()
 
     def _left(self, children: Sequence[psutil.Process]) -> list[str]:
-        alive = [
-            f"process {p.pid}" for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE
-        ]
+        alive = [f"process {p.pid}" for p in children if runs(p)]
         return alive + [f"/dev/shm/{name}" for name in self.shared_memory()] + self._open_port()
 
     def _open_port(self) -> list[str]:

@@ -122,7 +122,7 @@ async def test_sigterm_gives_open_streams_their_time(tmp_path: Path) -> None:
         await peer.connect(PROMPTS)
         await peer.wait_frames(3)
 
-        server.signal(signal.SIGTERM)
+        server.send_signal(signal.SIGTERM)
         await until(lambda: server.client.request("GET", "/ready").status == 503, 3, "not ready any more")
         refused = await late.offer(PROMPTS)
         still_streaming = await peer.wait_frames(5)

@@ -108,7 +108,7 @@ async def test_killed_gateway_takes_triton_along(tmp_path: Path) -> None:
     await load(server.client, "passthrough")
     triton, stub = server.child(TRITON), server.child(STUB)
 
-    server.signal(signal.SIGKILL)
+    server.send_signal(signal.SIGKILL)
 
     await until(lambda: not runs(triton) and not runs(stub), 15, "Triton ended too")
 
