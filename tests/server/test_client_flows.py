@@ -1,0 +1,139 @@
+"""Whole flows of the documented clients, call by call, as their pages do them (api.md 14.1, clients.md 1)."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.server.camera import NumberedCamera
+from tests.server.case_runner import PNG_HEADER
+from tests.server.client import HttpClient
+from tests.server.double_process import DoubleProcess
+from tests.server.gateway_calls import pipeline_status, session_parameters
+from tests.server.peer import Peer, until
+
+LOAD = "/api/v1/pipeline/load"
+SIZE = {"height": 96, "width": 128}
+
+
+@pytest.fixture
+async def server(double_server: DoubleProcess) -> AsyncIterator[DoubleProcess]:
+    """The double, with nothing loaded; files that a test leaves are removed."""
+    await double_server.client.call("POST", "/api/v1/pipeline/unload")
+    yield double_server
+    double_server.reset_faults()
+    for directory in (double_server.assets, double_server.loras):
+        for path in directory.rglob("*"):
+            path.unlink()
+
+
+async def states_until_loaded(client: HttpClient, load: dict[str, Any]) -> set[str]:
+    """Send a load request and poll the status until it is loaded; all states that were seen."""
+    answer = await client.call("POST", LOAD, json_body=load)
+    assert answer.status == 200, answer.text
+    seen: set[str] = set()
+
+    async def loaded() -> bool:
+        seen.add((await pipeline_status(client))["status"])
+        return "loaded" in seen
+
+    await until(loaded, 10, f"loaded after {load}")
+    return seen
+
+
+async def test_first_quick_start(server: DoubleProcess) -> None:
+    server.set_faults(load_delay_s=0.3)
+    load = {"pipeline_ids": ["longlive"], "load_params": SIZE}
+    assert await states_until_loaded(server.client, load) == {"loading", "loaded"}
+    servers = (await server.client.call("GET", "/api/v1/webrtc/ice-servers")).json()["iceServers"]
+    assert servers[0]["urls"]
+
+    prompts = [{"text": "A 3D animated scene.", "weight": 1.0}]
+    async with Peer(server.client) as peer:
+        steps = {"denoising_step_list": [1000, 750, 500, 250], "manage_cache": True}
+        await peer.offer({"prompts": prompts, **steps}, candidates=False)
+        answer = await peer.trickle()
+        await peer.connected()
+        frames = await peer.wait_frames(10)
+        await server.client.call("POST", "/api/v1/pipeline/unload")
+        stopped = await peer.wait_message("stream_stopped")
+
+    assert answer.status == 204
+    assert {(frame.width, frame.height) for frame in frames} == {(128, 96)}
+    assert stopped == {"type": "stream_stopped"}
+
+
+async def test_second_quick_start_never_sees_not_loaded(server: DoubleProcess) -> None:
+    server.set_faults(load_delay_s=0.3)
+
+    first = await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": {}})
+    second = await states_until_loaded(server.client, {"pipeline_id": "memflow", "load_params": SIZE})
+
+    assert first == second == {"loading", "loaded"}
+
+
+async def test_refused_load_ends_the_polling_of_a_client_that_ignores_answers(server: DoubleProcess) -> None:
+    await server.client.call("POST", LOAD, json_body={"pipeline_ids": ["longlife"]})
+
+    status = await pipeline_status(server.client)
+
+    assert status["status"] == "error"
+    assert "longlife" in status["error"]
+
+
+@pytest.mark.parametrize("vace", [False, True])
+async def test_video_to_video_without_noise_scale(vace: bool, server: DoubleProcess) -> None:
+    load = {"pipeline_id": "longlive", "load_params": {**SIZE, "vace_enabled": vace}}
+    await states_until_loaded(server.client, load)
+    initial = {
+        "input_mode": "video",
+        "prompts": [{"text": "A painting", "weight": 100}],
+        "denoising_step_list": [700, 500],
+    }
+
+    async with Peer(server.client, source=NumberedCamera()) as peer:
+        await peer.connect(initial)
+        await peer.wait_frames(5)
+        parameters = await session_parameters(server.client)
+
+    first = server.chunks()[0]
+    assert first["video_frames"] == 12
+    assert first["parameters"]["denoising_step_list"] == [700, 500]
+    assert first["parameters"]["prompts"] == [{"text": "A painting", "weight": 1.0}]
+    assert (parameters["noise_scale"], parameters["noise_controller"]) == (0.7, True)
+    assert parameters["vace_enabled"] is vace
+
+
+async def test_reference_image_from_upload_to_chunk(server: DoubleProcess) -> None:
+    await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": SIZE})
+    binary = {"Content-Type": "application/octet-stream"}
+    image = PNG_HEADER.ljust(64, b"\0")
+
+    upload = "/api/v1/assets?filename=my%20face.png"
+    stored = (await server.client.call("POST", upload, body=image, headers=binary)).json()
+    listed = (await server.client.call("GET", "/api/v1/assets?type=image")).json()["assets"]
+    served = await server.client.call("GET", "/api/v1/assets/my%20face.png")
+    async with Peer(server.client) as peer:
+        await peer.connect({"prompts": [{"text": "a"}]})
+        await peer.wait_frames(1)
+        peer.send({"vace_ref_images": [stored["path"]], "vace_context_scale": 0.8})
+        await until(lambda: server.chunks()[-1]["parameters"].get("vace_context_scale") == 0.8, 3, "used")
+
+    assert [asset["path"] for asset in listed] == [stored["path"]]
+    assert served.body == image
+    assert [c["vace_ref_images"] for c in server.chunks() if c["vace_ref_images"]] == [["my face.png"]]
+
+
+async def test_two_pipelines_in_a_row_and_then_a_stream(server: DoubleProcess) -> None:
+    await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": SIZE})
+    load = {"pipelines": [{"node_id": "n", "pipeline_id": "memflow", "load_params": SIZE}]}
+    await states_until_loaded(server.client, load)
+
+    async with Peer(server.client, audio=True) as peer:
+        initial = {"pipeline_ids": ["memflow"], "graph": {}, "recording": False, "produces_video": True}
+        await peer.connect(initial)
+        peer.send({"quantize_mode": None, "lookahead_ms": 0})
+        peer.send({"prompts": [{"text": "b"}], "denoising_step_list": [749]})
+        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt")
+
+    assert peer.messages == []
