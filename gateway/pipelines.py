@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -31,9 +31,18 @@ class Loaded:
     retired: asyncio.Event = field(default_factory=asyncio.Event)
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    lora_scales: dict[str, float] = field(default_factory=dict)  # set while streaming, by path
 
     def __post_init__(self) -> None:
         self.idle.set()
+
+    def lora_adapters(self) -> list[dict[str, Any]] | None:
+        """`loaded_lora_adapters` of the status, with the scales that are in force now."""
+        adapters = lora_adapters(self.spec, self.params)
+        for adapter in adapters or ():
+            if adapter["merge_mode"] == "runtime_peft":
+                adapter["scale"] = self.lora_scales.get(adapter["path"], adapter["scale"])
+        return adapters
 
     def serves(self, request: LoadRequest) -> bool:
         return self.spec.id == request.spec.id and self.params == request.params
@@ -93,7 +102,7 @@ class Pipelines:
             "status": self.state.value,
             "pipeline_id": loaded.spec.id if loaded else None,
             "load_params": loaded.params if loaded else None,
-            "loaded_lora_adapters": lora_adapters(loaded.spec, loaded.params) if loaded else None,
+            "loaded_lora_adapters": loaded.lora_adapters() if loaded else None,
             "error": self._error if self.state is State.ERROR else None,
             "loading_stage": (self._stage or "Waiting for the serving side...") if target else None,
             "produces_video": True,
@@ -101,6 +110,11 @@ class Pipelines:
             "pipeline_ids": [loaded.spec.id] if loaded else [],
             "loading_pipeline_id": target.spec.id if target else None,
         }
+
+    def note_lora_scales(self, scales: Iterable[Mapping[str, Any]]) -> None:
+        """A stream changed scales of adapters, `{path, scale}`; the status shows the newest."""
+        if self._loaded is not None:
+            self._loaded.lora_scales.update({entry["path"]: entry["scale"] for entry in scales})
 
     def reject(self, text: str) -> None:
         """Remember a refused load, so that a client that only polls the status learns of it (4.1 rule 5)."""

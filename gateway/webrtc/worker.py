@@ -177,6 +177,7 @@ class StreamWorker:
         seconds = time.monotonic() - started
         self._output.chunk_done(seconds, count)
         self._state.chunk_succeeded(meta)
+        self._pipelines.note_lora_scales(parameters.get("lora_scales", ()))
         self._failures = 0
         self._observer.chunk_done(self._pipeline_id, seconds)
         self.stats.chunks += 1

@@ -137,3 +137,31 @@ async def test_two_pipelines_in_a_row_and_then_a_stream(server: DoubleProcess) -
         await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt")
 
     assert peer.messages == []
+
+
+async def test_lora_scale_changes_while_streaming(server: DoubleProcess) -> None:
+    (server.loras / "style.safetensors").write_bytes(bytes(1000))
+    listed = (await server.client.call("GET", "/api/v1/lora/list")).json()["lora_files"]
+    adapter = {"path": listed[0]["path"], "scale": 1, "merge_mode": "runtime_peft"}
+    load_params = {**SIZE, "loras": [adapter], "lora_merge_mode": "permanent_merge"}
+    await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": load_params})
+    loaded = (await pipeline_status(server.client))["loaded_lora_adapters"]
+
+    async with Peer(server.client) as peer:
+        await peer.connect({"prompts": [{"text": "a"}]})
+        await peer.wait_frames(1)
+        peer.send({"lora_scales": [{"path": loaded[0]["path"], "scale": 0.5}]})
+        scaled = [{**adapter, "adapter_name": "style", "scale": 0.5}]
+
+        async def status_follows() -> bool:
+            return bool((await pipeline_status(server.client))["loaded_lora_adapters"] == scaled)
+
+        await until(status_follows, 3, "the status shows the new scale")
+
+    assert sent_scales(server) == [[{"path": loaded[0]["path"], "scale": 0.5}]]
+    assert loaded == [{**adapter, "adapter_name": "style"}]
+
+
+def sent_scales(server: DoubleProcess) -> list[Any]:
+    """The LoRA scales that chunks were given."""
+    return [c["parameters"]["lora_scales"] for c in server.chunks() if "lora_scales" in c["parameters"]]
