@@ -1,5 +1,6 @@
 """From a component's checkpoint file to its module; all dimensions come from the file."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,11 +10,25 @@ import torch
 from export.checkpoints import Checkpoint, CheckpointError, load_weights, open_checkpoint
 from export.graphs.taehv import TinyVae, TinyVaeConfig, keep_last_grow_channels
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
+from export.graphs.transformer import TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder
 from streaming.specs import VaeType
 
 Config = TypeVar("Config")
+
+
+def read_config(path: Path) -> TransformerConfig:
+    """The transformer's sizes from config.json. Raises WanstreamError if it is absent, damaged or foreign."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{path}' does not exist. Download the models of this pipeline.") from error
+    except ValueError as error:
+        raise CheckpointError(f"'{path}' is damaged ({error}). Delete it and download it again.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"'{path}' holds no JSON object. Delete it and download it again.")
+    return TransformerConfig.from_json(values)
 
 
 def load_vae(path: Path, vae_type: VaeType, dtype: torch.dtype = torch.float32) -> Autoencoder:

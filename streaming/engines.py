@@ -1,7 +1,7 @@
 """Engines: a graph that runs somewhere, behind one interface (serving.md 8.5).
 
-The loop names inputs and outputs and never asks where an engine runs. Placements here are in process: PyTorch
-modules (tests, goldens) and ONNX Runtime (tests, benchmarks).
+The loop names inputs and outputs and never asks where an engine runs: in Triton (served), or in this process
+as a PyTorch module (tests, goldens) or in ONNX Runtime (tests, benchmarks).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from streaming.errors import WanstreamError
+from streaming.manifest import EngineError, EngineManifest
+from streaming.ort import open_session
+from streaming.sessions import ModelRunner
 from streaming.video import FrameGroups
 
 
@@ -53,18 +55,7 @@ class OrtEngine:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         """threads: 0 is one per core. Raises WanstreamError when the file is absent or no valid graph."""
-        import onnxruntime  # an extra: the gateway's installation has none
-
-        if not path.is_file():
-            raise WanstreamError(f"engine '{path}' does not exist. Export it: python -m export")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise WanstreamError(
-                f"engine '{path}' cannot be loaded ({error}). Export it again: python -m export"
-            ) from error
+        self._session = open_session(path, threads)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
@@ -72,6 +63,31 @@ class OrtEngine:
         feeds: dict[str, Any] = {name: inputs[name].contiguous().numpy() for name in self.inputs}
         results = self._session.run(list(outputs), feeds)
         return {name: torch.from_numpy(array) for name, array in zip(outputs, results, strict=True)}
+
+
+class TritonEngine:
+    """An engine that is a model of the Triton server that this process belongs to.
+
+    Inputs are brought to the types of its manifest, so engines of different precision work together.
+    """
+
+    def __init__(self, manifest: EngineManifest, models: ModelRunner) -> None:
+        """Raises EngineError when the model has a type that cannot go through the server's memory yet."""
+        self._name, self._models = manifest.name, models
+        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
+        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
+        tensors = (*manifest.inputs, *manifest.outputs)
+        if any(tensor.dtype == "bfloat16" for tensor in tensors):
+            raise EngineError(
+                f"Engine '{manifest.name}' has bfloat16 inputs or outputs, which cannot be passed between "
+                "models yet. Export with: wanstream-export --precision fp16, or fp32."
+            )
+        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        feeds = {name: inputs[name].to("cpu", dtype).numpy() for name, dtype in self._dtypes.items()}
+        results = self._models.run(self._name, feeds, list(outputs))
+        return {name: torch.from_numpy(results[name]) for name in outputs}
 
 
 @dataclass(frozen=True, slots=True)

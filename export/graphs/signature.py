@@ -48,7 +48,7 @@ class Signature:
         return (*axes[:named], axes[named:]) if self.caches else axes
 
 
-def cache_specs(prefix: str, shapes: Sequence[Sequence[int]]) -> tuple[TensorSpec, ...]:
+def cache_specs(prefix: str, shapes: Sequence[Sequence[int | str]]) -> tuple[TensorSpec, ...]:
     """`cache_00`, `cache_01`, ... for prefix "cache", as serving.md 8.6 names them."""
     return tuple(TensorSpec(f"{prefix}_{i:02d}", tuple(shape)) for i, shape in enumerate(shapes))
 

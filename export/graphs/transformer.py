@@ -249,13 +249,13 @@ class Transformer(nn.Module):
             new_kv.append(new)
         return (self.head(x, e), *new_kv)
 
-    def signature(self, cache_tokens: int, batch: int = 1) -> Signature:
-        """Names and shapes for S = cache_tokens; F, T and S + T are dynamic."""
+    def signature(self, cache_tokens: int | str, batch: int = 1) -> Signature:
+        """Names and shapes for S = cache_tokens, a name if it is dynamic; F, T and S + T are dynamic."""
         config = self.config
         heads, half = (config.num_heads, config.head_dim), config.head_dim // 2
         layers = range(config.num_layers)
-        text = [(2, batch, config.text_len, *heads) for _ in layers]
-        past = [(2, batch, cache_tokens, *heads) for _ in layers]
+        text = [(2, batch, config.text_len, *heads)] * config.num_layers
+        past = [(2, batch, cache_tokens, *heads)] * config.num_layers
         rope_k = [TensorSpec(f"rope_k_{part}", ("S+T", half), float32=True) for part in ("cos", "sin")]
         caches = (
             *(rope_k if self.unroped_cache else ()),

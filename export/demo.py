@@ -1,0 +1,186 @@
+"""A stand-in for real weights: tiny networks with random weights, in the real files and key names.
+
+It shows that everything works, not what a model can do: pictures are coloured textures that depend on prompt
+and seed. Any directory of the same layout (wan.md 7.1) takes its place, such as trained small weights: point
+`wanstream-export --models` at it. `demo.json` in it holds the size of picture that it is meant for.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from export.checkpoints import CheckpointError, Shape, checkpoint_shapes
+from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
+from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.vae import VaeConfig, WanVae
+from export.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
+
+DEMO: Final = "demo.json"
+_SIZE: Final = {"height": 128, "width": 192}
+_PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
+_TRANSFORMER: Final = TransformerConfig(
+    dim=128, ffn_dim=512, num_heads=4, num_layers=2, text_dim=128, text_len=128
+)
+_VAE: Final = VaeConfig(dim=8)
+_ADAPTER_RANK: Final = 1
+
+
+class DemoInfo(BaseModel):
+    """Content of demo.json: the size of picture in pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    height: int
+    width: int
+
+    @property
+    def size(self) -> Size:
+        return self.height, self.width
+
+
+def read_demo(models: Path) -> DemoInfo:
+    """demo.json of a directory of models. Raises CheckpointError when there is none, or it is damaged."""
+    path = models / DEMO
+    try:
+        return DemoInfo.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"'{models}' has no {DEMO}, so it is no demonstration checkpoint. Use: --size HEIGHTxWIDTH."
+        ) from error
+    except ValidationError as error:
+        raise CheckpointError(f"'{path}' is damaged: {error.errors()[0]['msg']}. Write it again.") from error
+
+
+def ensure_demo_models(directory: Path) -> Path:
+    """Write the random checkpoint set into `directory` unless it is there; returns the directory.
+
+    It appears complete or not at all. The values are the same on every machine.
+    """
+    if (directory / DEMO).is_file():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        write_demo_models(partial)
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def write_demo_models(
+    directory: Path,
+    transformer: TransformerConfig = _TRANSFORMER,
+    vae: VaeConfig = _VAE,
+    size: Mapping[str, int] = _SIZE,
+) -> None:
+    """Write random weights of these sizes for every pipeline that can be exported, and a tokenizer."""
+    tokenizer = demo_tokenizer()
+    encoder = TextEncoderConfig(
+        vocab=tokenizer.get_vocab_size(),
+        dim=transformer.text_dim,
+        dim_attn=transformer.text_dim,
+        dim_ffn=2 * transformer.text_dim,
+        num_heads=4,
+        num_layers=2,
+        seq_len=transformer.text_len,
+    )
+    with torch.device("meta"):
+        generator = checkpoint_shapes(Transformer(transformer), TextKV(transformer))
+        vae_shapes, text_shapes = checkpoint_shapes(WanVae(vae)), checkpoint_shapes(TextEncoder(encoder))
+    for files in TRANSFORMER_FILES.values():
+        state = random_state(generator, seed=1)
+        _save(directory / files.weights, {files.entry: state} if files.entry else state)
+        if files.adapter is not None:
+            _save(directory / files.adapter[0], {"generator_lora": _empty_adapter(generator)})
+        _write_json(directory / files.config, _config_json(transformer))
+    _save(directory / VAE_FILES["wan"], random_state(vae_shapes, seed=2))
+    _make_parent(directory / TEXT_ENCODER)
+    save_file(random_state(text_shapes, seed=3), directory / TEXT_ENCODER)
+    _make_parent(directory / TOKENIZER / "tokenizer.json")
+    tokenizer.save(str(directory / TOKENIZER / "tokenizer.json"))
+    _write_json(
+        directory / TOKENIZER / "tokenizer_config.json",
+        {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN},
+    )
+    _write_json(directory / DEMO, size)
+
+
+def demo_tokenizer() -> Tokenizer:
+    """One token per byte, so that every prompt differs from every other; the end token follows."""
+    vocabulary = {token: i for i, token in enumerate((_PAD, _END, _UNKNOWN, *sorted(ByteLevel.alphabet())))}
+    tokenizer = Tokenizer(BPE(vocabulary, [], unk_token=_UNKNOWN))
+    tokenizer.add_special_tokens([_PAD, _END, _UNKNOWN])
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])]
+    )
+    return tokenizer
+
+
+def random_state(shapes: Mapping[str, Shape], seed: int) -> dict[str, Tensor]:
+    """Random tensors that keep activations near one, float32: gains around one, biases around zero."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        fan_in = noise[0].numel()
+        if key.endswith(".bias"):
+            state[key] = 0.02 * noise
+        else:
+            state[key] = 1 + 0.1 * noise if fan_in == 1 else noise / fan_in**0.5
+    return state
+
+
+def _empty_adapter(shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """An adapter of the blocks' matrices that changes nothing: it makes the merge run."""
+    adapter: dict[str, Tensor] = {}
+    for key, shape in shapes.items():
+        if key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2:
+            name = f"base_model.model.{key.removesuffix('.weight')}"
+            adapter[f"{name}.lora_A.weight"] = torch.ones(_ADAPTER_RANK, shape[1])
+            adapter[f"{name}.lora_B.weight"] = torch.zeros(shape[0], _ADAPTER_RANK)
+    return adapter
+
+
+def _config_json(config: TransformerConfig) -> dict[str, object]:
+    return {
+        "model_type": "t2v",
+        "dim": config.dim,
+        "ffn_dim": config.ffn_dim,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "freq_dim": config.freq_dim,
+        "text_dim": config.text_dim,
+        "text_len": config.text_len,
+        "in_dim": config.in_dim,
+        "out_dim": config.out_dim,
+        "eps": config.eps,
+    }
+
+
+def _save(path: Path, value: object) -> None:
+    _make_parent(path)
+    torch.save(value, path)
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    _make_parent(path)
+    path.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def _make_parent(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,301 @@
+"""What there is to export: the checkpoints of a pipeline (wan.md 7) and the graphs that come from each."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import nn
+
+from export.checkpoints import Checkpoint, load_weights, open_checkpoint
+from export.graphs.signature import Signature
+from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
+from export.load import load_text_encoder, load_vae, read_config
+from export.lora_merge import builtin_adapter, merge
+from streaming.errors import WanstreamError
+from streaming.manifest import AxisRange, Kind
+from streaming.specs import SPECS, TEMPORAL_FACTOR, CachedKeys, LoopSpec, OnPromptChange, VaeType
+
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+DTYPES: Final[dict[Precision, torch.dtype]] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+Size = tuple[int, int]  # height, width in pixels
+Profile = Mapping[str, AxisRange]
+
+_BASE: Final = "Wan2.1-T2V-1.3B"
+TOKENIZER: Final = f"{_BASE}/google/umt5-xxl"
+TEXT_ENCODER: Final = "WanVideo_comfy/umt5-xxl-enc-fp8_e4m3fn.safetensors"
+VAE_FILES: Final[dict[VaeType, str]] = {
+    "wan": f"{_BASE}/Wan2.1_VAE.pth",
+    "lightvae": "Autoencoders/lightvaew2_1.pth",
+    "tae": "Autoencoders/taew2_1.pth",
+    "lighttae": "Autoencoders/lighttaew2_1.pth",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerFiles:
+    """Where a pipeline's transformer lies below the directory of models.
+
+    entry     state dict of the file, where it holds several
+    adapter   file of the adapter that belongs to the weights, and its alpha
+    """
+
+    weights: str
+    entry: str | None = None
+    adapter: tuple[str, float] | None = None
+    config: str = f"{_BASE}/config.json"
+
+
+TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
+    "longlive": TransformerFiles(
+        "LongLive-1.3B/models/longlive_base.pt", "generator", ("LongLive-1.3B/models/lora.pt", 256.0)
+    ),
+    "streamdiffusionv2": TransformerFiles("StreamDiffusionV2/wan_causal_dmd_v2v/model.pt", "generator"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user wants exported. sizes: pictures of height x width pixels, the first one is the default."""
+
+    pipeline: str
+    models: Path  # directory of checkpoints
+    sizes: tuple[Size, ...]
+    vae_type: VaeType = "wan"
+    precision: Precision = "fp32"
+    window: int | None = None  # attention window in latent frames; None: the pipeline's
+
+    @property
+    def loop(self) -> LoopSpec:
+        """The pipeline's loop with the window asked for. Raises WanstreamError if it cannot be exported."""
+        spec = SPECS.get(self.pipeline)
+        if spec is None or spec.loop is None or self.pipeline not in TRANSFORMER_FILES:
+            raise WanstreamError(
+                f"Pipeline '{self.pipeline}' cannot be exported. Choose: {', '.join(TRANSFORMER_FILES)}."
+            )
+        if self.vae_type not in spec.loop.vae_types:
+            allowed = ", ".join(spec.loop.vae_types)
+            raise WanstreamError(
+                f"Pipeline '{self.pipeline}' has no VAE '{self.vae_type}'. Choose: {allowed}."
+            )
+        loop = spec.loop
+        smallest = loop.sink_size + loop.frames_per_chunk + 1
+        if self.window is not None and self.window < smallest:
+            raise WanstreamError(
+                f"--window {self.window} is too small for '{self.pipeline}': sink and chunk alone take "
+                f"{smallest - 1} latent frames. Use at least {smallest}."
+            )
+        for height, width in self.sizes:
+            if height % 16 or width % 16 or not (64 <= height <= 2048 and 64 <= width <= 2048):
+                raise WanstreamError(
+                    f"{height}x{width} is no valid size: both must be multiples of 16 from 64 to 2048."
+                )
+        return loop if self.window is None else dataclasses.replace(loop, local_attn_size=self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One engine to export.
+
+    build      the loaded checkpoint -> the graph and its signature
+    example    sizes of the dynamic axes that are traced, none of them 1
+    profiles   sizes that the engine has to take; the parity of each end is checked
+    facts      fields of the manifest
+    """
+
+    kind: Kind
+    label: str
+    build: Callable[[Any], tuple[nn.Module, Signature]]
+    example: Mapping[str, int]
+    profiles: tuple[Profile, ...]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Checkpoint files that are loaded together, and the graphs made of them.
+
+    weights  opens the file that holds the weights
+    copies   how often the exported engines together hold each weight
+    """
+
+    sources: tuple[Path, ...]
+    precision: Precision
+    weights: Callable[[], Checkpoint]
+    load: Callable[[], Any]
+    graphs: tuple[Graph, ...]
+    copies: int = 1
+
+    def weight_bytes(self) -> int:
+        """Size of the weights in this precision; reads the names in the file only. Raises CheckpointError."""
+        elements = sum(torch.Size(entry.shape).numel() for entry in self.weights().entries.values())
+        return elements * DTYPES[self.precision].itemsize
+
+
+def components(request: Request) -> tuple[Component, ...]:
+    """Everything that a pipeline needs, each as small as it can be loaded.
+
+    Raises WanstreamError for a request that cannot be met, or files that are absent.
+    """
+    loop = request.loop
+    files = TRANSFORMER_FILES[request.pipeline]
+    config = read_config(request.models / files.config)
+    return (
+        _text_encoder(request, config.text_len),
+        _transformer(request, loop, files, config),
+        _vae(request),
+    )
+
+
+def _text_encoder(request: Request, text_len: int) -> Component:
+    path = request.models / TEXT_ENCODER
+    graph = Graph(
+        kind="text_encoder",
+        label="text_encoder",
+        build=lambda encoder: (encoder, encoder.signature()),
+        example={"B": 2},
+        profiles=({"B": AxisRange(min=1, opt=1, max=4)},),
+        facts={"text_len": text_len},
+    )
+    return Component(
+        sources=(path,),
+        precision=request.precision,
+        weights=lambda: open_checkpoint(path),
+        load=lambda: load_text_encoder(path, text_len, DTYPES[request.precision]),
+        graphs=(graph,),
+    )
+
+
+def _transformer(
+    request: Request, loop: LoopSpec, files: TransformerFiles, config: TransformerConfig
+) -> Component:
+    weights = request.models / files.weights
+    adapter = None if files.adapter is None else request.models / files.adapter[0]
+    sizes = {
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "text_len": config.text_len,
+        "text_dim": config.text_dim,
+        "pipeline": request.pipeline,
+    }
+    frames = [tokens_per_frame(size) for size in request.sizes]
+    one_size = len(set(frames)) == 1
+    cache_tokens: int | str = loop.cache_frames * frames[0] if one_size else "S"
+    profiles = tuple(_profile(loop, tokens, dynamic_cache=not one_size) for tokens in dict.fromkeys(frames))
+
+    def checkpoint() -> Checkpoint:
+        base = open_checkpoint(weights, files.entry)
+        if adapter is None or files.adapter is None:
+            return base
+        return merge(base, builtin_adapter(open_checkpoint(adapter, "generator_lora"), files.adapter[1]))
+
+    def load() -> tuple[Transformer, TextKV]:
+        with torch.device("meta"):
+            modules = Transformer(config, loop.cached_keys is CachedKeys.UNROTATED), TextKV(config)
+        load_weights(
+            checkpoint(),
+            *modules,
+            dtype=DTYPES[request.precision],
+            unexpected="warn",
+        )
+        return modules
+
+    transformer = Graph(
+        kind="transformer",
+        label=f"{request.pipeline}_transformer",
+        build=lambda pair: (pair[0], pair[0].signature(cache_tokens)),
+        example={axis: found.opt for axis, found in profiles[0].items()},
+        profiles=profiles,
+        facts={
+            **sizes,
+            "tokens_per_frame": frames[0] if one_size else None,
+            "cache_tokens": cache_tokens if isinstance(cache_tokens, int) else None,
+        },
+    )
+    text_kv = Graph(
+        kind="text_kv",
+        label=f"{request.pipeline}_text_kv",
+        build=lambda pair: (pair[1], pair[1].signature()),
+        example={},
+        profiles=(),
+        facts=sizes,
+    )
+    sources = (weights, request.models / files.config, *(() if adapter is None else (adapter,)))
+    return Component(sources, request.precision, checkpoint, load, (transformer, text_kv))
+
+
+def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool) -> Profile:
+    """Sizes of one call. A recache computes up to a whole window at once."""
+    largest = max(loop.first_text_frames, loop.first_video_frames, loop.frames_per_chunk)
+    if loop.on_prompt_change is OnPromptChange.RECACHE:
+        largest = max(largest, loop.local_attn_size)
+    smallest = min(loop.first_text_frames, loop.first_video_frames, loop.frames_per_chunk, 1)
+    cached = loop.cache_frames * tokens
+    usual = max(loop.frames_per_chunk, 2)  # 1 would become a constant of the traced example
+
+    def times(factor: int, offset: int = 0) -> AxisRange:
+        return AxisRange(
+            min=smallest * factor + offset, opt=usual * factor + offset, max=largest * factor + offset
+        )
+
+    profile = {"F": times(1), "T": times(tokens), "S+T": times(tokens, cached)}
+    return profile | ({"S": AxisRange(min=cached, opt=cached, max=cached)} if dynamic_cache else {})
+
+
+def _vae(request: Request) -> Component:
+    path = request.models / VAE_FILES[request.vae_type]
+    # No bfloat16 convolutions at this opset (serving.md 9, rule 3).
+    precision: Precision = "fp16" if request.precision == "fp16" else "fp32"
+    return Component(
+        sources=(path,),
+        precision=precision,
+        weights=lambda: open_checkpoint(path),
+        load=lambda: load_vae(path, request.vae_type, DTYPES[precision]),
+        graphs=tuple(
+            _vae_graph(request.vae_type, kind, size) for size in request.sizes for kind in _VAE_KINDS
+        ),
+        copies=2 * len(request.sizes),  # a half's `first` and `next` graph both hold its weights
+    )
+
+
+_VAE_KINDS: Final[tuple[Kind, ...]] = (
+    "vae_encoder_first",
+    "vae_encoder_next",
+    "vae_decoder_first",
+    "vae_decoder_next",
+)
+
+
+def _vae_graph(vae_type: VaeType, kind: Kind, size: Size) -> Graph:
+    first = kind.endswith("first")
+    graph_class = EncoderGraph if "encoder" in kind else DecoderGraph
+
+    def build(vae: Autoencoder) -> tuple[nn.Module, Signature]:
+        graph = graph_class(vae, first)
+        return graph, graph.signature(*size)
+
+    def frames(count: int) -> AxisRange:
+        return AxisRange(min=count, opt=count, max=4 * count)
+
+    return Graph(
+        kind=kind,
+        label=f"{vae_type}_{kind}_{size[0]}x{size[1]}",
+        build=build,
+        example={} if first else {"F": 2, "T": 2 * TEMPORAL_FACTOR},
+        profiles=() if first else ({"F": frames(1), "T": frames(TEMPORAL_FACTOR)},),
+        facts={"height": size[0], "width": size[1]},
+    )
+
+
+def tokens_per_frame(size: Size) -> int:
+    """Tokens of one latent frame: pictures are 16 x 16 pixels per token."""
+    return (size[0] // 16) * (size[1] // 16)

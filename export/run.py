@@ -1,0 +1,266 @@
+"""One export: every component of a pipeline to engines, then the set that names them.
+
+Engines that are there, undamaged and made from the same files by the same code, are kept: an export that was
+interrupted goes on where it stopped, and pipelines share the engines that they have in common.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import export.graphs
+from export.graphs.signature import Signature, TensorSpec
+from export.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, Request, components
+from export.load import read_config
+from export.onnx_export import DATA_SUFFIX, OPSET, check_parity, export_onnx
+from export.repository import write_onnxruntime_model
+from export.store import VERSION_DIRECTORY, EngineStore, Resources, in_units
+from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
+from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
+from streaming.manifest import (
+    MANIFEST,
+    ONNX_FILE,
+    DType,
+    EngineManifest,
+    FileInfo,
+    TensorInfo,
+    file_info,
+    fingerprint,
+)
+from streaming.text import PromptTokenizer
+
+# Export needs the weights, the exporter's own tensors, and ONNX Runtime's copy for the parity check.
+_MEMORY_FACTOR: Final = 3
+_MEMORY_BASE_BYTES: Final = 500_000_000
+_DTYPE_NAMES: Final[dict[torch.dtype, DType]] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int64: "int64",
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """An engine by its final name. The name holds a hash of all that it is made from."""
+
+    name: str
+    fingerprint: str
+    component: Component
+    sources: tuple[FileInfo, ...]
+    graph: Graph
+
+
+def export_pipeline(
+    request: Request,
+    store: EngineStore,
+    say: Say,
+    *,
+    demo: bool = False,
+    resources: Callable[[Path], Resources] = Resources.now,
+) -> EngineSet:
+    """Export what is missing of a pipeline's engines, and write the set.
+
+    say         gets a line per step
+    resources   what the machine has left
+
+    Raises WanstreamError: files that are absent or damaged, too little disk or memory, another export, a
+    graph that breaks a rule. Engines that were finished before stay.
+    """
+    parts = components(request)
+    with store.writing():
+        say(f"Reading the checkpoints in {request.models} ...")
+        planned = [engine for part in parts for engine in plan(part)]
+        missing = [e for e in planned if store.find(e.name, e.fingerprint) is None]
+        _announce(parts, planned, missing, store, say, resources)
+        numbers = {engine.name: i for i, engine in enumerate(missing, 1)}
+        for part, engines in _by_component(missing):
+            load = cache(part.load)
+            for engine in engines:
+                say(f"[{numbers[engine.name]}/{len(missing)}] {engine.name} ...")
+                _export(engine, load, store)
+        result = _engine_set(request, planned, demo)
+        _write_set(result, request, store)
+    say(f"Engine set '{result.name}' is complete: {store.sets / result.name}")
+    return result
+
+
+def plan(component: Component) -> list[PlannedEngine]:
+    """Names and fingerprints of a component's engines; reads the checkpoint files once, for their hashes."""
+    sources = tuple(file_info(path) for path in component.sources)
+    planned = []
+    for graph in component.graphs:
+        print_ = fingerprint(
+            {
+                "kind": graph.kind,
+                "precision": component.precision,
+                "sources": [source.sha256 for source in sources],
+                "example": dict(graph.example),
+                "profiles": [{k: v.model_dump() for k, v in p.items()} for p in graph.profiles],
+                "facts": dict(graph.facts),
+                "opset": OPSET,
+                "exporter": exporter_version(),
+            }
+        )
+        name = f"{graph.label}_{component.precision}_{print_[:8]}"
+        planned.append(PlannedEngine(name, print_, component, sources, graph))
+    return planned
+
+
+@cache
+def exporter_version() -> str:
+    """Version of this package and a hash of the graphs' source: other source, other engines."""
+    directory = Path(export.graphs.__file__).parent
+    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(directory.glob("*.py"))}
+    return f"{version('wanstream')}+{fingerprint(sources)[:8]}"
+
+
+def _announce(
+    parts: tuple[Component, ...],
+    planned: list[PlannedEngine],
+    missing: list[PlannedEngine],
+    store: EngineStore,
+    say: Say,
+    resources: Callable[[Path], Resources],
+) -> None:
+    """Say how large things get, and refuse before it starts what cannot end well."""
+    if not missing:
+        say(f"All {len(planned)} engines are there and undamaged.")
+        return
+    sizes = {id(part): part.weight_bytes() for part in parts}
+    wanted = [sizes[id(e.component)] * e.component.copies // len(e.component.graphs) for e in missing]
+    memory = _MEMORY_BASE_BYTES + _MEMORY_FACTOR * max(sizes[id(e.component)] for e in missing)
+    kept = f", {len(planned) - len(missing)} are there" if len(missing) < len(planned) else ""
+    say(
+        f"{len(missing)} engines to export{kept}: about {in_units(sum(wanted))} of disk, "
+        f"{in_units(memory)} of memory."
+    )
+    resources(store.root).check(sum(wanted), memory)
+
+
+def _by_component(engines: list[PlannedEngine]) -> list[tuple[Component, list[PlannedEngine]]]:
+    parts = {id(e.component): e.component for e in engines}
+    return [(part, [e for e in engines if e.component is part]) for part in parts.values()]
+
+
+def _export(engine: PlannedEngine, load: Callable[[], Any], store: EngineStore) -> None:
+    """Write one engine's model directory. Nothing of it is there when this fails."""
+    module, signature = engine.graph.build(load())
+    with store.replacing(store.models / engine.name) as directory:
+        files = directory / VERSION_DIRECTORY
+        files.mkdir()
+        path = files / ONNX_FILE
+        export_onnx(module, signature, engine.graph.example, path, DTYPES[engine.component.precision])
+        parity = None
+        if engine.component.precision == "fp32":
+            parity = max(check_parity(path, module, signature, s) for s in parity_sizes(engine.graph))
+        manifest = manifest_of(engine, signature, path, parity)
+        (files / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        write_onnxruntime_model(directory, files, manifest)
+
+
+def parity_sizes(graph: Graph) -> list[dict[str, int]]:
+    """The smallest and the usual call of each profile; the largest would take the time of a whole window."""
+    ends = [
+        {axis: getattr(found, end) for axis, found in profile.items()}
+        for profile in graph.profiles
+        for end in ("min", "opt")
+    ]
+    return ends or [dict(graph.example)]
+
+
+def manifest_of(
+    engine: PlannedEngine, signature: Signature, path: Path, parity: float | None
+) -> EngineManifest:
+    """What is known about an engine whose graph is at `path`, its weights beside it."""
+    data = path.with_name(path.name + DATA_SUFFIX)
+    dtype = DTYPES[engine.component.precision]
+
+    def info(spec: TensorSpec) -> TensorInfo:
+        own = torch.int64 if spec.integer else torch.float32 if spec.float32 else dtype
+        return TensorInfo(name=spec.name, shape=spec.shape, dtype=_DTYPE_NAMES[own])
+
+    return EngineManifest(
+        name=engine.name,
+        kind=engine.graph.kind,
+        precision=engine.component.precision,
+        fingerprint=engine.fingerprint,
+        inputs=tuple(map(info, signature.inputs)),
+        outputs=tuple(map(info, signature.outputs)),
+        profiles=engine.graph.profiles,
+        opset=OPSET,
+        files=tuple(file_info(file) for file in (path, data) if file.exists()),
+        source_checkpoints=engine.sources,
+        exporter_version=exporter_version(),
+        parity=parity,
+        **engine.graph.facts,
+    )
+
+
+def _engine_set(request: Request, planned: list[PlannedEngine], demo: bool) -> EngineSet:
+    config = read_config(request.models / TRANSFORMER_FILES[request.pipeline].config)
+    vae = next(e.component for e in planned if e.graph.kind.startswith("vae")).load()
+    names: Mapping[str, list[str]] = {
+        e.graph.kind: [p.name for p in planned if p.graph.kind == e.graph.kind] for e in planned
+    }
+    vae_sets = tuple(
+        VaeSet(
+            height=height,
+            width=width,
+            encoder_first=names["vae_encoder_first"][i],
+            encoder_next=names["vae_encoder_next"][i],
+            decoder_first=names["vae_decoder_first"][i],
+            decoder_next=names["vae_decoder_next"][i],
+        )
+        for i, (height, width) in enumerate(request.sizes)
+    )
+    return EngineSet(
+        name=set_name(request),
+        pipeline=request.pipeline,
+        vae_type=request.vae_type,
+        precision=request.precision,
+        demo=demo,
+        window=request.loop.local_attn_size,
+        cache_frames=request.loop.cache_frames,
+        model=ModelFacts(
+            layers=config.num_layers,
+            heads=config.num_heads,
+            head_dim=config.head_dim,
+            freq_dim=config.freq_dim,
+            text_len=config.text_len,
+            text_dim=config.text_dim,
+            channels=config.in_dim,
+            patch=config.patch_size,
+            spatial_factor=vae.spatial_factor,
+        ),
+        frames=FrameCuts(first=vae.groups.first, later=vae.groups.later, repeat_last=vae.groups.repeat_last),
+        text_encoder=names["text_encoder"][0],
+        text_kv=names["text_kv"][0],
+        transformer=names["transformer"][0],
+        vae=vae_sets,
+    )
+
+
+def set_name(request: Request) -> str:
+    """Pipeline, precision and autoencoder, and the window if it is not the pipeline's own."""
+    window = "" if request.window is None else f"_window{request.window}"
+    return f"{request.pipeline}_{request.precision}_{request.vae_type}{window}"
+
+
+def _write_set(result: EngineSet, request: Request, store: EngineStore) -> None:
+    source = request.models / TOKENIZER
+    PromptTokenizer.from_directory(source, result.model.text_len)  # complain now, not in Triton
+    with store.replacing(store.sets / result.name) as directory:
+        (directory / TOKENIZER_DIRECTORY).mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / TOKENIZER_DIRECTORY / name)
+        (directory / SET).write_text(result.model_dump_json(indent=1), encoding="utf-8")

@@ -1,0 +1,174 @@
+"""The directory of exported engines: what is in it is complete, and one export at a time writes to it.
+
+    <root>/models/<engine>/    a Triton model: config.pbtxt, 1/engine.json, 1/model.onnx, 1/model.onnx.data
+    <root>/sets/<set>/         which engines make up a pipeline (streaming/engine_set.py)
+    <root>/.partial/           what is being written; removed by the next export
+
+A directory is written below `.partial` and moved to its place when it is finished, the manifest included.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from streaming.errors import WanstreamError
+from streaming.manifest import EngineError, EngineManifest, check_files, read_manifest
+
+VERSION_DIRECTORY = "1"
+_RESERVE_BYTES = 64 << 20
+
+
+class StoreError(WanstreamError):
+    """The directory of engines cannot be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What this machine has left, in bytes; None: not known."""
+
+    disk: int
+    memory: int | None
+
+    @classmethod
+    def now(cls, directory: Path) -> "Resources":
+        """Of the file system of `directory`, which exists, and of the main memory."""
+        return cls(shutil.disk_usage(directory).free, _available_memory())
+
+    def check(self, disk: int, memory: int) -> None:
+        """Raises StoreError unless an export that needs so many bytes of each can run."""
+        if disk + _RESERVE_BYTES > self.disk:
+            raise StoreError(
+                f"The export needs {in_units(disk)} of disk; {in_units(self.disk)} are free. Free some, "
+                "or choose another directory: --out DIRECTORY."
+            )
+        if self.memory is not None and memory > self.memory:
+            raise StoreError(
+                f"The export needs about {in_units(memory)} of memory; {in_units(self.memory)} are free. "
+                "Stop other programs, use a larger machine, or a smaller --precision."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStore:
+    """One directory of engines."""
+
+    root: Path
+
+    @property
+    def models(self) -> Path:
+        """A Triton model repository."""
+        return self.root / "models"
+
+    @property
+    def sets(self) -> Path:
+        return self.root / "sets"
+
+    def engine(self, name: str) -> Path:
+        """Directory of an engine's files."""
+        return self.models / name / VERSION_DIRECTORY
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the right to write, and clear away what a killed export left.
+
+        Raises StoreError when another export runs, or when the directory cannot be written.
+        """
+        try:
+            for directory in (self.root, self.models, self.sets):
+                directory.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"Another export is writing to '{self.root}'. Wait until it has ended, or choose another "
+                "directory: --out DIRECTORY."
+            ) from error
+        except OSError as error:
+            raise StoreError(
+                f"'{self.root}' cannot be written ({error}). Choose another directory: --out DIRECTORY."
+            ) from error
+        try:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            yield
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            lock.release()
+
+    @contextmanager
+    def replacing(self, target: Path) -> Iterator[Path]:
+        """A new, empty directory that becomes `target` if the block ends well; otherwise nothing changes.
+
+        Inside `writing` only. Raises StoreError when the disk is full or cannot be written.
+        """
+        partial = self._partial / target.name
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            _flush(partial)
+            if target.exists():
+                target.rename(self._partial / f"{target.name}.old")
+            partial.rename(target)
+        except OSError as error:
+            raise StoreError(
+                f"'{target}' could not be written ({error}). Check the disk and start the export again: what "
+                "is finished is kept."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(self._partial / f"{target.name}.old", ignore_errors=True)
+
+    def find(self, name: str, fingerprint: str, *, hashes: bool = True) -> EngineManifest | None:
+        """The manifest of an engine that is there, undamaged, and made from the same things; else None."""
+        try:
+            manifest = self.verified(name, hashes=hashes)
+        except EngineError:
+            return None
+        return manifest if manifest.fingerprint == fingerprint else None
+
+    def verified(self, name: str, *, hashes: bool = True) -> EngineManifest:
+        """The manifest of engine `name`, its files compared. Raises EngineError that says what is wrong."""
+        directory = self.engine(name)
+        manifest = read_manifest(directory)
+        if manifest.name != name:
+            raise EngineError(
+                f"'{directory}' holds engine '{manifest.name}', not '{name}': files were moved. Export again."
+            )
+        check_files(directory, manifest, hashes=hashes)
+        return manifest
+
+    @property
+    def _partial(self) -> Path:
+        return self.root / ".partial"
+
+
+def in_units(size: int) -> str:
+    """A number of bytes for people: 1.5 GB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def _flush(directory: Path) -> None:
+    """To the disk, so that a crash of the machine cannot leave empty files under final names."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _available_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return None if available is None else int(available.split()[1]) << 10

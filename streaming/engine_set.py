@@ -1,0 +1,103 @@
+"""Which engines make up a pipeline: `set.json`, written last by an export. Torch-free."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from streaming.manifest import REMEDY, EngineError
+
+SET = "set.json"
+TOKENIZER = "tokenizer"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VaeSet(_Record):
+    """Engines of the autoencoder for one size of picture, in pixels."""
+
+    height: int
+    width: int
+    encoder_first: str
+    encoder_next: str
+    decoder_first: str
+    decoder_next: str
+
+
+class ModelFacts(_Record):
+    """Dimensions that come with the weights."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    freq_dim: int
+    text_len: int
+    text_dim: int
+    channels: int
+    patch: tuple[int, int, int]
+    spatial_factor: int
+
+
+class FrameCuts(_Record):
+    """How the encoder cuts pixel frames, see `FrameGroups`."""
+
+    first: int
+    later: int
+    repeat_last: bool
+
+
+class EngineSet(_Record):
+    """Names of engines by their part. The first entry of `vae` is the default size.
+
+    cache_frames   slots of the transformer's cache, in latent frames
+    window         attention window, in latent frames
+    demo           random or tiny weights: only a stand-in
+    """
+
+    name: str
+    pipeline: str
+    vae_type: str
+    precision: str
+    demo: bool
+    window: int
+    cache_frames: int
+    model: ModelFacts
+    frames: FrameCuts
+    text_encoder: str
+    text_kv: str
+    transformer: str
+    vae: tuple[VaeSet, ...]
+
+    def vae_for(self, height: int, width: int) -> VaeSet:
+        """Raises EngineError with the sizes there are."""
+        for found in self.vae:
+            if (found.height, found.width) == (height, width):
+                return found
+        sizes = ", ".join(f"{v.height}x{v.width}" for v in self.vae)
+        raise EngineError(
+            f"No engines for {height}x{width}; there are {sizes} (height x width). Load one of them, or: "
+            f"wanstream-export {self.pipeline} --size {height}x{width}."
+        )
+
+    def engines(self) -> tuple[str, ...]:
+        """Names of all engines, those first that others need."""
+        vae = [
+            name
+            for v in self.vae
+            for name in (v.encoder_first, v.encoder_next, v.decoder_first, v.decoder_next)
+        ]
+        return (self.text_encoder, self.text_kv, *vae, self.transformer)
+
+
+def read_engine_set(directory: Path) -> EngineSet:
+    """The set in `directory`. Raises EngineError when there is none that can be read."""
+    path = directory / SET
+    try:
+        return EngineSet.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise EngineError(f"There are no engines in '{directory}': it has no {SET}. {REMEDY}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise EngineError(f"'{path}' is damaged ({where}: {first['msg']}). {REMEDY}") from error

@@ -1,0 +1,27 @@
+"""ONNX Runtime sessions on the CPU. Torch-free."""
+
+from pathlib import Path
+from typing import Any
+
+from streaming.errors import WanstreamError
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """An `onnxruntime.InferenceSession` of the file.
+
+    threads: within one operator; 0: one per core. Raises WanstreamError when the file is absent or no graph.
+    """
+    import onnxruntime  # an extra: the gateway's installation has none
+
+    if not path.is_file():
+        raise WanstreamError(f"Engine '{path}' does not exist. Export it: wanstream-export.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin while they wait take the cores from the other model processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise WanstreamError(
+            f"Engine '{path}' cannot be loaded ({error}). Export it again: wanstream-export."
+        ) from error
