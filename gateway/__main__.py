@@ -4,9 +4,11 @@ import asyncio
 import dataclasses
 import ipaddress
 import logging
+import shlex
 import socket
 import subprocess
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,11 @@ logger = logging.getLogger(__name__)
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address to bind to.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="TCP port.")
-@click.option("--reload", is_flag=True, help="Start again whenever a source file changes (development).")
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Start again, without a browser, whenever a source file changes (development).",
+)
 @click.option("-N", "--no-browser", is_flag=True, help="Do not open the page in a browser.")
 @click.option("--version", "show_version", is_flag=True, help="Show the version and exit.")
 @click.option(
@@ -98,7 +104,7 @@ def make_serving(config: Config) -> Serving:
 def _serve(config: Config, *, open_browser: bool) -> None:
     bound = bind(config.host, config.port)
     config.directories.create()
-    log_file = setup_logging(config.directories.logs, verbose=config.verbose)
+    log_file = setup_logging(config.directories.logs, config.logging)
     logger.info("wanstream %s (%s), log file %s", VERSION, config.git_commit, log_file)
     if not _is_loopback(config.host) and config.secrets.access_token is None:
         logger.warning(
@@ -111,15 +117,17 @@ def _serve(config: Config, *, open_browser: bool) -> None:
 
 async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
     app = create_app(config, make_serving(config))
-    url = (
-        f"http://localhost:{config.port}" if _is_local(config.host) else f"http://{config.host}:{config.port}"
-    )
+    url = page_url(config.host, config.port)
 
     @app.while_serving
     async def announce() -> Any:
         logger.info("Listening on port %d (page: %s, API: %s/docs)", config.port, url, url)
-        if open_browser:
-            await asyncio.to_thread(webbrowser.open, url)
+        if open_browser and config.secrets.access_token is None:
+            # Some browsers return only when they are closed; the server must neither wait for that nor
+            # be kept alive by it.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        elif open_browser:
+            logger.info("Open %s/?token=... with the value of WANSTREAM_TOKEN", url)
         yield
 
     await serve(app, config, bound)
@@ -132,10 +140,11 @@ def _run_with_reload() -> None:
     except ImportError as error:
         raise WanstreamError("--reload needs watchfiles. Run: pip install watchfiles") from error
 
-    command = [sys.executable, "-m", "gateway", *(a for a in sys.argv[1:] if a != "--reload")]
+    # A browser window for each restart would be a nuisance.
+    command = [sys.executable, "-m", "gateway", *(a for a in sys.argv[1:] if a != "--reload"), "-N"]
     root = Path(__file__).resolve().parent.parent
     watched = [root / name for name in ("gateway", "streaming", "model_repository")]
-    run_process(*watched, target=" ".join(command), target_type="command", sigint_timeout=10)
+    run_process(*watched, target=shlex.join(command), target_type="command", sigint_timeout=10)
 
 
 def _is_loopback(host: str) -> bool:
@@ -145,8 +154,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _is_local(host: str) -> bool:
-    return _is_loopback(host) or host in ("0.0.0.0", "::")
+def page_url(host: str, port: int) -> str:
+    """Where a browser on this machine finds the page of a server that is bound to `host`."""
+    if host in ("0.0.0.0", "::", "127.0.0.1", "::1"):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 if __name__ == "__main__":

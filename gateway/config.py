@@ -10,6 +10,8 @@ from streaming.errors import WanstreamError
 _TURN_CREDENTIALS_URL = "https://turn.fastrtc.org/credentials"
 _HF_ENDPOINT = "https://huggingface.co"
 _MODEL_OWNERS = ("upstream", "daydreamlive")  # whoever made a repository, then a mirror of them all
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,15 @@ class Directories:
         return [self.loras] if self.shared_loras is None else [self.loras, self.shared_loras]
 
     def create(self) -> None:
+        """Make those that are missing. Raises WanstreamError."""
         for path in (self.home, self.models, self.loras, self.assets, self.logs, self.engines):
-            path.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise WanstreamError(
+                    f"Cannot create the directory {path} ({error.strerror}). Choose another place with "
+                    "WANSTREAM_HOME or the DAYDREAM_SCOPE_*_DIR variables."
+                ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +66,23 @@ class Secrets:
 
 
 @dataclass(frozen=True, slots=True)
+class Logging:
+    """What is logged, and how its lines look."""
+
+    level: str = "INFO"  # of the application; at DEBUG the contents of parameters are logged
+    json_lines: bool = False  # one JSON object per line instead of text
+    verbose: bool = False  # access, framework and WebRTC loggers at INFO too
+    quiet: tuple[str, ...] = ()  # loggers of which only errors are kept
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Settings of one gateway process."""
 
     directories: Directories
     secrets: Secrets = Secrets()
     bitrate: Bitrate = Bitrate()
+    logging: Logging = Logging()
     host: str = "0.0.0.0"
     port: int = 8000
     triton_url: str | None = None  # host:port of an external server's gRPC endpoint; None: embedded
@@ -77,7 +97,6 @@ class Config:
     load_timeout_s: float = 900.0
     connect_timeout_s: float = 30.0  # a peer that is not connected by then is dropped
     drain_s: float = 0.0  # how long SIGTERM waits for open sessions
-    verbose: bool = False
     git_commit: str = "unknown"
 
     @classmethod
@@ -100,6 +119,12 @@ class Config:
                 access_token=values.get("WANSTREAM_TOKEN"),
             ),
             bitrate=_bitrate(values),
+            logging=Logging(
+                level=_choice(values, "WANSTREAM_LOG_LEVEL", _LOG_LEVELS, "INFO"),
+                json_lines=_choice(values, "WANSTREAM_LOG_FORMAT", _LOG_FORMATS, "text") == "json",
+                verbose="VERBOSE_LOGGING" in values,
+                quiet=_names(values.get("SCOPE_LOG_QUIET_LOGGERS", "")),
+            ),
             triton_url=values.get("WANSTREAM_TRITON_URL"),
             triton_metrics_url=values.get("WANSTREAM_TRITON_METRICS_URL"),
             max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
@@ -112,13 +137,21 @@ class Config:
             load_timeout_s=float(_integer(values, "WANSTREAM_LOAD_TIMEOUT_S", minimum=1) or 900),
             connect_timeout_s=float(_integer(values, "WANSTREAM_CONNECT_TIMEOUT_S", minimum=1) or 30),
             drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
-            verbose="VERBOSE_LOGGING" in values,
         )
 
 
 def _names(text: str) -> tuple[str, ...]:
     """The names in a comma list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _choice(values: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:
+    """The value in the spelling of `allowed`, whatever its case."""
+    given = values.get(name, default)
+    for value in allowed:
+        if value.lower() == given.strip().lower():
+            return value
+    raise WanstreamError(f"{name} must be one of {', '.join(allowed)}, not {given!r}.")
 
 
 def _directories(values: Mapping[str, str]) -> Directories:

@@ -1,11 +1,18 @@
-"""The log file: set-up, redaction, the newest file and its tail (api.md 3.5, 12.4)."""
+"""The log: set-up, session ids, redaction, the newest file and its tail (api.md 3.5, 12.4)."""
 
+import contextlib
+import json
 import logging
 import logging.handlers
 import re
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+
+from gateway.config import Logging
+from streaming.errors import WanstreamError
 
 _MAX_BYTES = 5 << 20
 _BACKUPS = 5
@@ -24,40 +31,85 @@ def redact(text: str) -> str:
     return _SECRET.sub(lambda m: f"{m['key']}***" if m["key"] else "***", text)
 
 
-class RedactingFormatter(logging.Formatter):
+# The session that the running task works for; its id goes into lines that do not name one.
+current_session: ContextVar[str | None] = ContextVar("current_session", default=None)
+_NAMED_SESSION = re.compile(r"\[([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\] ")
+
+
+def _session_of(message: str) -> str | None:
+    """The id that a line about a session begins with, or else that of the running task."""
+    named = _NAMED_SESSION.match(message)
+    return named[1] if named else current_session.get()
+
+
+class TextFormatter(logging.Formatter):
     """Scope's line format; tokens never reach the file, whoever logged them."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
+        super().__init__("%(asctime)s - %(name)s - %(levelname)s - %(prefix)s%(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        prefix = f"[{session}] " if (session := _session_of(message)) else ""
+        record.prefix = "" if message.startswith(prefix) else prefix
         return redact(super().format(record))
 
 
-def setup_logging(directory: Path, *, verbose: bool) -> Path:
+class JsonFormatter(logging.Formatter):
+    """One object per line: time, level, logger, message, session and, where there is one, a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        session = _session_of(message)
+        line = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": redact(message.removeprefix(f"[{session}] ")),
+            "session": session,
+        }
+        if record.exc_info:
+            line["traceback"] = redact(self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False)
+
+
+def setup_logging(directory: Path, settings: Logging) -> Path:
     """Log to the console and to a new file in `directory`; files older than a day are removed.
 
-    Returns the file's path.
+    Returns the file's path. Raises WanstreamError when the file cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    oldest = time.time() - _KEEP_S
-    for path in directory.glob("scope-logs-*.log*"):
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
     target = directory / time.strftime("scope-logs-%Y-%m-%d-%H-%M-%S.log")
-    file = logging.handlers.RotatingFileHandler(
-        target, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8"
-    )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_old(directory)
+        file = logging.handlers.RotatingFileHandler(
+            target, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8"
+        )
+    except OSError as error:
+        raise WanstreamError(
+            f"Cannot write the log file {target} ({error.strerror}). Make the directory writable, or choose "
+            "another one with DAYDREAM_SCOPE_LOGS_DIR."
+        ) from error
     root = logging.getLogger()
     for handler in (logging.StreamHandler(), file):
-        handler.setFormatter(RedactingFormatter())
+        handler.setFormatter(JsonFormatter() if settings.json_lines else TextFormatter())
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for name in _APPLICATION:
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(settings.level)
     for name in _FRAMEWORK:
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+        logging.getLogger(name).setLevel(logging.INFO if settings.verbose else logging.WARNING)
+    for name in settings.quiet:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return target
+
+
+def _remove_old(directory: Path) -> None:
+    oldest = time.time() - _KEEP_S
+    for path in directory.glob("scope-logs-*.log*"):
+        with contextlib.suppress(OSError):  # another server removed it, or it belongs to another user
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 @dataclass(frozen=True, slots=True)

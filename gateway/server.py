@@ -1,6 +1,7 @@
 """Serve the gateway's app with hypercorn until it is told to stop."""
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -72,8 +73,17 @@ def bind(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except OSError as error:
         raise WanstreamError(
-            f"Cannot listen on {host}:{port} ({error.strerror}). Stop the program that uses the port, or "
-            "choose another one with --port."
+            f"Cannot listen on {host}:{port} ({error.strerror}). {_advice(error)}"
         ) from error
     bound.setblocking(False)
     return bound
+
+
+def _advice(error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "Stop the program that uses the port, or choose another one with --port."
+        case errno.EACCES:
+            return "Ports below 1024 are reserved: choose another one with --port."
+        case _:
+            return "Give an address of this machine with --host, for example 0.0.0.0 or 127.0.0.1."

@@ -18,6 +18,7 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.logs import current_session
 from gateway.pipelines import Loaded, Pipelines
 from gateway.strict_json import JsonError
 from gateway.validation import located
@@ -182,6 +183,7 @@ class Session:
             self.spawn(self._run_worker(), "worker")
 
     async def _run_worker(self) -> None:
+        current_session.set(self.id)  # for the lines of the serving side, which knows no sessions
         error: str | None
         try:
             await self.worker.run()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -137,11 +137,15 @@ class StreamWorker:
                 await self._handle_failure(error)
 
     async def _rest_while_paused(self, session: ServingSession) -> None:
+        if self._resumed.is_set():
+            return
+        logger.info("[%s] Paused", self._id)
         while not self._resumed.is_set():
             try:
                 await within(self._resumed.wait(), _KEEP_ALIVE_S)
             except asyncio.TimeoutError:
                 await session.keep_alive()
+        logger.info("[%s] Resumed", self._id)
 
     async def _take_input(self, loaded: Loaded) -> Images | None:
         """One request's worth of input pictures, or None when the mode or the pause changed while waiting."""
@@ -164,6 +168,7 @@ class StreamWorker:
 
     async def _chunk(self, session: ServingSession, video: Images | None) -> None:
         parameters = self._state.take_chunk()
+        self._log_changes(parameters)
         if parameters.get("init_cache"):
             self._output.clear()
         started = time.monotonic()
@@ -185,6 +190,12 @@ class StreamWorker:
         self.stats.timings_ms = dict(meta.get("timings_ms", {}))
         for warning in meta.get("warnings", []):
             logger.warning("[%s] %s", self._id, warning)
+
+    def _log_changes(self, parameters: Mapping[str, Any]) -> None:
+        """Prompts are private: what was changed to which value is for debugging only."""
+        if names := sorted(parameters.keys() - {"init_cache"}):
+            logger.info("[%s] Chunk %d changes %s", self._id, self.stats.chunks, ", ".join(names))
+            logger.debug("[%s] Chunk %d is given %s", self._id, self.stats.chunks, parameters)
 
     async def _handle_failure(self, error: ChunkFailed) -> None:
         self._observer.chunk_failed(self._pipeline_id)

@@ -98,7 +98,7 @@ def control_blueprint(double: DoubleServing, directories: Directories) -> Bluepr
 async def run(config: Config, *, triton: bool) -> None:
     """Serve until SIGINT or SIGTERM."""
     config.directories.create()
-    setup_logging(config.directories.logs, verbose=config.verbose)
+    setup_logging(config.directories.logs, config.logging)
     double = DoubleServing()
     serving: Serving = SplitServing(make_serving(config), double) if triton else double
     app = create_app(config, serving)

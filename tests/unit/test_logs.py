@@ -1,25 +1,36 @@
 """Log files: names, redaction, the newest one, its tail."""
 
+import json
 import logging
 import os
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gateway.logs import Logs, redact, setup_logging
+from gateway.config import Logging
+from gateway.logs import Logs, current_session, redact, setup_logging
+from streaming.errors import WanstreamError
+
+SESSION = "0a6cb1f4-5d0c-4c63-9d1c-0f6f3b1b7a11"
 
 
 @pytest.fixture
 def restored_logging() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers = list(root.handlers)
+    names = ("gateway", "streaming", "triton", "hypercorn.access", "gateway.noisy")
+    loggers = [root, *(logging.getLogger(name) for name in names)]
+    levels = [logger.level for logger in loggers]
     yield
     for handler in set(root.handlers) - set(handlers):
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +62,102 @@ def test_ordinary_text_stays() -> None:
 
 @pytest.mark.usefixtures("restored_logging")
 def test_secrets_do_not_reach_the_file(tmp_path: Path) -> None:
-    path = setup_logging(tmp_path, verbose=False)
+    path = setup_logging(tmp_path, Logging())
 
     logging.getLogger("gateway.test").info("download with token=%s", "s3cr3tvalue")
 
     text = path.read_text()
     assert "download with token=***" in text
     assert " - gateway.test - INFO - " in text
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_json_lines_can_be_filtered_by_session(tmp_path: Path) -> None:
+    path = setup_logging(tmp_path, Logging(json_lines=True))
+
+    logging.getLogger("gateway.test").warning("[%s] Chunk failed: %s", SESSION, 'no "x"')
+    logging.getLogger("gateway.test").info("Ready")
+
+    about, other = json_lines(path)
+    assert abs(datetime.fromisoformat(about.pop("time")).timestamp() - time.time()) < 60
+    assert about == {
+        "level": "WARNING",
+        "logger": "gateway.test",
+        "message": 'Chunk failed: no "x"',
+        "session": SESSION,
+    }
+    assert other["session"] is None
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize("json_format", [False, True])
+def test_secrets_do_not_reach_json_lines_nor_tracebacks(json_format: bool, tmp_path: Path) -> None:
+    path = setup_logging(tmp_path, Logging(json_lines=json_format))
+
+    try:
+        raise ValueError('{"token": "s3cr3tvalue"}')
+    except ValueError:
+        logging.getLogger("gateway.test").exception('refused {"api_key": "s3cr3tvalue"}')
+
+    text = path.read_text()
+    assert "s3cr3tvalue" not in text
+    assert "Traceback" in text
+    assert "api_key" in text
+
+
+@pytest.mark.usefixtures("restored_logging")
+@pytest.mark.parametrize("message", ["The sequence idled out", f"[{SESSION}] The sequence idled out"])
+def test_lines_of_a_session_begin_with_its_id_once(message: str, tmp_path: Path) -> None:
+    path = setup_logging(tmp_path, Logging())
+
+    token = current_session.set(SESSION)
+    logging.getLogger("gateway.test").info("%s", message)
+    current_session.reset(token)
+
+    assert path.read_text().endswith(f" - gateway.test - INFO - [{SESSION}] The sequence idled out\n")
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_levels_follow_the_settings(tmp_path: Path) -> None:
+    path = setup_logging(tmp_path, Logging(level="DEBUG", verbose=True, quiet=("gateway.noisy",)))
+
+    for name in ("gateway.test", "gateway.noisy", "hypercorn.access", "other.library"):
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            logging.getLogger(name).log(level, "x")
+
+    seen = [tuple(line.split(" - ")[1:3]) for line in path.read_text().splitlines()]
+    assert seen == [
+        *(("gateway.test", level) for level in ("DEBUG", "INFO", "WARNING", "ERROR")),
+        ("gateway.noisy", "ERROR"),
+        *(("hypercorn.access", level) for level in ("INFO", "WARNING", "ERROR")),
+        *(("other.library", level) for level in ("WARNING", "ERROR")),
+    ]
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_log_file_is_rotated_at_5_mb_and_five_parts_are_kept(tmp_path: Path) -> None:
+    path = setup_logging(tmp_path, Logging())
+
+    for part in range(8):
+        path.write_bytes(b"x" * (5 << 20))
+        logging.getLogger("gateway.test").info("part %d", part)
+
+    names = sorted(part.name for part in tmp_path.iterdir())
+    assert names == [path.name, *(f"{path.name}.{i}" for i in range(1, 6))]
+    assert path.read_text().endswith("part 7\n")
+    assert path.stat().st_size < 1000
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_log_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")
+
+    with pytest.raises(WanstreamError, match=r"Cannot write the log file .*DAYDREAM_SCOPE_LOGS_DIR"):
+        setup_logging(tmp_path / "logs", Logging())
 
 
 @pytest.mark.usefixtures("restored_logging")
@@ -69,7 +169,7 @@ def test_files_older_than_a_day_are_removed(tmp_path: Path) -> None:
         path.write_text("x")
         os.utime(path, (time.time() - 2 * 86400,) * 2)
 
-    setup_logging(tmp_path, verbose=False)
+    setup_logging(tmp_path, Logging())
 
     assert not old.exists()
     assert not rotated.exists()
