@@ -14,12 +14,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `case` with every case that can be replayed, or whose kind nobody knows."""
-    if "case" in metafunc.fixturenames:
+    """Parametrise `case` with every case that can be replayed, or whose kind nobody knows; `stream_case` with
+    the streams among them."""
+    wanted = {"case", "stream_case"} & set(metafunc.fixturenames)
+    for name in wanted:
         cases = [case for case in all_cases(metafunc.config) if not must_wait(case)]
         if not cases:
             raise pytest.UsageError(f"None of the cases in '{golden_directory()}' can be replayed yet.")
-        metafunc.parametrize("case", cases, ids=str)
+        streams = [case for case in cases if case.kind == "stream"]
+        metafunc.parametrize(name, cases if name == "case" else streams, ids=str)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

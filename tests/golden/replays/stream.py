@@ -52,7 +52,7 @@ class Recorder:
 
 @dataclass
 class RecordingEngine:
-    """The transformer's engine; notes what is asked of it."""
+    """The transformer's engine, or the one of its text side; notes what is asked of it."""
 
     engine: Engine
     seen: Recorder = field(default_factory=Recorder)
@@ -67,7 +67,10 @@ class RecordingEngine:
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         results = self.engine.run(inputs, outputs)
-        self.seen.calls.append(DENOISE if "flow" in outputs else WRITE)
+        if "prompt_embeds" in inputs:
+            self.seen.embeddings.append(inputs["prompt_embeds"])
+        else:
+            self.seen.calls.append(DENOISE if "flow" in outputs else WRITE)
         if "flow" in outputs:
             self.seen.tokens.append(inputs["tokens"])
             self.seen.flows.append(results["flow"])
@@ -110,23 +113,16 @@ class StandInVae:
 class StreamReplay:
     """A stream of a case's pipeline, and everything it is fed with."""
 
-    def __init__(self, stream: StreamCase, cache_frames: int) -> None:
+    def __init__(self, stream: StreamCase, cache_frames: int, transformer: Engine, text_kv: Engine) -> None:
         config, case = stream.case.config, stream.case
         sizes = TransformerConfig.from_json(config["model"])
-        with torch.device("meta"):
-            transformer, self._text_kv = Transformer(sizes), TextKV(sizes)
-        load_weights(case.checkpoint(), transformer, self._text_kv)
-        self.transformer = RecordingEngine(TorchEngine(transformer, *names(transformer.signature(0))))
+        self.transformer, self.text_kv = RecordingEngine(transformer), RecordingEngine(text_kv)
         self.vae = StandInVae(config["height"], config["width"], stream.pictures_per_latent)
         self.noise = RecordedNoise()
         self.seen = Recorder()
         self.model = StreamModel(
             spec=stream.loop,
-            engines=Engines(
-                self.transformer,
-                TorchEngine(self._cross_kv, *names(self._text_kv.signature())),
-                self.vae.engines(),
-            ),
+            engines=Engines(self.transformer, self.text_kv, self.vae.engines()),
             encode_prompts=lambda texts: [
                 pad_prompt(case.tensors[stream.prompts.get(text, text)], sizes.text_len) for text in texts
             ],
@@ -145,29 +141,45 @@ class StreamReplay:
         pipeline = ModelPipeline(stream.pipeline, self.model, config["base_seed"], self.noise)
         self.stream = ModelStream(pipeline)
 
-    def _cross_kv(self, embedding: Tensor) -> Sequence[Tensor]:
-        self.seen.embeddings.append(embedding)
-        results: Sequence[Tensor] = self._text_kv(embedding)
-        return results
-
     def make(self, chunk: ChunkCase) -> tuple[Meta, list[int]]:
         """Make a chunk; returns what the pipeline says at its end, and the shape of all pictures."""
-        self.seen = self.transformer.seen = self.vae.seen = Recorder()
+        self.seen = self.transformer.seen = self.text_kv.seen = self.vae.seen = Recorder()
         self.noise.draws = list(chunk.noise)
         self.vae.video_latents = chunk.video_latents
         groups = list(self.stream.next_chunk(chunk.parameters, chunk.pictures, lambda: False))
         return groups[-1][1], list(np.concatenate([pictures for pictures, _ in groups]).shape)
 
 
+def torch_modules(case: GoldenCase) -> tuple[Transformer, TextKV]:
+    """The two graphs of a case, with its weights."""
+    sizes = TransformerConfig.from_json(case.config["model"])
+    with torch.device("meta"):
+        transformer, text_kv = Transformer(sizes), TextKV(sizes)
+    load_weights(case.checkpoint(), transformer, text_kv)
+    return transformer, text_kv
+
+
+def torch_engines(case: GoldenCase) -> tuple[Engine, Engine]:
+    """Transformer and text side of a case as PyTorch modules."""
+    transformer, text_kv = torch_modules(case)
+    return (
+        TorchEngine(transformer, *names(transformer.signature(0))),
+        TorchEngine(text_kv, *names(text_kv.signature())),
+    )
+
+
 def names(signature: Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(spec.name for spec in signature.inputs), tuple(spec.name for spec in signature.outputs)
 
 
-def replay_stream(case: GoldenCase) -> None:
-    """All chunks in order, with both sizes of the cache."""
+def replay_stream(
+    case: GoldenCase, place: Callable[[GoldenCase], tuple[Engine, Engine]] = torch_engines
+) -> None:
+    """All chunks in order, with both sizes of the cache. `place` makes the transformer and its text side."""
     stream = read_stream(case)
+    engines = place(case)
     for cache_frames in (stream.loop.cache_frames, stream.loop.local_attn_size):
-        replay = StreamReplay(stream, cache_frames)
+        replay = StreamReplay(stream, cache_frames, *engines)
         for k, chunk in enumerate(stream.chunks):
             meta, shape = replay.make(chunk)
 
