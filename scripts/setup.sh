@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Create the virtual environment and install pinned dependencies, Debian packages included.
 #   scripts/setup.sh serve   what the server on this machine needs
-#   scripts/setup.sh test    the same, and what the tests need (PyTorch, Chromium)
+#   scripts/setup.sh test    the same, and what the tests need (PyTorch, Chromium, coturn)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,18 +15,25 @@ esac
 
 fail() { echo "setup: $*" >&2; exit 1; }
 
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; return; fi
+    command -v sudo >/dev/null || fail "run as root: $*"
+    sudo "$@"
+}
+
 # Debian packages, through sudo where needed.
 apt_install() {
     command -v apt-get >/dev/null || fail "please install the equivalent of: $*"
-    local sudo=
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || fail "run as root: apt-get install $*"
-        sudo=sudo
-    fi
     echo "setup: installing $*"
-    $sudo apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
         || fail "apt-get install $* failed"
+}
+
+# The tests start a TURN server of their own; the one that the package starts at every boot is in nobody's interest.
+install_coturn() {
+    apt_install coturn
+    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now coturn; fi
 }
 
 in_range() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
@@ -56,7 +63,7 @@ install_environment() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
 }
 
-# What pip cannot bring: the interpreter's shared library for Triton's model processes, a browser for the tests.
+# What pip cannot bring: the interpreter's shared library for Triton's model processes, a browser and a TURN server for the tests.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -64,6 +71,7 @@ install_libraries() {
     fi
     if [ "$role" = test ]; then
         command -v chromium >/dev/null || apt_install chromium
+        command -v turnserver >/dev/null || install_coturn
     fi
 }
 
@@ -73,6 +81,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     install_environment
     install_libraries
     echo "$wanted" > "$stamp"
-elif [ "$role" = test ] && ! command -v chromium >/dev/null; then
+elif [ "$role" = test ] && ! { command -v chromium && command -v turnserver; } >/dev/null; then
     install_libraries
 fi

@@ -13,7 +13,7 @@ from streaming.errors import WanstreamError
 IceServer = dict[str, Any]  # urls: str or list of str, username: str or None, credential: str or None
 
 _REQUEST_TIMEOUT_S: Final = 5.0
-_TTL_S: Final = 600  # asked for; Twilio answers with its own
+_TTL_S: Final = 600  # asked for, and assumed where the answer does not tell another
 
 
 class TurnError(WanstreamError):
@@ -78,7 +78,7 @@ async def _from_huggingface(secrets: Secrets, urls: TurnUrls) -> Credentials:
         params={"ttl": _TTL_S},
         headers={"Authorization": f"Bearer {secrets.hf_token}"},
     )
-    return _credentials(answer.get("iceServers"), _TTL_S)
+    return _credentials(answer.get("iceServers"), answer.get("ttl"))
 
 
 async def _from_cloudflare(secrets: Secrets, urls: TurnUrls) -> Credentials:
@@ -88,7 +88,7 @@ async def _from_cloudflare(secrets: Secrets, urls: TurnUrls) -> Credentials:
         headers={"Authorization": f"Bearer {secrets.cloudflare_api_token}"},
         json={"ttl": _TTL_S},
     )
-    return _credentials(answer.get("iceServers"), _TTL_S)
+    return _credentials(answer.get("iceServers"), answer.get("ttl"))
 
 
 async def _from_twilio(secrets: Secrets, urls: TurnUrls) -> Credentials:

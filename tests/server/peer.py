@@ -65,9 +65,11 @@ class Peer:
         video: bool = True,
         audio: bool = False,
         data_channel: bool = True,
+        configuration: RTCConfiguration | None = None,
     ) -> None:
+        """configuration: of the connection; by default without STUN and TURN servers."""
         self.client = client
-        self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.pc = RTCPeerConnection(configuration or RTCConfiguration(iceServers=[]))
         self.channel: RTCDataChannel | None = None
         self.session_id: str | None = None
         self.frames: list[Received] = []

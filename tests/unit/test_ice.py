@@ -106,6 +106,17 @@ async def test_huggingface_token_is_exchanged_as_the_service_wants_it(service: C
     assert request.headers["authorization"] == "Bearer hf_top-secret"
 
 
+async def test_time_to_live_that_a_service_tells_wins(service: CredentialService) -> None:
+    service.body = {"iceServers": [TURN], "ttl": 0.2}
+    ice = IceServers(HF, urls=service.turn_urls)
+    await ice.get()
+
+    await asyncio.sleep(0.17)
+    await ice.get()
+
+    assert len(service.requests) == 2
+
+
 async def test_cloudflare_key_is_exchanged_as_the_service_wants_it(service: CredentialService) -> None:
     service.body = {"iceServers": TURN}  # an object instead of a list
 

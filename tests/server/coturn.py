@@ -1,0 +1,79 @@
+"""A real TURN server, coturn, whose credentials expire as those of public services do."""
+
+import base64
+import hmac
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.processes import free_port
+
+_SECRET = "shared-secret-of-the-tests"
+
+
+class TurnServer:
+    """coturn on the loopback interface, with its files in `directory` and its output in `log`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start it and wait until it accepts connections. AssertionError, with the log, after 10 s."""
+        program = shutil.which("turnserver")
+        if program is None:
+            pytest.fail("coturn is not installed. Run: scripts/setup.sh test")
+        self.port = free_port()
+        self._log_path = directory / "turnserver.log"
+        command = [program, "-n", "--verbose", "--log-file=stdout", "--new-log-timestamp"]
+        command += ["--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={self.port}"]
+        command += ["--use-auth-secret", f"--static-auth-secret={_SECRET}", "--realm=tests.example"]
+        command += ["--allow-loopback-peers", "--no-cli", "--no-tls", "--no-dtls", "--relay-threads=1"]
+        command += [f"--pidfile={directory / 'pid'}", f"--userdb={directory / 'users'}"]
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            self._wait_until_it_listens(10.0)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+    def ice_server(
+        self, transport: str = "udp", *, name: str = "viewer", valid_s: int = 3600
+    ) -> dict[str, Any]:
+        """An ICE server entry whose credentials this server accepts for `valid_s` seconds.
+
+        The user name is the time of expiry and a name, the password its HMAC
+        (https://datatracker.ietf.org/doc/html/draft-uberti-behave-turn-rest-00).
+        """
+        username = f"{int(time.time()) + valid_s}:{name}"
+        digest = hmac.digest(_SECRET.encode(), username.encode(), "sha1")
+        return {
+            "urls": [f"turn:127.0.0.1:{self.port}?transport={transport}"],
+            "username": username,
+            "credential": base64.b64encode(digest).decode(),
+        }
+
+    def stop(self) -> None:
+        """End it. Idempotent."""
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(5)
+
+    def _wait_until_it_listens(self, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, f"coturn ended: {self.log[-3000:]}"
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"coturn does not listen: {self.log[-3000:]}")
