@@ -1,6 +1,7 @@
 """A stream through the autoencoder's engines; the caches that connect the calls are the caller's to keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -8,11 +9,12 @@ from torch import Tensor
 from streaming.engines import Engine, VaeEngines
 
 Caches = tuple[Tensor, ...]
+Step = Callable[[str], AbstractContextManager[None]]  # surrounds an engine call of this name
 NEW_CACHE = "new_cache_"
 
 
 def encode(
-    vae: VaeEngines, frames: Tensor, caches: Caches | None, *, normalise: bool = True
+    vae: VaeEngines, frames: Tensor, caches: Caches | None, step: Step, *, normalise: bool = True
 ) -> tuple[Tensor, Caches]:
     """Encode the next frames of a stream; without caches, its first ones.
 
@@ -26,22 +28,25 @@ def encode(
     frames = torch.cat([frames, *[frames[:, :, -1:]] * plan.repeats], dim=2)
     latents = []
     if caches is None:
-        z, caches = _call(vae.encoder_first, "frames", frames[:, :, : plan.first], (), name)
+        with step("encode"):
+            z, caches = _call(vae.encoder_first, "frames", frames[:, :, : plan.first], (), name)
         latents.append(z)
     if plan.later:
         later = frames[:, :, plan.first : plan.first + plan.later]
-        z, caches = _call(vae.encoder_next, "frames", later, caches, name)
+        with step("encode"):
+            z, caches = _call(vae.encoder_next, "frames", later, caches, name)
         latents.append(z)
     return torch.cat(latents, dim=2).transpose(1, 2), caches
 
 
-def decode(vae: VaeEngines, latents: Tensor, caches: Caches | None) -> tuple[Tensor, Caches]:
+def decode(vae: VaeEngines, latents: Tensor, caches: Caches | None, step: Step) -> tuple[Tensor, Caches]:
     """Decode the next latent frames of a stream; without caches exactly one, its first.
 
     latents [B, F, C, h, w] -> frames [B, 3, T, H, W] in [-1, 1], and the caches for the next call
     """
     engine = vae.decoder_first if caches is None else vae.decoder_next
-    return _call(engine, "z", latents.transpose(1, 2), caches or (), "frames")
+    with step("decode"):
+        return _call(engine, "z", latents.transpose(1, 2), caches or (), "frames")
 
 
 def _call(

@@ -77,8 +77,8 @@ def generate_chunk(
     chunk.kv = chunk.kv.with_room_for(frames, model.spec.local_attn_size)
     x_0 = denoise(model, chunk, latents, steps, draw, step)
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
-        with step("decode"):
-            pixels, chunk.decoder_caches = decode(model.engines.vae, x_0[:, i : i + 1], chunk.decoder_caches)
+        latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
+        pixels, chunk.decoder_caches = decode(model.engines.vae, latent, caches, step)
         yield to_pictures(pixels.float().cpu().numpy())
     finish(model, chunk, x_0, step)
     session.adopt(chunk)
@@ -126,13 +126,13 @@ def first_latents(
     if request.noise_controller:
         scale = motion_noise_scale(clip, chunk.last_input, spec.frames_per_chunk, scale)
         chunk.last_input = clip[:, :, -1:]
-    with step("encode"):
-        z, chunk.encoder_caches = encode(
-            model.engines.vae,
-            model.place(torch.from_numpy(clip)),
-            chunk.encoder_caches,
-            normalise=spec.normalise_encoded_video,
-        )
+    z, chunk.encoder_caches = encode(
+        model.engines.vae,
+        model.place(torch.from_numpy(clip)),
+        chunk.encoder_caches,
+        step,
+        normalise=spec.normalise_encoded_video,
+    )
     latents = model.place(draw(z.shape)) * scale + z * (1 - scale)
     return latents, (first_video_step(scale), *request.steps[1:])
 

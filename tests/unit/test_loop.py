@@ -169,6 +169,19 @@ def test_a_chunk_that_is_cancelled_before_any_engine_call_leaves_no_trace(k: int
     assert_same(frames_of(stream, 2), frames_after_it("old prompt again"))
 
 
+@pytest.mark.parametrize("k", range(8))
+def test_a_first_chunk_of_video_is_cancelled_before_any_of_its_engine_calls(k: int) -> None:
+    hook = Hook()
+    stream, fresh = tiny_pipeline(hook).open_stream(), tiny_pipeline().open_stream()
+
+    with pytest.raises(ChunkCancelled):  # text, 2 encode, 2 denoise, 4 decode, clean
+        for _ in stream.next_chunk(parameters(input_mode="video"), camera(), lambda: hook.calls >= k):
+            pass
+
+    assert hook.calls == k
+    assert_same([chunk(stream, camera())[0]], [chunk(fresh, camera())[0]])
+
+
 def test_a_chunk_that_is_abandoned_after_its_first_pictures_leaves_no_trace() -> None:
     stream = before_the_chunk(Hook())
 

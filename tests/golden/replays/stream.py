@@ -247,7 +247,8 @@ def assert_seeds(case: GoldenCase, stream: StreamCase) -> None:
         draw = SeededNoise().chunk(chunk.seed)
         for recorded in chunk.noise:
             drawn = draw(recorded.shape)
-            case.assert_equal(f"steps[{k}]: noise of seed {chunk.seed}", torch.equal(drawn, recorded), True)
+            same = torch.allclose(drawn, recorded, atol=1e-5)  # another processor may round otherwise
+            case.assert_equal(f"steps[{k}]: the noise is that of seed {chunk.seed}", same, True)
 
 
 def from_input_tokens(tokens: Tensor, h: int, w: int, patch: Patch) -> Tensor:

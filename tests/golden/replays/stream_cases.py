@@ -62,8 +62,7 @@ def _with_requests(case: GoldenCase) -> StreamCase:
     pipeline = SPECS[config["pipeline"]]
     assert pipeline.loop is not None, f"{case}: pipeline '{pipeline.id}' has no loop"
     loop = replace(
-        pipeline.loop,
-        frames_per_chunk=given["num_frame_per_block"],
+        _with_frames(pipeline.loop, given["num_frame_per_block"]),
         local_attn_size=given["local_attn_size"],
         sink_size=model["sink_size"],
         global_sink=given["global_sink"],
@@ -75,6 +74,17 @@ def _with_requests(case: GoldenCase) -> StreamCase:
     chunks = [_chunk_with_request(case, k) for k in range(len(case.steps))]
     return StreamCase(
         case, pipeline, loop, 1, _embedding_names(case), chunks, "step{k}.state.kv.{layer}.{part}"
+    )
+
+
+def _with_frames(loop: LoopSpec, frames: int) -> LoopSpec:
+    """Other chunks; the first ones are longer by as much as the pipeline's own."""
+    more = frames - loop.frames_per_chunk
+    return replace(
+        loop,
+        frames_per_chunk=frames,
+        first_text_frames=loop.first_text_frames + more,
+        first_video_frames=loop.first_video_frames + more,
     )
 
 
@@ -133,8 +143,7 @@ def _with_counters(case: GoldenCase) -> StreamCase:
     pipeline = next(spec for id, spec in SPECS.items() if id.startswith(case.meta["area"].replace("_", "-")))
     assert pipeline.loop is not None, f"{case}: pipeline '{pipeline.id}' has no loop"
     loop = replace(
-        pipeline.loop,
-        frames_per_chunk=config["pipeline"]["num_frame_per_block"],
+        _with_frames(pipeline.loop, config["pipeline"]["num_frame_per_block"]),
         local_attn_size=config["pipeline"]["local_attn_size"],
         rope_positions=config["pipeline"]["max_rope_freq_table_seq_len"],
         sink_size=config["sink_size"],
