@@ -10,7 +10,7 @@ from typing import Any
 
 from quart import Quart, Response, jsonify
 from quart_cors import cors
-from quart_schema import Info, QuartSchema
+from quart_schema import HttpSecurityScheme, Info, QuartSchema
 from werkzeug.exceptions import HTTPException
 
 from gateway.assets import Assets
@@ -22,6 +22,7 @@ from gateway.logs import Logs
 from gateway.loras import Loras
 from gateway.metrics import Metrics
 from gateway.models import Models
+from gateway.openapi import ApiDocument
 from gateway.pipelines import Pipelines
 from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
@@ -74,6 +75,8 @@ def create_app(config: Config, serving: Serving) -> Quart:
     QuartSchema(
         app,
         info=Info(title="Scope", version=VERSION),
+        openapi_provider_class=ApiDocument,
+        **_documented_access(config),
         swagger_ui_path=None,
         redoc_ui_path=None,
         scalar_ui_path=None,
@@ -107,6 +110,12 @@ def create_app(config: Config, serving: Serving) -> Quart:
     )
     _run_with_app(app, services)
     return app
+
+
+def _documented_access(config: Config) -> dict[str, Any]:
+    if config.secrets.access_token is None:
+        return {}
+    return {"security_schemes": {"token": HttpSecurityScheme("bearer")}, "security": [{"token": []}]}
 
 
 def _services(config: Config, serving: Serving) -> Services:

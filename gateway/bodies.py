@@ -9,10 +9,20 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class ProblemBody(BaseModel):
+    """One thing that is wrong with a request."""
+
+    type: str = Field(description="machine code, such as `missing` or `less_than_equal`")
+    loc: list[str | int] = Field(description="body, query or path, then keys and indices")
+    msg: str
+    input: Any = None
+    ctx: dict[str, Any] | None = None
+
+
 class ErrorBody(BaseModel):
     """Any refused request: a sentence, or a list of problems (status 422)."""
 
-    detail: str | list[dict[str, Any]]
+    detail: str | list[ProblemBody]
 
 
 class Message(_Body):
@@ -61,8 +71,8 @@ class PipelineNode(_Body):
 class LoadBody(_Body):
     """One of `pipeline_id`, `pipeline_ids`, `pipelines`; the other keys are optional."""
 
-    pipeline_id: str | None = None
-    pipeline_ids: list[str] | None = None
+    pipeline_id: str | None = Field(None, examples=["longlive"])
+    pipeline_ids: list[str] | None = Field(None, examples=[["longlive"]])
     pipelines: list[PipelineNode] | None = None
     load_params: dict[str, Any] | None = None
 
@@ -122,6 +132,10 @@ class SessionMetrics(BaseModel):
 
 class SessionParameters(BaseModel):
     parameters: dict[str, Any]
+
+
+class ParametersBody(_Body):
+    """Parameters of a stream, as the data channel takes them: `prompts`, `noise_scale`, `paused`, ..."""
 
 
 class ParametersApplied(BaseModel):

@@ -2,18 +2,18 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, Field
 from quart import Blueprint, Response, request
 from quart.wrappers.response import FileBody
-from quart_schema import document_querystring, document_response, hide, tag, validate_response
+from quart_schema import document_querystring, hide, tag, validate_response
 
 from gateway import media
 from gateway.assets import Assets
-from gateway.bodies import ErrorBody
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.media import Kind
+from gateway.openapi import answers, refuses, takes_file
 
 
 class AssetBody(BaseModel):
@@ -39,11 +39,11 @@ class AssetsQuery(BaseModel):
 
 
 class UploadQuery(BaseModel):
-    filename: str
+    filename: str = Field(examples=["picture.png"])
 
 
 class ServeQuery(BaseModel):
-    thumbnail: Literal["1"] | None = None
+    thumbnail: str | None = Field(None, description="1: a small WebP picture instead of the file")
 
 
 def assets_blueprint(assets: Assets) -> Blueprint:
@@ -52,7 +52,7 @@ def assets_blueprint(assets: Assets) -> Blueprint:
     @bp.get("/api/v1/assets")
     @tag(["assets"])
     @document_querystring(AssetsQuery)
-    @document_response(ErrorBody, 422)
+    @refuses(422)
     @validate_response(AssetsBody)
     async def list_assets() -> dict[str, Any]:
         """All assets, the newest first."""
@@ -61,11 +61,8 @@ def assets_blueprint(assets: Assets) -> Blueprint:
     @bp.post("/api/v1/assets")
     @tag(["assets"])
     @document_querystring(UploadQuery)
-    @document_response(ErrorBody, 400)
-    @document_response(ErrorBody, 408)
-    @document_response(ErrorBody, 413)
-    @document_response(ErrorBody, 422)
-    @document_response(ErrorBody, 507)
+    @takes_file("the file itself, at most 50 MiB; its type follows from the name")
+    @refuses(400, 408, 409, 413, 422, 500, 507)
     @validate_response(UploadedBody)
     async def upload() -> dict[str, Any]:
         """Store the request's body as a file, in place of one of that name if there is one."""
@@ -78,8 +75,10 @@ def assets_blueprint(assets: Assets) -> Blueprint:
     @bp.get("/api/v1/assets/<path:name>")
     @tag(["assets"])
     @document_querystring(ServeQuery)
-    @document_response(ErrorBody, 403)
-    @document_response(ErrorBody, 404)
+    @answers(200, "*/*", description="the whole file, or its thumbnail")
+    @answers(206, "*/*", description="the range of bytes that was asked for")
+    @answers(304, description="not modified since")
+    @refuses(403, 404, 416)
     async def serve(name: str) -> Response:
         """A file, or with `thumbnail=1` a small WebP picture of it."""
         return await _send(assets, name)

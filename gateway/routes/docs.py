@@ -3,7 +3,9 @@
 from importlib import resources
 
 from quart import Blueprint, Response, send_from_directory
-from quart_schema import hide
+from quart_schema import hide, tag
+
+from gateway.openapi import answers
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -28,8 +30,10 @@ def docs_blueprint() -> Blueprint:
     assets = str(resources.files("flask_swagger_ui") / "dist")
 
     @bp.get("/docs")
-    @hide
+    @tag(["general"])
+    @answers(200, "text/html", description="Swagger UI")
     async def docs() -> Response:
+        """This document as a page, to read and to try."""
         return Response(_PAGE, mimetype="text/html")
 
     @bp.get("/docs/assets/<name>")

@@ -9,6 +9,7 @@ from quart_schema import hide, tag, validate_response
 
 from gateway import bodies
 from gateway.hardware import hardware_info
+from gateway.openapi import answers
 from gateway.serving import Serving
 
 _PAGE = Path(__file__).resolve().parent.parent / "page"
@@ -40,8 +41,10 @@ def general_blueprint(serving: Serving, version: str, git_commit: str) -> Bluepr
         return bodies.HardwareInfo.model_validate(await hardware_info(serving))
 
     @bp.get("/")
-    @hide
+    @tag(["general"])
+    @answers(200, "text/html", description="a page that streams")
     async def index() -> Response:
+        """The built-in page."""
         response = await send_from_directory(_PAGE, "index.html")
         response.headers.update(_NO_CACHE)
         return response

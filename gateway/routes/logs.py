@@ -2,15 +2,22 @@
 
 import asyncio
 
+from pydantic import BaseModel, Field
 from quart import Blueprint, Response
-from quart_schema import tag, validate_response
+from quart_schema import document_querystring, tag, validate_response
 
 from gateway import bodies
 from gateway.errors import ApiError
 from gateway.logs import Logs
+from gateway.openapi import answers, refuses
 from gateway.query import query_int
 
 _MAX_LINES = 1000
+
+
+class TailQuery(BaseModel):
+    lines: int = Field(200, ge=1, le=_MAX_LINES)
+    since_offset: int = Field(0, ge=0, description="bytes")
 
 
 def logs_blueprint(logs: Logs) -> Blueprint:
@@ -18,6 +25,8 @@ def logs_blueprint(logs: Logs) -> Blueprint:
 
     @bp.get("/current")
     @tag(["logs"])
+    @answers(200, "text/plain", description="the whole file")
+    @refuses(404)
     async def current() -> Response:
         """The newest log file as a download."""
         found = await asyncio.to_thread(logs.read)
@@ -31,6 +40,8 @@ def logs_blueprint(logs: Logs) -> Blueprint:
 
     @bp.get("/tail")
     @tag(["logs"])
+    @document_querystring(TailQuery)
+    @refuses(422)
     @validate_response(bodies.LogTailBody)
     async def tail() -> bodies.LogTailBody:
         """The last lines, or what came after `since_offset` bytes."""

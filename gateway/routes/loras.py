@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
-from quart_schema import document_request, document_response, tag, validate_response
+from quart_schema import document_request, tag, validate_response
 
-from gateway.bodies import ErrorBody
 from gateway.errors import ApiError
 from gateway.json_body import json_object
 from gateway.lora_sources import LoraEndpoints, LoraSource
 from gateway.loras import Loras
+from gateway.openapi import refuses
 from gateway.validation import check
 
 
@@ -107,14 +107,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
     @bp.post("/loras")
     @tag(["loras"])
     @document_request(InstallBody)
-    @document_response(ErrorBody, 400)
-    @document_response(ErrorBody, 401)
-    @document_response(ErrorBody, 403)
-    @document_response(ErrorBody, 404)
-    @document_response(ErrorBody, 409)
-    @document_response(ErrorBody, 422)
-    @document_response(ErrorBody, 500)
-    @document_response(ErrorBody, 507)
+    @refuses(400, 401, 403, 404, 409, 422, 500, 507)
     @validate_response(InstalledBody)
     async def install() -> dict[str, Any]:
         """Download a file from Hugging Face or CivitAI; answers when it is stored."""
@@ -124,14 +117,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
     @bp.post("/lora/download")
     @tag(["loras"])
     @document_request(DownloadBody)
-    @document_response(ErrorBody, 400)
-    @document_response(ErrorBody, 401)
-    @document_response(ErrorBody, 403)
-    @document_response(ErrorBody, 404)
-    @document_response(ErrorBody, 409)
-    @document_response(ErrorBody, 422)
-    @document_response(ErrorBody, 500)
-    @document_response(ErrorBody, 507)
+    @refuses(400, 401, 403, 404, 409, 422, 500, 507)
     @validate_response(DownloadedBody)
     async def download() -> dict[str, Any]:
         """Download a file, named by its service's own terms; answers when it is stored."""
@@ -141,9 +127,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
     @bp.put("/lora/<path:filename>/provenance")
     @tag(["loras"])
     @document_request(ProvenanceBody)
-    @document_response(ErrorBody, 400)
-    @document_response(ErrorBody, 404)
-    @document_response(ErrorBody, 422)
+    @refuses(400, 404, 422)
     @validate_response(EntryBody)
     async def provenance(filename: str) -> dict[str, Any]:
         """Note where a file came from."""
@@ -152,9 +136,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
 
     @bp.delete("/loras/<name>")
     @tag(["loras"])
-    @document_response(ErrorBody, 403)
-    @document_response(ErrorBody, 404)
-    @document_response(ErrorBody, 409)
+    @refuses(403, 404, 409, 500)
     @validate_response(DeletedBody)
     async def delete(name: str) -> dict[str, Any]:
         """Delete the file of that name (without suffix)."""

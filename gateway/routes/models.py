@@ -4,21 +4,22 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
-from quart_schema import document_querystring, document_request, document_response, tag, validate_response
+from quart_schema import document_querystring, document_request, tag, validate_response
 
-from gateway.bodies import ErrorBody, Message
+from gateway.bodies import Message
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.json_body import json_object
 from gateway.models import Models
+from gateway.openapi import refuses
 from gateway.validation import check
 
 
 class ModelsQuery(BaseModel):
-    pipeline_id: str
+    pipeline_id: str = Field(examples=["longlive"])
 
 
 class DownloadBody(BaseModel):
-    pipeline_id: str
+    pipeline_id: str = Field(examples=["longlive"])
 
 
 class ModelsStatusBody(BaseModel):
@@ -40,8 +41,7 @@ def models_blueprint(models: Models) -> Blueprint:
     @bp.get("/status")
     @tag(["models"])
     @document_querystring(ModelsQuery)
-    @document_response(ErrorBody, 404)
-    @document_response(ErrorBody, 422)
+    @refuses(404, 422)
     @validate_response(ModelsStatusBody)
     async def status() -> dict[str, Any]:
         """Whether a pipeline's files are there, and how far their download is."""
@@ -54,10 +54,7 @@ def models_blueprint(models: Models) -> Blueprint:
     @bp.post("/download")
     @tag(["models"])
     @document_request(DownloadBody)
-    @document_response(ErrorBody, 400)
-    @document_response(ErrorBody, 404)
-    @document_response(ErrorBody, 409)
-    @document_response(ErrorBody, 422)
+    @refuses(400, 404, 409, 422)
     @validate_response(Message)
     async def download() -> Message:
         """Begin to download a pipeline's files; poll the status until `downloaded` or `progress.error`."""

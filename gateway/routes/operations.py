@@ -2,9 +2,10 @@
 
 from pydantic import BaseModel
 from quart import Blueprint, Response
-from quart_schema import document_response, hide, tag, validate_response
+from quart_schema import document_response, tag, validate_response
 
 from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.openapi import answers
 from gateway.pipelines import Pipelines
 from gateway.webrtc.sessions import Sessions
 
@@ -32,8 +33,10 @@ def operations_blueprint(pipelines: Pipelines, sessions: Sessions, metrics: Metr
         return Readiness(ready=True, reason=None), 200
 
     @bp.get("/metrics")
-    @hide
+    @tag(["operations"])
+    @answers(200, "text/plain", description="Prometheus text format")
     async def exposition() -> Response:
+        """Counters and gauges for Prometheus."""
         return Response(await metrics.exposition(pipelines), content_type=CONTENT_TYPE)
 
     return bp

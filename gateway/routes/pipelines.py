@@ -1,12 +1,13 @@
 """Load, unload and describe pipelines."""
 
 from quart import Blueprint, request
-from quart_schema import document_request, document_response, tag, validate_response
+from quart_schema import document_request, tag, validate_response
 
 from gateway import bodies
 from gateway.errors import ApiError, ValidationFailed
 from gateway.json_body import json_object
 from gateway.load_service import LoadService
+from gateway.openapi import refuses
 from gateway.pipelines import Pipelines
 from gateway.schemas import pipeline_schemas
 
@@ -17,9 +18,7 @@ def pipelines_blueprint(pipelines: Pipelines, loader: LoadService) -> Blueprint:
     @bp.post("/pipeline/load")
     @tag(["pipeline"])
     @document_request(bodies.LoadBody)
-    @document_response(bodies.ErrorBody, 400)
-    @document_response(bodies.ErrorBody, 404)
-    @document_response(bodies.ErrorBody, 422)
+    @refuses(400, 404, 422)
     @validate_response(bodies.LoadAccepted)
     async def load() -> bodies.LoadAccepted:
         """Begin to load a pipeline; poll the status until it is `loaded` or `error`."""

@@ -4,17 +4,23 @@ import asyncio
 import io
 
 from PIL import Image
+from pydantic import BaseModel, Field
 from quart import Blueprint, Response, request
-from quart_schema import document_response, tag, validate_response
+from quart_schema import document_querystring, document_request, tag, validate_response
 
 from gateway import bodies
 from gateway.errors import ApiError
 from gateway.json_body import json_object
+from gateway.openapi import answers, refuses
 from gateway.query import query_int
 from gateway.serving import Images, Serving
 from gateway.webrtc.sessions import Session, Sessions
 
 _MIB = 1 << 20
+
+
+class FrameQuery(BaseModel):
+    quality: int = Field(85, ge=1, le=100, description="of the JPEG")
 
 
 def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
@@ -32,7 +38,9 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
 
     @bp.get("/frame")
     @tag(["session"])
-    @document_response(bodies.ErrorBody, 404)
+    @document_querystring(FrameQuery)
+    @answers(200, "image/jpeg", description="a picture")
+    @refuses(404, 422)
     async def frame() -> Response:
         """The last picture of the newest session as JPEG; `quality` 1 to 100."""
         quality = query_int("quality", 85, minimum=1, maximum=100)
@@ -51,7 +59,8 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
 
     @bp.post("/parameters")
     @tag(["session"])
-    @document_response(bodies.ErrorBody, 400)
+    @document_request(bodies.ParametersBody)
+    @refuses(400)
     @validate_response(bodies.ParametersApplied)
     async def update() -> bodies.ParametersApplied:
         """Change parameters of all live sessions, as the data channel does."""

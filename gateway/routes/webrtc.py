@@ -4,10 +4,11 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 from quart import Blueprint, request
-from quart_schema import document_request, document_response, tag, validate_response
+from quart_schema import document_request, tag, validate_response
 
 from gateway import bodies
 from gateway.json_body import json_object
+from gateway.openapi import answers, refuses
 from gateway.validation import check
 from gateway.webrtc.sessions import Sessions
 
@@ -28,9 +29,7 @@ def webrtc_blueprint(sessions: Sessions) -> Blueprint:
     @bp.post("")
     @tag(["webrtc"])
     @document_request(bodies.OfferBody)
-    @document_response(bodies.ErrorBody, 400)
-    @document_response(bodies.ErrorBody, 422)
-    @document_response(bodies.ErrorBody, 503)
+    @refuses(400, 422, 503)
     @validate_response(bodies.AnswerBody)
     async def offer() -> bodies.AnswerBody:
         """Open a session; the answer contains all candidates of the server."""
@@ -41,9 +40,8 @@ def webrtc_blueprint(sessions: Sessions) -> Blueprint:
     @bp.patch("/<session_id>")
     @tag(["webrtc"])
     @document_request(bodies.CandidatesBody)
-    @document_response(bodies.ErrorBody, 400)
-    @document_response(bodies.ErrorBody, 404)
-    @document_response(bodies.ErrorBody, 422)
+    @answers(204, description="added, or of no use")
+    @refuses(400, 404)
     async def trickle(session_id: str) -> tuple[str, int]:
         """Add ICE candidates of the peer."""
         body = check(_CANDIDATES, await json_object(request), "body")
@@ -52,6 +50,8 @@ def webrtc_blueprint(sessions: Sessions) -> Blueprint:
 
     @bp.delete("/<session_id>")
     @tag(["webrtc"])
+    @answers(204, description="closed")
+    @refuses(404)
     async def close(session_id: str) -> tuple[str, int]:
         """Close a session; unknown ids are fine."""
         await sessions.delete(session_id)
