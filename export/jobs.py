@@ -64,7 +64,11 @@ TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user wants exported. sizes: pictures of height x width pixels, the first one is the default."""
+    """What a user wants exported.
+
+    sizes   pictures of height x width pixels; the first one is the default
+    demo    the weights are a stand-in: the set must not take the place of one with real weights
+    """
 
     pipeline: str
     models: Path  # directory of checkpoints
@@ -72,6 +76,7 @@ class Request:
     vae_type: VaeType = "wan"
     precision: Precision = "fp32"
     window: int | None = None  # attention window in latent frames; None: the pipeline's
+    demo: bool = False
 
     @property
     def loop(self) -> LoopSpec:

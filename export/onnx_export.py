@@ -93,7 +93,7 @@ def check_onnx(path: Path, weights: Sequence[str] = ()) -> None:
 def check_parity(path: Path, module: nn.Module, signature: Signature, sizes: Mapping[str, int]) -> float:
     """Run the file in ONNX Runtime and the module in PyTorch on the same random inputs, in float32.
 
-    Returns the largest absolute difference. Raises ExportError when a difference exceeds the tolerance, or is no
+    Returns the largest absolute difference. Raises ExportError when one exceeds the tolerance or is no
     number.
     """
     inputs = random_inputs(signature.inputs, sizes)

@@ -4,8 +4,10 @@ Engines that are there, undamaged and made from the same files by the same code,
 interrupted goes on where it stopped, and pipelines share the engines that they have in common.
 """
 
+import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -64,12 +66,13 @@ def export_pipeline(
     store: EngineStore,
     say: Say,
     *,
-    demo: bool = False,
+    workers: int = 1,
     resources: Callable[[Path], Resources] = Resources.now,
 ) -> EngineSet:
     """Export what is missing of a pipeline's engines, and write the set.
 
     say         gets a line per step
+    workers     processes that export at the same time; each loads the weights that it needs
     resources   what the machine has left
 
     Raises WanstreamError: files that are absent or damaged, too little disk or memory, another export, a
@@ -80,14 +83,12 @@ def export_pipeline(
         say(f"Reading the checkpoints in {request.models} ...")
         planned = [engine for part in parts for engine in plan(part)]
         missing = [e for e in planned if store.find(e.name, e.fingerprint) is None]
-        _announce(parts, planned, missing, store, say, resources)
-        numbers = {engine.name: i for i, engine in enumerate(missing, 1)}
-        for part, engines in _by_component(missing):
-            load = cache(part.load)
-            for engine in engines:
-                say(f"[{numbers[engine.name]}/{len(missing)}] {engine.name} ...")
-                _export(engine, load, store)
-        result = _engine_set(request, planned, demo)
+        _announce(parts, planned, missing, store, say, resources, workers)
+        if workers > 1:
+            _export_in_parallel(request, missing, store, say, workers)
+        else:
+            _export_in_turn(missing, store, say)
+        result = _engine_set(request, planned)
         _write_set(result, request, store)
     say(f"Engine set '{result.name}' is complete: {store.sets / result.name}")
     return result
@@ -130,6 +131,7 @@ def _announce(
     store: EngineStore,
     say: Say,
     resources: Callable[[Path], Resources],
+    workers: int,
 ) -> None:
     """Say how large things get, and refuse before it starts what cannot end well."""
     if not missing:
@@ -137,13 +139,49 @@ def _announce(
         return
     sizes = {id(part): part.weight_bytes() for part in parts}
     wanted = [sizes[id(e.component)] * e.component.copies // len(e.component.graphs) for e in missing]
-    memory = _MEMORY_BASE_BYTES + _MEMORY_FACTOR * max(sizes[id(e.component)] for e in missing)
+    memory = workers * (_MEMORY_BASE_BYTES + _MEMORY_FACTOR * max(sizes[id(e.component)] for e in missing))
     kept = f", {len(planned) - len(missing)} are there" if len(missing) < len(planned) else ""
     say(
         f"{len(missing)} engines to export{kept}: about {in_units(sum(wanted))} of disk, "
         f"{in_units(memory)} of memory."
     )
     resources(store.root).check(sum(wanted), memory)
+
+
+def _export_in_turn(missing: list[PlannedEngine], store: EngineStore, say: Say) -> None:
+    """One component after the other, so that only one is in memory."""
+    numbers = {engine.name: i for i, engine in enumerate(missing, 1)}
+    for part, engines in _by_component(missing):
+        load = cache(part.load)
+        for engine in engines:
+            say(f"[{numbers[engine.name]}/{len(missing)}] {engine.name} ...")
+            _export(engine, load, store)
+
+
+def _export_in_parallel(
+    request: Request, missing: list[PlannedEngine], store: EngineStore, say: Say, workers: int
+) -> None:
+    """In processes of their own: tracing a small graph takes seconds of one core."""
+    context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
+    with ProcessPoolExecutor(workers, context, _one_thread) as pool:
+        # The last ones take longest, so they begin first.
+        jobs = {pool.submit(_export_by_name, request, e.name, store): e for e in reversed(missing)}
+        try:
+            for number, job in enumerate(as_completed(jobs), 1):
+                job.result()
+                say(f"[{number}/{len(missing)}] {jobs[job].name}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _export_by_name(request: Request, name: str, store: EngineStore) -> None:
+    engine = next(e for part in components(request) for e in plan(part) if e.name == name)
+    _export(engine, engine.component.load, store)
 
 
 def _by_component(engines: list[PlannedEngine]) -> list[tuple[Component, list[PlannedEngine]]]:
@@ -205,7 +243,7 @@ def manifest_of(
     )
 
 
-def _engine_set(request: Request, planned: list[PlannedEngine], demo: bool) -> EngineSet:
+def _engine_set(request: Request, planned: list[PlannedEngine]) -> EngineSet:
     config = read_config(request.models / TRANSFORMER_FILES[request.pipeline].config)
     vae = next(e.component for e in planned if e.graph.kind.startswith("vae")).load()
     names: Mapping[str, list[str]] = {
@@ -227,7 +265,7 @@ def _engine_set(request: Request, planned: list[PlannedEngine], demo: bool) -> E
         pipeline=request.pipeline,
         vae_type=request.vae_type,
         precision=request.precision,
-        demo=demo,
+        demo=request.demo,
         window=request.loop.local_attn_size,
         cache_frames=request.loop.cache_frames,
         model=ModelFacts(
@@ -250,9 +288,10 @@ def _engine_set(request: Request, planned: list[PlannedEngine], demo: bool) -> E
 
 
 def set_name(request: Request) -> str:
-    """Pipeline, precision and autoencoder, and the window if it is not the pipeline's own."""
+    """Pipeline, precision and autoencoder; the window if it is not the pipeline's own."""
+    kind = "demo_" if request.demo else ""
     window = "" if request.window is None else f"_window{request.window}"
-    return f"{request.pipeline}_{request.precision}_{request.vae_type}{window}"
+    return f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}{window}"
 
 
 def _write_set(result: EngineSet, request: Request, store: EngineStore) -> None:

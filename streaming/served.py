@@ -1,18 +1,24 @@
 """From an engine set on disk to a model that streams; where its engines run is the caller's choice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from streaming.embedding_cache import EmbeddingCache
-from streaming.engine_set import TOKENIZER, EngineSet, VaeSet
+from streaming.engine_set import SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
 from streaming.manifest import ONNX_FILE, EngineError, check_files, read_manifest
 from streaming.model import ModelSizes, StreamModel
+from streaming.model_pipeline import ModelPipeline
 from streaming.prompt_encoder import PromptEncoder
-from streaming.sessions import ModelRunner
-from streaming.specs import LoopSpec
+from streaming.sessions import LoadContext, ModelRunner
+from streaming.specs import PipelineSpec
 from streaming.text import PromptTokenizer
 from streaming.video import FrameGroups
+
+# Load parameters, beside height, width and base_seed of the request.
+MODELS = "engine_models"  # directory of the engines' Triton models
+ENGINE_SET = "engine_set"  # directory of the set
 
 Place = Callable[[str], Engine]  # name of an engine -> the engine, ready to run
 
@@ -43,21 +49,27 @@ def served(models: Path, runner: ModelRunner) -> Place:
 
 
 def open_model(
-    directory: Path, engines: EngineSet, loop: LoopSpec, height: int, width: int, place: Place
+    directory: Path, spec: PipelineSpec, place: Place, size: tuple[int, int] | None = None
 ) -> StreamModel:
     """All that the streams of a pipeline share.
 
-    directory       of the engine set; its tokenizer is there
-    loop            of the pipeline
-    height, width   of the pictures, in pixels
-    Raises EngineError when the set has no engines of this size, or they do not fit.
+    directory   of the engine set
+    size        height and width of the pictures in pixels; None: the set's default
+    Raises WanstreamError when the set is absent, is another pipeline's, or has no engines of this size.
     """
+    engines = read_engine_set(directory)
+    if engines.pipeline != spec.id or spec.loop is None:
+        raise EngineError(
+            f"'{directory / SET}' is for pipeline '{engines.pipeline}', not '{spec.id}'. "
+            f"Run: wanstream-export {spec.id}."
+        )
+    height, width = size or (engines.vae[0].height, engines.vae[0].width)
     vae = engines.vae_for(height, width)
     facts = engines.model
     groups = FrameGroups(engines.frames.first, engines.frames.later, engines.frames.repeat_last)
     tokenizer = PromptTokenizer.from_directory(directory / TOKENIZER, facts.text_len)
     return StreamModel(
-        spec=loop,
+        spec=replace(spec.loop, local_attn_size=engines.window),
         engines=Engines(place(engines.transformer), place(engines.text_kv), _vae(vae, groups, place)),
         encode_prompts=PromptEncoder(tokenizer, place(engines.text_encoder), EmbeddingCache(engines.name)),
         sizes=ModelSizes(
@@ -73,6 +85,25 @@ def open_model(
         width=width,
         cache_frames=engines.cache_frames,
     )
+
+
+def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline]:
+    """For `1/model.py` of a pipeline's Triton model: loads it from engines on the same server."""
+
+    def load(context: LoadContext) -> ModelPipeline:
+        given = context.parameters
+        place = served(Path(_needed(given, MODELS)), context.models)
+        size = (int(given["height"]), int(given["width"])) if {"height", "width"} <= given.keys() else None
+        model = open_model(Path(_needed(given, ENGINE_SET)), spec, place, size)
+        return ModelPipeline(spec, model, int(given.get("base_seed", spec.base_seed)))
+
+    return load
+
+
+def _needed(parameters: Mapping[str, str], name: str) -> str:
+    if name not in parameters:
+        raise EngineError(f"The load has no parameter '{name}': the gateway has to name it.")
+    return parameters[name]
 
 
 def _vae(names: VaeSet, groups: FrameGroups, place: Place) -> VaeEngines:

@@ -21,11 +21,11 @@ def small_request(models: Path) -> Request:
     """LongLive with a window of seven latent frames; the checkpoints are written to `models` if absent."""
     if not models.exists():
         write_demo_models(models, TRANSFORMER, VAE, {"height": SIZE[0], "width": SIZE[1]})
-    return Request("longlive", models, (SIZE,), window=7)
+    return Request("longlive", models, (SIZE,), window=7, demo=True)
 
 
 def export_small(root: Path) -> tuple[EngineStore, EngineSet]:
     """Export the small set below `root`."""
     torch.set_num_threads(1)
     store = EngineStore(root / "engines")
-    return store, export_pipeline(small_request(root / "models"), store, lambda line: None, demo=True)
+    return store, export_pipeline(small_request(root / "models"), store, lambda line: None, workers=2)

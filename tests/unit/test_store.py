@@ -30,7 +30,7 @@ def root(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> Path:
 def export_again(root: Path) -> list[str]:
     """Lines that a second export says."""
     lines: list[str] = []
-    export_pipeline(small_request(root / "models"), EngineStore(root / "engines"), lines.append, demo=True)
+    export_pipeline(small_request(root / "models"), EngineStore(root / "engines"), lines.append)
     return lines
 
 

@@ -1,0 +1,121 @@
+"""Command line `wanstream-export`: checkpoints to engines."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from export.demo import ensure_demo_models, read_demo
+from export.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
+from export.run import export_pipeline, set_name
+from export.store import EngineStore, in_units
+from export.verify import verify_set
+from streaming.errors import WanstreamError
+from streaming.specs import SPECS
+
+DEMO_MODELS = "demo-models"  # below the home directory
+
+
+class SizeType(click.ParamType[Size]):
+    """HEIGHTxWIDTH in pixels."""
+
+    name = "HEIGHTxWIDTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        parts = str(value).lower().split("x")
+        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+            self.fail(f"{value!r} is not HEIGHTxWIDTH, such as 320x576.", param, ctx)
+        return int(parts[0]), int(parts[1])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("pipeline", type=click.Choice(sorted(TRANSFORMER_FILES)))
+@click.option(
+    "--size",
+    "sizes",
+    type=SizeType(),
+    multiple=True,
+    help="Size of the pictures; may be given several times, the first one is the default.",
+)
+@click.option("--vae-type", type=click.Choice(sorted(VAE_FILES)), default="wan", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--window", type=click.IntRange(1), help="Attention window in latent frames.")
+@click.option(
+    "--demo",
+    is_flag=True,
+    help="Tiny random weights in place of downloaded ones; with --models, small weights of that directory.",
+)
+@click.option("--verify", is_flag=True, help="Check an earlier export again and write nothing.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="WANSTREAM_HOME",
+    default=Path("~/.daydream-scope"),
+    show_default=True,
+    help="Where models and engines are, unless they are named.",
+)
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="DAYDREAM_SCOPE_MODELS_DIR",
+    help="Directory of the checkpoints.  [default: models below --home]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="WANSTREAM_ENGINES_DIR",
+    help="Directory of the engines.  [default: engines below --home]",
+)
+@click.pass_context
+def main(
+    context: click.Context,
+    /,
+    *,
+    demo: bool,
+    verify: bool,
+    home: Path,
+    models: Path | None,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Turn the checkpoints of PIPELINE into engines that Triton serves.
+
+    Engines that are complete are kept: an interrupted export goes on where it stopped.
+    """
+    home = home.expanduser().absolute()
+    named = context.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
+    try:
+        request = _request(home, models if named or not demo else None, demo=demo, **options)
+        store = EngineStore((out or home / "engines").expanduser().absolute())
+        if verify:
+            manifests = verify_set(store, set_name(request))
+            size = in_units(sum(manifest.bytes for manifest in manifests))
+            click.echo(f"{len(manifests)} engines are complete and undamaged: {size}.")
+        else:
+            export_pipeline(request, store, click.echo, workers=_workers() if demo else 1)
+    except WanstreamError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def _request(
+    home: Path, models: Path | None, *, demo: bool, pipeline: str, sizes: tuple[Size, ...], **options: Any
+) -> Request:
+    """What is asked for, the demonstration checkpoint written if it is needed."""
+    if demo:
+        models = models or ensure_demo_models(home / DEMO_MODELS)
+        sizes = sizes or (read_demo(models).size,)
+    spec = SPECS[pipeline]
+    directory = (models or home / "models").expanduser().absolute()
+    return Request(pipeline, directory, sizes or ((spec.height, spec.width),), demo=demo, **options)
+
+
+def _workers() -> int:
+    """Processes for small weights; tracing takes one core each."""
+    return min(len(os.sched_getaffinity(0)), 4)
+
+
+if __name__ == "__main__":
+    main()

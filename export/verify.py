@@ -1,0 +1,15 @@
+"""Check an earlier export again: every file against its manifest, every graph against the rules."""
+
+from export.onnx_export import check_onnx
+from export.store import EngineStore
+from streaming.engine_set import read_engine_set
+from streaming.manifest import ONNX_FILE, EngineManifest
+
+
+def verify_set(store: EngineStore, name: str) -> list[EngineManifest]:
+    """The manifests of all engines of a set. Raises EngineError that says what is wrong with one."""
+    engines = read_engine_set(store.sets / name)
+    manifests = [store.verified(engine) for engine in engines.engines()]
+    for engine in engines.engines():
+        check_onnx(store.engine(engine) / ONNX_FILE)
+    return manifests

@@ -1,0 +1,229 @@
+"""Exported engines, served by the embedded Triton: the same numbers as everywhere else."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import pytest_asyncio
+import torch
+import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from export.graphs.signature import Signature
+from export.jobs import components
+from export.onnx_export import random_inputs
+from export.repository import config_text, engine_config
+from export.run import plan
+from export.store import EngineStore
+from gateway.embedded import EmbeddedTriton
+from streaming.engine_set import EngineSet
+from streaming.engines import Engine, TorchEngine, TritonEngine
+from streaming.manifest import ONNX_FILE
+from streaming.model_pipeline import ModelPipeline
+from streaming.served import ENGINE_SET, MODELS, in_process, open_model
+from streaming.specs import SPECS
+from tests.engines import SIZE, small_request
+from tests.server.triton_fixtures import ModelClient, base_config, running_triton
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LONGLIVE = "longlive"
+TENSORRT, DAMAGED = "tensorrt_variant", "damaged"
+SIZES = {"F": 3, "T": 60, "S+T": 140}  # of a transformer at 64x80 with a cache of four latent frames
+PLACEMENTS = ["torch", "ort", "served"]
+
+_BLS_MODEL = """
+from streaming.served import served_pipeline
+from streaming.specs import LONGLIVE
+from streaming.triton_model import StreamingModel
+
+class TritonPythonModel(StreamingModel):
+    pipeline = served_pipeline(LONGLIVE)
+"""
+
+
+class GrpcModels:
+    """The server's models, called from outside of it as a pipeline calls them from inside."""
+
+    def __init__(self, url: str) -> None:
+        self.client = triton_grpc.InferenceServerClient(url)
+
+    def is_ready(self, name: str) -> bool:
+        return bool(self.client.is_model_ready(name))
+
+    def run(
+        self, name: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[str]
+    ) -> dict[str, npt.NDArray[Any]]:
+        tensors = []
+        for key, value in inputs.items():
+            tensor = triton_grpc.InferInput(key, list(value.shape), np_to_triton_dtype(value.dtype))
+            tensor.set_data_from_numpy(np.ascontiguousarray(value))
+            tensors.append(tensor)
+        wanted = [triton_grpc.InferRequestedOutput(key) for key in outputs]
+        result = self.client.infer(name, tensors, outputs=wanted)
+        return {key: result.as_numpy(key).copy() for key in outputs}
+
+
+def write_bls_models(repository: Path, store: EngineStore, engines: EngineSet) -> Path:
+    """LongLive's own model, a TensorRT variant of one engine, and an engine whose weights are cut short."""
+    config = base_config(LONGLIVE)
+    config.parameters[MODELS].string_value = str(store.models)
+    config.parameters[ENGINE_SET].string_value = str(store.sets / engines.name)
+    manifest = store.verified(engines.transformer)
+    variant = manifest.model_copy(update={"name": TENSORRT})
+    sources = {LONGLIVE: config_text(config), TENSORRT: config_text(engine_config(variant, "tensorrt"))}
+    for name, text in sources.items():
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(text)
+    (repository / LONGLIVE / "1" / "model.py").write_text(_BLS_MODEL)
+    (repository / TENSORRT / "1" / "model.plan").write_bytes(b"no plan: only the configuration is tested")
+    damaged = repository / DAMAGED
+    shutil.copytree(store.models / engines.text_kv, damaged)
+    text = (damaged / "config.pbtxt").read_text().replace(engines.text_kv, DAMAGED)
+    (damaged / "config.pbtxt").write_text(text)
+    (damaged / "1" / f"{ONNX_FILE}.data").write_bytes(b"short")
+    return repository
+
+
+@pytest.fixture(scope="module")
+def store(exported_engines: tuple[Path, EngineSet]) -> EngineStore:
+    return EngineStore(exported_engines[0] / "engines")
+
+
+@pytest.fixture(scope="module")
+def engine_set(exported_engines: tuple[Path, EngineSet]) -> EngineSet:
+    return exported_engines[1]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def triton(
+    store: EngineStore, engine_set: EngineSet, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[EmbeddedTriton]:
+    """A server with all engines of the set loaded; the pipeline itself is not."""
+    own = write_bls_models(tmp_path_factory.mktemp("bls"), store, engine_set)
+    async with running_triton(store.models, own) as server:
+        client = triton_aio.InferenceServerClient(server.grpc_url)
+        await asyncio.gather(*(client.load_model(name) for name in engine_set.engines()))
+        await client.close()
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def api(triton: EmbeddedTriton) -> AsyncIterator[triton_aio.InferenceServerClient]:
+    client = triton_aio.InferenceServerClient(triton.grpc_url)
+    yield client
+    await client.close()
+
+
+def torch_engine(name: str, models: Path) -> tuple[TorchEngine, Signature]:
+    """The graph that engine `name` was exported from, as a PyTorch module."""
+    parts = components(small_request(models))
+    planned = next(engine for part in parts for engine in plan(part) if engine.name == name)
+    module, signature = planned.graph.build(planned.component.load())
+    names = [tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs)]
+    return TorchEngine(module, *names), signature
+
+
+@pytest.mark.parametrize("kind", ["text_encoder", "text_kv", "transformer"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+async def test_an_engine_gives_the_outputs_that_are_asked_for_wherever_it_runs(
+    kind: str,
+    placement: str,
+    exported_engines: tuple[Path, EngineSet],
+    store: EngineStore,
+    triton: EmbeddedTriton,
+) -> None:
+    root, engines = exported_engines
+    name = getattr(engines, kind)
+    reference, signature = torch_engine(name, root / "models")
+    manifest = store.verified(name)
+    engine: Engine = reference
+    if placement == "ort":
+        engine = in_process(store.models)(name)
+    elif placement == "served":
+        engine = TritonEngine(manifest, GrpcModels(triton.grpc_url))
+    sizes = SIZES | {"B": 2}
+    inputs = dict(zip(reference.inputs, random_inputs(signature.inputs, sizes), strict=True))
+    wanted = engine.outputs[::-1][:2]
+
+    results = await asyncio.to_thread(engine.run, inputs, wanted)
+
+    expected = reference.run(inputs, wanted)
+    assert tuple(results) == wanted
+    assert (engine.inputs, engine.outputs) == (reference.inputs, reference.outputs)
+    for output in wanted:
+        torch.testing.assert_close(results[output], expected[output], rtol=1e-3, atol=1e-4)
+
+
+async def test_a_served_stream_makes_the_pictures_of_one_in_this_process(
+    store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
+) -> None:
+    """Three text chunks, the last under another prompt, then the camera: every engine is used."""
+    spec = SPECS[LONGLIVE]
+    model = open_model(store.sets / engine_set.name, spec, in_process(store.models))
+    stream = ModelPipeline(spec, model, spec.base_seed).open_stream()
+    video = np.random.default_rng(0).integers(0, 255, (13, *SIZE, 3), np.uint8)
+    chunks: list[tuple[str, dict[str, Any], Any]] = [
+        ("", {"prompts": [{"text": "a fox", "weight": 1.0}], "input_mode": "text"}, None),
+        ("", {}, None),
+        ("", {"prompts": [{"text": "snow", "weight": 1.0}]}, None),
+        ("", {"input_mode": "video", "noise_controller": False}, video),
+    ]
+    parameters: dict[str, Any] = {}
+
+    async with ModelClient(triton, LONGLIVE) as client:
+        await client.api.load_model(LONGLIVE)
+        await client.start(1, **chunks[0][1])
+        for _, changes, pictures in chunks:
+            parameters |= changes
+            responses = await client.generate(1, pictures, **changes)
+            expected = [images for images, _ in stream.next_chunk(parameters, pictures, lambda: False)]
+
+            made = np.concatenate([response.frames for response in responses if response.frames.size])
+            difference = np.abs(made.astype(int) - np.concatenate(expected).astype(int))
+            assert made.shape[1:] == (*SIZE, 3)
+            assert difference.max() <= 1, f"{changes}: {difference.max()}"
+            assert made.std() > 5  # not one colour: the comparison means something
+        await client.unload()
+
+
+async def test_the_tensorrt_configuration_is_accepted_where_only_the_backend_is_missing(
+    api: triton_aio.InferenceServerClient,
+) -> None:
+    reason = "unable to find backend library for backend 'tensorrt'"
+
+    with pytest.raises(InferenceServerException, match=reason):
+        await api.load_model(TENSORRT)
+
+
+async def test_a_damaged_engine_is_not_served(api: triton_aio.InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException, match=r"is damaged: .* has 5 bytes, not"):
+        await api.load_model(DAMAGED)
+
+
+async def test_a_pipeline_whose_engine_is_not_loaded_names_it(
+    engine_set: EngineSet, api: triton_aio.InferenceServerClient
+) -> None:
+    await api.unload_model(engine_set.text_kv)
+    try:
+        with pytest.raises(
+            InferenceServerException, match=f"Engine '{engine_set.text_kv}' is not loaded. Load the pipeline"
+        ):
+            await api.load_model(LONGLIVE)
+    finally:
+        await api.load_model(engine_set.text_kv)
+
+
+async def test_a_failing_engine_says_why(engine_set: EngineSet, triton: EmbeddedTriton) -> None:
+    models = GrpcModels(triton.grpc_url)
+    wrong = {"prompt_embeds": np.zeros((1, 3, 16), np.float32)}
+    reason = r"unexpected shape for input 'prompt_embeds'.*\[1,12,16\]"
+
+    with pytest.raises(InferenceServerException, match=reason):
+        await asyncio.to_thread(models.run, engine_set.text_kv, wrong, ["cross_kv_00"])

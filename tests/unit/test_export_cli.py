@@ -1,0 +1,92 @@
+"""The command `wanstream-export`, as a user runs it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from export.__main__ import main
+from export.demo import DEMO, ensure_demo_models
+from export.store import EngineStore
+from streaming.engine_set import EngineSet
+from streaming.manifest import ONNX_FILE
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], env={"WANSTREAM_HOME": None})
+
+
+@pytest.fixture
+def root(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> Path:
+    """A home directory with the small checkpoints and their engines."""
+    shutil.copytree(exported_engines[0], tmp_path / "home")
+    return tmp_path / "home"
+
+
+def demo_options(root: Path) -> tuple[object, ...]:
+    return ("longlive", "--demo", "--home", root, "--models", root / "models", "--window", 7)
+
+
+def test_small_weights_of_a_directory_take_the_place_of_random_ones(root: Path) -> None:
+    result = run(*demo_options(root))
+
+    assert result.exit_code == 0, result.output
+    assert "All 7 engines are there and undamaged." in result.output
+    assert "Engine set 'demo_longlive_fp32_wan_window7' is complete" in result.output
+
+
+def test_verify_counts_the_engines_of_a_good_export(root: Path) -> None:
+    result = run(*demo_options(root), "--verify")
+
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("7 engines are complete and undamaged: ")
+
+
+def test_verify_names_the_file_that_is_wrong(root: Path, exported_engines: tuple[Path, EngineSet]) -> None:
+    path = EngineStore(root / "engines").engine(exported_engines[1].text_kv) / ONNX_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+
+    result = run(*demo_options(root), "--verify")
+
+    assert result.exit_code == 1
+    assert f"'{path}' has " in result.stderr
+    assert "Export it again: wanstream-export." in result.stderr
+
+
+def test_a_demonstration_is_not_taken_for_an_export_of_real_weights(root: Path) -> None:
+    result = run("longlive", "--home", root, "--window", 7, "--verify")
+
+    assert result.exit_code == 1
+    assert "There are no engines in" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["longlive", "--size", "320"], "'320' is not HEIGHTxWIDTH, such as 320x576."),
+        (["longlive", "--size", "321x576"], "321x576 is no valid size: both must be multiples of 16"),
+        (["longlive", "--size", "320x576"], "config.json' does not exist. Download the models"),
+        (["passthrough"], "'passthrough' is not one of"),
+        (
+            ["longlive", "--demo", "--models", "."],
+            "is no demonstration checkpoint. Use: --size HEIGHTxWIDTH.",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = run(*arguments, "--home", tmp_path)
+
+    assert result.exit_code != 0
+    assert message in " ".join(result.stderr.split())
+
+
+def test_demonstration_weights_are_the_same_every_time_and_written_once(tmp_path: Path) -> None:
+    first, second = ensure_demo_models(tmp_path / "a"), ensure_demo_models(tmp_path / "b")
+
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert len(files) == 9
+    assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
+    (first / DEMO).write_text(json.dumps({"height": 64, "width": 64}))
+    assert json.loads((ensure_demo_models(first) / DEMO).read_text())["height"] == 64
