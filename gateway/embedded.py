@@ -96,6 +96,11 @@ class EmbeddedTriton:
         return f"{_ADDRESS}:{self._grpc_port}"
 
     @property
+    def shared_memory_prefix(self) -> str:
+        """Start of the names in /dev/shm that are removed with this server; empty when it does not run."""
+        return self._prefix
+
+    @property
     def http_url(self) -> str:
         """host:port. Raises EmbeddedTritonError when the server does not run."""
         self._started()

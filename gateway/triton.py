@@ -21,11 +21,12 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
 from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
+from gateway.shared_frames import SharedFrames
 from gateway.triton_session import TritonSession, user_text
 from gateway.waiting import within
 from streaming.errors import WanstreamError
 from streaming.protocol import Op
-from streaming.specs import PipelineSpec
+from streaming.specs import SPECS, PipelineSpec
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,11 @@ class TritonServing:
     def open_session(self) -> TritonSession:
         if self._client is None or not self._loaded:
             raise ServingLost("Triton is not connected; load the pipeline again.")
-        return TritonSession(self._client, self._loaded[-1], self._model_died)
+        shared = None
+        # A pipeline without a loop answers each request at once, so its pictures can share memory.
+        if self._embedded is not None and SPECS[self._loaded[-1]].loop is None:
+            shared = SharedFrames(self._client, self._embedded.shared_memory_prefix)
+        return TritonSession(self._client, self._loaded[-1], self._model_died, shared)
 
     async def gpu_memory_bytes(self) -> tuple[int, int] | None:
         if self._metrics_url is not None:

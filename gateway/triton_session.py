@@ -11,11 +11,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-from tritonclient.grpc import InferInput
+from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.serving import Chunk, ChunkFailed, Images, ServingError, ServingLost
+from gateway.shared_frames import SharedFrames
 from gateway.waiting import within
 from streaming.protocol import (
     FRAMES_OUTPUT,
@@ -41,8 +42,19 @@ _BROKEN = "The connection to Triton broke. Load the pipeline again."
 class TritonSession:
     """One sequence on a pipeline's model, over one long-lived gRPC stream."""
 
-    def __init__(self, client: Any, model: str, on_dead: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        client: Any,
+        model: str,
+        on_dead: Callable[[str], None],
+        shared: SharedFrames | None = None,
+    ) -> None:
+        """shared: memory in which pictures travel instead of in messages, or None.
+
+        Only for a model that answers each request at once: a second part would overwrite the first.
+        """
         self._client = client
+        self._shared = shared
         self._model = model
         self._on_dead = on_dead
         self._sequence_id = 0
@@ -86,6 +98,8 @@ class TritonSession:
         self._hang_up()
         if self._endings:
             await asyncio.wait(set(self._endings))
+        if self._shared is not None:
+            await self._shared.close()
 
     async def request(
         self,
@@ -104,7 +118,7 @@ class TritonSession:
             self._sequence_id = secrets.randbelow(2**63 - 1) + 1
         request = {
             "model_name": self._model,
-            "inputs": _inputs(op, parameters, video),
+            **await self._payload(op, parameters, video),
             "sequence_id": self._sequence_id,
             "sequence_start": start,
             "sequence_end": end,
@@ -115,7 +129,7 @@ class TritonSession:
                 self._stream = _Stream(self._client)
             self._stream.send(request)
             while not finished:
-                chunk, finished = await self._receive(self._stream)
+                chunk, finished = await self._receive(self._stream, shared=video is not None)
                 yield chunk
         except ChunkFailed:
             finished = True  # an error response is final, the stream stays usable
@@ -132,7 +146,29 @@ class TritonSession:
         async for _ in self.request(Op.STOP, {}, None, end=True):
             pass
 
-    async def _receive(self, stream: "_Stream") -> tuple[Chunk, bool]:
+    async def _payload(self, op: Op, parameters: Mapping[str, Any], video: Images | None) -> dict[str, Any]:
+        """`inputs` and `outputs` of a request. Raises ServingLost."""
+        command = InferInput(PARAMS_INPUT, [1], "BYTES")
+        document = json.dumps({"op": op.value, "parameters": dict(parameters)}).encode()
+        command.set_data_from_numpy(np.array([document], dtype=np.object_))
+        if video is None:
+            return {"inputs": [command]}
+        frames = InferInput(VIDEO_INPUT, list(video.shape), "UINT8")
+        if self._shared is None:
+            frames.set_data_from_numpy(video)
+            return {"inputs": [command, frames]}
+        try:
+            await self._shared.put(video)
+        except (grpc.RpcError, grpc.aio.UsageError, InferenceServerException) as error:
+            self._on_dead(_BROKEN)
+            raise ServingLost(_BROKEN) from error
+        size = self._shared.bytes_each
+        frames.set_shared_memory(self._shared.region, video.nbytes)
+        output = InferRequestedOutput(FRAMES_OUTPUT)
+        output.set_shared_memory(self._shared.region, size, offset=size)
+        return {"inputs": [command, frames], "outputs": [output, InferRequestedOutput(META_OUTPUT)]}
+
+    async def _receive(self, stream: "_Stream", *, shared: bool) -> tuple[Chunk, bool]:
         try:
             result, error = await stream.receive()
         except ServingLost as lost:
@@ -146,7 +182,10 @@ class TritonSession:
             raise ChunkFailed(text, fatal=fatal)
         response = result.get_response()
         final = response.parameters["triton_final_response"].bool_param
-        frames = result.as_numpy(FRAMES_OUTPUT)
+        if self._shared is not None and shared:
+            frames = self._shared.get(list(result.get_output(FRAMES_OUTPUT).shape))
+        else:
+            frames = result.as_numpy(FRAMES_OUTPUT)
         meta = result.as_numpy(META_OUTPUT)
         return Chunk(
             np.zeros((0, 1, 1, 3), np.uint8) if frames is None else frames,
@@ -223,14 +262,3 @@ def user_text(error: InferenceServerException) -> str:
     if match:
         text = re.sub(r"^\w*(?:Error|Exception): ", "", match.group(1))
     return text.strip()
-
-
-def _inputs(op: Op, parameters: Mapping[str, Any], video: Images | None) -> list[InferInput]:
-    command = InferInput(PARAMS_INPUT, [1], "BYTES")
-    document = json.dumps({"op": op.value, "parameters": dict(parameters)}).encode()
-    command.set_data_from_numpy(np.array([document], dtype=np.object_))
-    if video is None:
-        return [command]
-    frames = InferInput(VIDEO_INPUT, list(video.shape), "UINT8")
-    frames.set_data_from_numpy(video)
-    return [command, frames]

@@ -1,12 +1,14 @@
 """The gateway's side of Triton, against the real embedded server."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 
 from gateway.embedded import EmbeddedTriton, model_repository
+from gateway.leftovers import SHARED_MEMORY
 from gateway.serving import ChunkFailed, Images
 from gateway.triton import TritonServing
 from streaming.specs import SPECS
@@ -40,6 +42,33 @@ async def test_pictures_come_back_bit_for_bit(serving: TritonServing) -> None:
 
     await session.close()
     assert np.array_equal(np.concatenate(frames), PICTURES)
+
+
+async def test_pictures_may_change_their_size(serving: TritonServing) -> None:
+    session = serving.open_session()
+    rng = np.random.default_rng(7)
+    sizes = [(64, 96), (128, 160), (32, 48), (256, 256)]
+    pictures = [rng.integers(0, 256, (2, *size, 3), np.uint8) for size in sizes]
+
+    received = [
+        np.concatenate([chunk.frames async for chunk in session.generate({"init_cache": i == 0}, video)])
+        for i, video in enumerate(pictures)
+    ]
+
+    await session.close()
+    assert all(np.array_equal(a, b) for a, b in zip(received, pictures, strict=True))
+
+
+async def test_a_closed_session_leaves_no_shared_memory(serving: TritonServing) -> None:
+    session = serving.open_session()
+    async for _ in session.generate({"init_cache": True}, PICTURES):
+        pass
+    during = list(SHARED_MEMORY.glob(f"wanstream_*_{os.getpid()}_*frames*"))
+
+    await session.close()
+
+    assert len(during) == 1
+    assert not during[0].exists()
 
 
 async def test_a_failed_chunk_leaves_the_session_usable(serving: TritonServing) -> None:
