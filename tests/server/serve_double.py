@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quart import Blueprint, request
+from quart_schema import hide
 
 from gateway.__main__ import make_serving
 from gateway.app import create_app
@@ -69,23 +70,27 @@ def control_blueprint(double: DoubleServing, directories: Directories) -> Bluepr
     bp = Blueprint("double", __name__, url_prefix=CONTROL)
 
     @bp.post("/faults")
+    @hide
     async def change() -> dict[str, Any]:
         for name, value in (await request.get_json()).items():
             setattr(double.faults, name, value)
         return {}
 
     @bp.delete("/faults")
+    @hide
     async def reset() -> dict[str, Any]:
         for field in dataclasses.fields(Faults):
             setattr(double.faults, field.name, field.default)
         return {}
 
     @bp.post("/lose")
+    @hide
     async def lose() -> dict[str, Any]:
         double.lose((await request.get_json())["text"])
         return {}
 
     @bp.get("/sessions")
+    @hide
     async def sessions() -> list[dict[str, Any]]:
         return [
             {"closed": s.closed, "chunks": [relative_paths(c, directories.assets) for c in s.chunks]}

@@ -1,0 +1,51 @@
+"""Random requests, made by schemathesis from the server's own /openapi.json."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Would ask servers on the internet for files.
+_NEVER = ["--exclude-operation-id=loras_install", "--exclude-operation-id=loras_download"]
+# A value of the right form may still make no sense: a LoRA that is not there, an SDP without video.
+_CHECKS = ["--exclude-checks=positive_data_acceptance"]
+
+ENDS_STREAMS = ("pipelines_load", "pipelines_unload", "sessions_update")
+"""Ids of the operations that stop or pause the streams of other clients, as they should."""
+
+
+async def fuzz_http(
+    url: str,
+    directory: Path,
+    seconds: float,
+    seed: int,
+    *,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> None:
+    """Send requests for about `seconds`; AssertionError with schemathesis's report when an answer is wrong.
+
+    Wrong are: any 5xx, a status, content type or body that is not documented, and success for a request that
+    the document forbids. only, without: operation ids. Files of schemathesis go into `directory`.
+    """
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--no-color"]
+    command += [f"--max-time={max(1, round(seconds))}", f"--seed={seed}", "--request-timeout=10"]
+    command += _CHECKS
+    command += [f"--include-operation-id={name}" for name in only]
+    command += [f"--exclude-operation-id={name}" for name in without]
+    command += [] if only else _NEVER
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=directory,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    report = output.decode(errors="replace")
+    assert process.returncode == 0, report[-20_000:]
+    assert " generated" in report, f"no request was made:\n{report}"
