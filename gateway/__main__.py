@@ -18,6 +18,7 @@ import click
 from gateway.app import VERSION, create_app
 from gateway.config import Config
 from gateway.embedded import EmbeddedTriton, model_repository
+from gateway.engine_sets import EngineSets
 from gateway.logs import setup_logging
 from gateway.server import bind, serve
 from gateway.serving import Serving
@@ -25,7 +26,7 @@ from gateway.triton import TritonServing
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("gateway")  # __name__ is "__main__" under `python -m gateway`
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,13 +93,23 @@ def git_commit() -> str:
 
 
 def make_serving(config: Config) -> Serving:
-    """The serving side that the settings ask for."""
+    """The serving side that the settings ask for. Raises WanstreamError when they cannot be used."""
     repository = model_repository()
+    engines = EngineSets(config.directories.engines, on_cpu=config.triton_url is None)
     if config.triton_url is not None:
+        if "://" in config.triton_url or ":" not in config.triton_url:
+            raise WanstreamError(
+                f"--triton-url (WANSTREAM_TRITON_URL) must be HOST:PORT, not {config.triton_url!r}. Triton's "
+                "gRPC port is 8001 unless it was told otherwise."
+            )
         return TritonServing(
-            repository, external_url=config.triton_url, metrics_url=config.triton_metrics_url
+            repository,
+            external_url=config.triton_url,
+            metrics_url=config.triton_metrics_url,
+            engines=engines,
         )
-    return TritonServing(repository, embedded=EmbeddedTriton([repository]))
+    engines.models.mkdir(parents=True, exist_ok=True)
+    return TritonServing(repository, embedded=EmbeddedTriton([repository, engines.models]), engines=engines)
 
 
 def _serve(config: Config, *, open_browser: bool) -> None:

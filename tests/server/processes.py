@@ -23,6 +23,8 @@ _OWN_VARIABLES = (
     "CIVITAI_",
     "PIPELINE",
     "VERBOSE_",
+    "SCOPE_",
+    "BROWSER",
 )
 
 
@@ -45,11 +47,17 @@ class ServerProcess:
     """A gateway in a process of its own, with its files below `home` and its output in `log_path`."""
 
     def __init__(
-        self, module: str, home: Path, env: Mapping[str, str] | None = None, options: Sequence[str] = ()
+        self,
+        module: str,
+        home: Path,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        directory: Path | None = None,
     ) -> None:
         """Start `python -m module --host 127.0.0.1 --port <free> *options` and wait until it answers.
 
-        Raises AssertionError, with the log, when it does not within 20 s.
+        directory: where it runs, and so whose source; None: this one.
+        Raises AssertionError, with the log, when it does not answer within 20 s.
         """
         self.home = home
         self.port = free_port()
@@ -60,7 +68,12 @@ class ServerProcess:
         command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(self.port), *options]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command, env=clean_environment(home, env), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=directory,
+                env=clean_environment(home, env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         try:
             self._wait_until_it_answers(20.0)
