@@ -43,7 +43,8 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
     options = _arguments()
     logger.info("%g minutes, seed %d", options.minutes, options.seed)
     asyncio.run(main(options.minutes * 60, options.seed))

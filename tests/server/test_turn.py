@@ -122,7 +122,7 @@ def assert_no_secret(gateway: DoubleProcess, credentials: list[dict[str, Any]]) 
     for text in (gateway.log, *files):
         assert "STUN and TURN addresses answer" in text
         assert TOKEN not in text
-        assert not [entry for entry in credentials if entry["credential"] in text]
+        assert not [e for e in credentials if e["credential"] in text or e["username"] in text]
 
 
 @TRANSPORTS
