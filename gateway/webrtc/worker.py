@@ -158,10 +158,13 @@ class StreamWorker:
             try:
                 await within(self._input.wait(), _NO_INPUT_REPORT_S)
             except asyncio.TimeoutError:
-                if not self._has_input() and not reported:
+                # A transceiver without a track looks like a track until nothing comes out of it.
+                if not reported and not (self._has_input() and self._input.frames_in):
                     reported = True
                     self._report_problem(
-                        ["input_mode"], "no_input", "Video mode needs a video track; none was offered."
+                        ["input_mode"],
+                        "no_input",
+                        "Video mode needs pictures and none has arrived: add a video track to the offer.",
                     )
             if self._state.input_mode != "video" or self._output.paused:
                 return None
