@@ -1,5 +1,6 @@
 """Whole flows of the documented clients, call by call, as their pages do them (api.md 14.1, clients.md 1)."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -72,6 +73,85 @@ async def test_second_quick_start_never_sees_not_loaded(server: DoubleProcess) -
     assert first == second == {"loading", "loaded"}
 
 
+async def wait_for_pipeline_loaded(client: HttpClient) -> None:
+    """The second quick start's loop: it gives up as soon as nothing is loading."""
+    for _ in range(200):
+        status = await pipeline_status(client)
+        if status["status"] == "loaded":
+            return
+        assert status["status"] not in ("error", "not_loaded"), f"gave up: {status}"
+        await asyncio.sleep(0.02)
+    raise AssertionError("never loaded")
+
+
+@pytest.mark.parametrize("before", ["not_loaded", "error", "loaded"])
+async def test_second_quick_start_with_updates_while_streaming(before: str, server: DoubleProcess) -> None:
+    if before == "error":
+        await server.client.call("POST", LOAD, json_body={"pipeline_id": "nope"})
+    elif before == "loaded":
+        await states_until_loaded(server.client, {"pipeline_id": "memflow", "load_params": SIZE})
+    assert (await pipeline_status(server.client))["status"] == before
+    server.set_faults(load_delay_s=0.2)
+
+    accepted = await server.client.call(
+        "POST", LOAD, json_body={"pipeline_id": "longlive", "load_params": {}}
+    )
+    await wait_for_pipeline_loaded(server.client)
+    async with Peer(server.client) as peer:
+        await peer.connect({"prompts": [{"text": "A panda", "weight": 1.0}]})
+        frames = await peer.wait_frames(1)
+        peer.send({"denoising_step_list": [800, 600, 400]})
+        peer.send({"prompts": [{"text": "A bear", "weight": 1.0}]})
+        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "A bear", 3, "new prompt")
+        parameters = await session_parameters(server.client)
+
+    assert accepted.status == 200
+    assert (frames[0].width, frames[0].height) == (576, 320)  # {} stands for the defaults
+    assert parameters["denoising_step_list"] == [800, 600, 400]
+    assert peer.messages == []
+
+
+@pytest.mark.parametrize(("failure", "end"), [(None, "loaded"), ("no such engine", "error")])
+async def test_two_pollers_both_see_how_a_load_ends(
+    failure: str | None, end: str, server: DoubleProcess
+) -> None:
+    server.set_faults(load_delay_s=0.3, load_error=failure)
+    await server.client.call("POST", LOAD, json_body={"pipeline_id": "longlive", "load_params": SIZE})
+
+    async def poll() -> dict[str, Any]:
+        while True:
+            status = await pipeline_status(server.client)
+            if status["status"] in ("loaded", "error"):
+                return status
+            await asyncio.sleep(0.1)
+
+    ends = await asyncio.wait_for(asyncio.gather(poll(), poll()), 10)
+
+    assert [status["status"] for status in ends] == [end, end]
+    assert [failure is None or failure in status["error"] for status in ends] == [True, True]
+
+
+async def test_candidates_one_by_one_and_in_a_batch_before_the_answer_is_applied(
+    server: DoubleProcess,
+) -> None:
+    await states_until_loaded(server.client, {"pipeline_ids": ["longlive"], "load_params": SIZE})
+
+    async with Peer(server.client) as peer:
+        body = {"sdp": await peer.offer_sdp(candidates=False), "type": "offer", "initialParameters": {}}
+        answer = (await server.client.call("POST", "/api/v1/webrtc/offer", json_body=body)).json()
+        peer.session_id = answer["sessionId"]
+        own = [line[2:] for line in peer.pc.localDescription.sdp.splitlines() if line.startswith("a=cand")]
+        entries = [{"candidate": c, "sdpMid": "0", "sdpMLineIndex": 0} for c in own]
+        batched = await peer.trickle([*entries, {"candidate": "", "sdpMid": "1", "sdpMLineIndex": None}])
+        single = await peer.trickle(entries[:1])
+        await peer.accept(answer)
+        await peer.connected()
+        await peer.wait_frames(3)
+        end = await peer.trickle([{"candidate": "", "sdpMid": "0", "sdpMLineIndex": 0}])
+
+    assert [(a.status, a.body) for a in (batched, single, end)] == [(204, b"")] * 3
+
+
 async def test_refused_load_ends_the_polling_of_a_client_that_ignores_answers(server: DoubleProcess) -> None:
     await server.client.call("POST", LOAD, json_body={"pipeline_ids": ["longlife"]})
 
@@ -91,7 +171,8 @@ async def test_video_to_video_without_noise_scale(vace: bool, server: DoubleProc
         "denoising_step_list": [700, 500],
     }
 
-    async with Peer(server.client, source=NumberedCamera()) as peer:
+    async with Peer(server.client, video=False) as peer:
+        peer.pc.addTrack(NumberedCamera())
         await peer.connect(initial)
         await peer.wait_frames(5)
         parameters = await session_parameters(server.client)
@@ -120,7 +201,7 @@ async def test_reference_image_from_upload_to_chunk(server: DoubleProcess) -> No
         await until(lambda: server.chunks()[-1]["parameters"].get("vace_context_scale") == 0.8, 3, "used")
 
     assert [asset["path"] for asset in listed] == [stored["path"]]
-    assert served.body == image
+    assert (served.body, served.headers["content-type"]) == (image, "image/png")
     assert [c["vace_ref_images"] for c in server.chunks() if c["vace_ref_images"]] == [["my face.png"]]
 
 
@@ -137,6 +218,44 @@ async def test_two_pipelines_in_a_row_and_then_a_stream(server: DoubleProcess) -
         await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt")
 
     assert peer.messages == []
+
+
+async def test_stream_survives_a_reload_with_another_resolution(server: DoubleProcess) -> None:
+    await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": SIZE})
+
+    async with Peer(server.client) as peer:
+        await peer.connect({"prompts": [{"text": "a"}]})
+        await peer.wait_frames(3)
+        larger = {"pipeline_id": "longlive", "load_params": {"height": 128, "width": 192}}
+        await states_until_loaded(server.client, larger)
+        await until(lambda: peer.frames[-1].width == 192, 5, "the new size")
+        peer.send({"prompts": [{"text": "b"}]})
+        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt")
+        after = await peer.wait_frames(3)
+
+    assert {(frame.width, frame.height) for frame in after} == {(192, 128)}
+    pts = [frame.pts for frame in peer.frames]
+    assert pts == sorted(set(pts))
+    assert peer.messages == []
+    assert server.chunks()[0]["init_cache"] is True
+    assert server.chunks()[0]["active_prompts"][0]["text"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("direction", "channel"), [("recvonly", True), ("recvonly", False), ("sendrecv", False)]
+)
+async def test_a_client_that_only_watches(direction: str, channel: bool, server: DoubleProcess) -> None:
+    await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": SIZE})
+
+    async with Peer(server.client, direction=direction, data_channel=channel) as peer:
+        await peer.offer({"prompts": "A panda"}, candidates=False)
+        await peer.trickle()
+        await peer.trickle([{"candidate": "", "sdpMid": "0", "sdpMLineIndex": 0}])
+        await peer.connected()
+        frames = await peer.wait_frames(5)
+
+    assert len(frames) == 5
+    assert server.chunks()[0]["active_prompts"] == [{"text": "A panda", "weight": 1.0}]
 
 
 async def test_lora_scale_changes_while_streaming(server: DoubleProcess) -> None:
