@@ -1,14 +1,20 @@
-# Two commands: `make serve` sets up and runs the server, `make test` sets up and passes the tests.
+# `make serve` sets up and runs the server, `make test` sets up and passes the tests, `make demo` runs the server
+# with LongLive on a tiny random-weight checkpoint.
 # PYTHON=python3.12 picks an interpreter, ARGS="--port 9000" passes options to the server.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint unit setup setup-dev clean
+.PHONY: serve demo test lint unit setup setup-dev clean
 
 serve: setup
 	$(BIN)/wanstream $(ARGS)
+
+demo:
+	@VENV=$(VENV) scripts/setup.sh demo
+	$(BIN)/wanstream-export longlive --demo
+	PIPELINE=longlive $(BIN)/wanstream $(ARGS)
 
 test: lint
 	$(BIN)/pytest

@@ -80,6 +80,8 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
             f"No size was given: using {params['height']}x{params['width']} (height x width), because "
             f"{spec.id} is not built for its usual {spec.height}x{spec.width} here."
         )
+    if values.get("vace_enabled") and not params["vace_enabled"]:
+        warnings.append(f"vace_enabled was ignored: {spec.id} has no VACE engine here.")
     if "vae_type" in params and params["vae_type"] not in availability.vae_types:
         raise ApiError(
             400,
@@ -295,7 +297,7 @@ def _effective(
     if spec.supports_quantization:
         params["quantization"] = values.get("quantization", _default_quantization(spec, vram_gib))
     if spec.supports_vace:
-        params["vace_enabled"] = values.get("vace_enabled", True)
+        params["vace_enabled"] = availability.vace and values.get("vace_enabled", True)
     if spec.loop is not None:
         params["vae_type"] = values.get("vae_type", _VAE_TYPE)
     return params

@@ -20,6 +20,8 @@ def pipeline_schema(spec: PipelineSpec, availability: Availability) -> dict[str,
     sizes = availability.supported_resolutions
     entry = {
         **_identity(spec),
+        "supports_vace": spec.supports_vace and availability.vace,
+        "requires_models": spec.requires_models and availability.needs_models,
         "available": availability.available,
         "unavailable_reason": availability.reason,
         "supported_resolutions": None if sizes is None else [list(size) for size in sizes],

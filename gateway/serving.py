@@ -46,6 +46,9 @@ class Availability:
     reason: str | None = None
     supported_resolutions: list[tuple[int, int]] | None = None  # (height, width); None: any
     vae_types: tuple[str, ...] = ("wan",)  # autoencoders whose engines exist
+    needs_models: bool = True  # whether the checkpoints are needed; not once engines are exported
+    vace: bool = True  # whether the VACE branch exists, for pipelines that support it
+    max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,12 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
+from gateway.engine_sets import EngineSets
 from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
 from gateway.shared_frames import SharedFrames
 from gateway.triton_session import TritonSession, user_text
 from gateway.waiting import within
+from streaming.engine_set import ENGINE_SET, MODELS
 from streaming.errors import WanstreamError
 from streaming.protocol import Op
 from streaming.specs import SPECS, PipelineSpec
@@ -50,10 +52,12 @@ class TritonServing:
         external_url: str | None = None,
         metrics_url: str | None = None,
         embedded: EmbeddedTriton | None = None,
+        engines: EngineSets | None = None,
     ) -> None:
         """repository: where the pipelines' `config.pbtxt` are. Give one of external_url and embedded.
 
         external_url: host:port of gRPC. metrics_url: http://host:port/metrics, the source of GPU memory.
+        engines: what `wanstream-export` wrote, for the pipelines with a model.
         """
         if (external_url is None) == (embedded is None):
             raise ValueError("give either external_url or embedded")
@@ -61,6 +65,7 @@ class TritonServing:
         self._external_url = external_url
         self._metrics_url = metrics_url
         self._embedded = embedded
+        self._engines = engines
         self._client: InferenceServerClient | None = None
         self._loaded: list[str] = []  # models on the server, in the order of loading
         self._on_lost: Callable[[str], None] = lambda text: None
@@ -94,7 +99,10 @@ class TritonServing:
 
     def availability(self, spec: PipelineSpec) -> Availability:
         if (self._repository / spec.id / "config.pbtxt").is_file():
-            return Availability(True)
+            if spec.loop is None:
+                return Availability(True)
+            if self._engines is not None:
+                return self._engines.availability(spec)
         return Availability(
             False,
             f"Pipeline '{spec.id}' is not part of this version of wanstream: there is no model "
@@ -104,11 +112,13 @@ class TritonServing:
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Waiting for Triton...")
         client = await self._connected()
-        config = self._config(spec.id, load_params)
         try:
+            parameters = dict(load_params)
+            if spec.loop is not None:
+                parameters |= await self._load_engines(client, spec, load_params, on_stage)
             on_stage(f"Loading {spec.name}...")
             self._loaded.append(spec.id)
-            await client.load_model(spec.id, config=config)
+            await client.load_model(spec.id, config=self._config(spec.id, parameters))
             on_stage("Warming up...")
             await self._warm_up(spec.id)
         except BaseException as error:
@@ -119,24 +129,47 @@ class TritonServing:
                 raise ServingError(f"Triton at {self.url} cannot be reached") from error
             raise
 
+    async def _load_engines(
+        self,
+        client: InferenceServerClient,
+        spec: PipelineSpec,
+        load_params: Mapping[str, Any],
+        on_stage: StageCallback,
+    ) -> dict[str, str]:
+        """Load the engines that a pipeline calls; returns parameters that tell its model where they are."""
+        assert self._engines is not None
+        found = await asyncio.to_thread(self._engines.find, spec, load_params)
+        names = found.engines_for(load_params["height"], load_params["width"])
+        for number, name in enumerate(names, 1):
+            on_stage(f"Loading engine {number} of {len(names)}: {name}...")
+            self._loaded.append(name)
+            await client.load_model(name)
+        return {ENGINE_SET: str(found.directory), MODELS: str(self._engines.models)}
+
     async def unload(self) -> None:
         await self._unload(_UNLOAD_S)
 
     async def _unload(self, timeout_s: float) -> None:
-        client = self._client
-        stuck = False
-        while self._loaded:
-            name = self._loaded.pop()
-            if client is None or not self._up.is_set():
-                continue  # the server is gone, and its models with it
-            try:
-                await asyncio.wait_for(self._unload_model(client, name), timeout_s)
-            except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError) as error:
-                logger.warning("Model %s could not be unloaded: %s", name, error or type(error).__name__)
-                stuck = True
-        if stuck and self._embedded is not None:  # a new server is the way to get its memory back
-            self._up.clear()
+        client, names = self._client, self._loaded[::-1]
+        self._loaded.clear()
+        if client is None or not self._up.is_set():
+            return  # the server is gone, and its models with it
+        # The pipeline first, since it calls the engines; these then all at once, for each takes a second.
+        unloaded = [await self._unload_within(client, name, timeout_s) for name in names[:1]]
+        unloaded += await asyncio.gather(
+            *(self._unload_within(client, name, timeout_s) for name in names[1:])
+        )
+        if not all(unloaded) and self._embedded is not None:
+            self._up.clear()  # a new server is the way to get its memory back
             self._down.set()
+
+    async def _unload_within(self, client: InferenceServerClient, name: str, timeout_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._unload_model(client, name), timeout_s)
+        except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError) as error:
+            logger.warning("Model %s could not be unloaded: %s", name, error or type(error).__name__)
+            return False
+        return True
 
     def open_session(self) -> TritonSession:
         if self._client is None or not self._loaded:

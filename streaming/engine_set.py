@@ -9,6 +9,10 @@ from streaming.manifest import REMEDY, EngineError
 SET = "set.json"
 TOKENIZER = "tokenizer"
 
+# Load parameters by which the gateway tells a pipeline's model where its engines are.
+MODELS = "engine_models"  # directory of the engines' Triton models
+ENGINE_SET = "engine_set"  # directory of the set
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

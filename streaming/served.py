@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from streaming.embedding_cache import EmbeddingCache
-from streaming.engine_set import SET, TOKENIZER, VaeSet, read_engine_set
+from streaming.engine_set import ENGINE_SET, MODELS, SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
 from streaming.manifest import ONNX_FILE, EngineError, check_files, read_manifest
 from streaming.model import ModelSizes, StreamModel
@@ -15,10 +15,6 @@ from streaming.sessions import LoadContext, ModelRunner
 from streaming.specs import PipelineSpec
 from streaming.text import PromptTokenizer
 from streaming.video import FrameGroups
-
-# Load parameters, beside height, width and base_seed of the request.
-MODELS = "engine_models"  # directory of the engines' Triton models
-ENGINE_SET = "engine_set"  # directory of the set
 
 Place = Callable[[str], Engine]  # name of an engine -> the engine, ready to run
 

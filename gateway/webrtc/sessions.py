@@ -385,7 +385,8 @@ class Sessions:
             self._empty.set()
 
     async def _make_room(self, loaded: Loaded) -> None:
-        limit = self._max_sessions or loaded.spec.max_sessions or 1
+        here = self._pipelines.serving.availability(loaded.spec).max_sessions
+        limit = self._max_sessions or loaded.spec.max_sessions or here or 1
         if len(self._sessions) < limit:
             return
         for session in self:  # the oldest first: younger ones may still connect

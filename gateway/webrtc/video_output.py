@@ -70,6 +70,11 @@ class FrameQueue:
             self._taken.clear()
             await self._taken.wait()
 
+    def expect_chunks_of(self, frames: int) -> None:
+        """Another pipeline begins, whose chunks have `frames` pictures."""
+        self._chunk_frames = frames
+        self._rates.clear()
+
     def chunk_done(self, seconds: float, frames: int) -> None:
         """A chunk of `frames` pictures took `seconds` from its request to its last picture."""
         if frames:

@@ -102,6 +102,7 @@ class StreamWorker:
             self._state.rebase(loaded.spec, loaded.params)
             self._failures = 0
             self._pipeline_id = loaded.spec.id
+            self._output.expect_chunks_of(loaded.spec.video_frames_per_request)
             try:
                 async with self._pipelines.open_session(loaded) as session:
                     await self._until_retired(loaded, session)

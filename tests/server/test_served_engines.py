@@ -2,18 +2,16 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import pytest_asyncio
 import torch
-import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_aio
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from export.graphs.signature import Signature
 from export.jobs import components
@@ -22,13 +20,14 @@ from export.repository import config_text, engine_config
 from export.run import plan
 from export.store import EngineStore
 from gateway.embedded import EmbeddedTriton
-from streaming.engine_set import EngineSet
+from streaming.engine_set import ENGINE_SET, MODELS, EngineSet
 from streaming.engines import Engine, TorchEngine, TritonEngine
 from streaming.manifest import ONNX_FILE
 from streaming.model_pipeline import ModelPipeline
-from streaming.served import ENGINE_SET, MODELS, in_process, open_model
+from streaming.served import in_process, open_model
 from streaming.specs import SPECS
 from tests.engines import SIZE, small_request
+from tests.server.grpc_models import GrpcModels
 from tests.server.triton_fixtures import ModelClient, base_config, running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -46,28 +45,6 @@ from streaming.triton_model import StreamingModel
 class TritonPythonModel(StreamingModel):
     pipeline = served_pipeline(LONGLIVE)
 """
-
-
-class GrpcModels:
-    """The server's models, called from outside of it as a pipeline calls them from inside."""
-
-    def __init__(self, url: str) -> None:
-        self.client = triton_grpc.InferenceServerClient(url)
-
-    def is_ready(self, name: str) -> bool:
-        return bool(self.client.is_model_ready(name))
-
-    def run(
-        self, name: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[str]
-    ) -> dict[str, npt.NDArray[Any]]:
-        tensors = []
-        for key, value in inputs.items():
-            tensor = triton_grpc.InferInput(key, list(value.shape), np_to_triton_dtype(value.dtype))
-            tensor.set_data_from_numpy(np.ascontiguousarray(value))
-            tensors.append(tensor)
-        wanted = [triton_grpc.InferRequestedOutput(key) for key in outputs]
-        result = self.client.infer(name, tensors, outputs=wanted)
-        return {key: result.as_numpy(key).copy() for key in outputs}
 
 
 def write_bls_models(repository: Path, store: EngineStore, engines: EngineSet) -> Path:

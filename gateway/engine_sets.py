@@ -1,0 +1,104 @@
+"""Exported engines, as the gateway sees them: which pipelines and sizes they serve."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.serving import Availability, ServingError
+from streaming.engine_set import EngineSet, read_engine_set
+from streaming.manifest import EngineError
+from streaming.specs import PipelineSpec
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "onnxruntime", "tokenizers", "ftfy", "safetensors")  # of the models of a pipeline
+_CPU_SESSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSet:
+    """An engine set and its directory."""
+
+    directory: Path
+    content: EngineSet
+
+    def engines_for(self, height: int, width: int) -> list[str]:
+        """Names of the engines that pictures of this size need, those first that others need.
+
+        Raises EngineError with the sizes there are.
+        """
+        vae = self.content.vae_for(height, width)
+        parts = (vae.encoder_first, vae.encoder_next, vae.decoder_first, vae.decoder_next)
+        return [self.content.text_encoder, self.content.text_kv, *parts, self.content.transformer]
+
+
+class EngineSets:
+    """The directory into which `wanstream-export` writes."""
+
+    def __init__(self, directory: Path, *, on_cpu: bool) -> None:
+        """on_cpu: the models run in this Python environment, in ONNX Runtime."""
+        self._sets = directory / "sets"
+        self.models = directory / "models"
+        self._on_cpu = on_cpu
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        """Whether there are engines for `spec`, and for which sizes."""
+        missing = (
+            [name for name in _PACKAGES if importlib.util.find_spec(name) is None] if self._on_cpu else []
+        )
+        if missing:
+            return Availability(
+                False,
+                f"Pipeline '{spec.id}' needs packages that are not installed: {', '.join(missing)}. "
+                "Run: pip install 'wanstream[export]'.",
+            )
+        sets = [found.content for found in self._of(spec)]
+        if not sets:
+            return Availability(
+                False,
+                f"The engines of '{spec.id}' are not exported. Run: wanstream-export {spec.id}, or "
+                f"wanstream-export {spec.id} --demo for a tiny stand-in with random weights.",
+            )
+        return Availability(
+            True,
+            supported_resolutions=list(dict.fromkeys((v.height, v.width) for s in sets for v in s.vae)),
+            vae_types=tuple(dict.fromkeys(s.vae_type for s in sets)),
+            needs_models=False,
+            vace=False,
+            max_sessions=_CPU_SESSIONS if self._on_cpu else None,
+        )
+
+    def find(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> FoundSet:
+        """The set for these load parameters. Raises ServingError that says what to export."""
+        if load_params.get("loras"):
+            raise ServingError("LoRA files cannot be used with exported engines yet; load without 'loras'.")
+        if load_params.get("quantization"):
+            raise ServingError(
+                f"There are no engines of '{spec.id}' with {load_params['quantization']}; load without it."
+            )
+        wanted = (load_params["height"], load_params["width"])
+        for found in self._of(spec):
+            sizes = [(v.height, v.width) for v in found.content.vae]
+            if found.content.vae_type == load_params["vae_type"] and wanted in sizes:
+                return found
+        raise ServingError(
+            f"There are no engines of '{spec.id}' for {wanted[0]}x{wanted[1]} (height x width) with "
+            f"vae_type {load_params['vae_type']}. Run: wanstream-export {spec.id} --size "
+            f"{wanted[0]}x{wanted[1]} --vae-type {load_params['vae_type']}."
+        )
+
+    def _of(self, spec: PipelineSpec) -> list[FoundSet]:
+        """Readable sets of a pipeline, real weights before demonstrations."""
+        sets = []
+        for directory in sorted(self._sets.glob("*")):
+            try:
+                found = FoundSet(directory, read_engine_set(directory))
+            except EngineError as error:
+                logger.warning("%s", error)
+                continue
+            if found.content.pipeline == spec.id:
+                sets.append(found)
+        return sorted(sets, key=lambda found: found.content.demo)
