@@ -7,7 +7,7 @@ A stream is one call of a `first` graph, which has no caches to read, and then c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -164,44 +164,57 @@ class DecoderGraph(AutoencoderGraph):
 
 
 Caches = tuple[Tensor, ...]
+Prepare = Callable[[AutoencoderGraph], Callable[..., Sequence[Tensor]]]
 
 
-def encode(vae: Autoencoder, frames: Tensor, caches: Caches | None = None) -> tuple[Tensor, Tensor, Caches]:
+def as_module(graph: AutoencoderGraph) -> AutoencoderGraph:
+    """Run a graph in PyTorch."""
+    return graph
+
+
+def encode(
+    vae: Autoencoder, frames: Tensor, caches: Caches | None = None, prepare: Prepare = as_module
+) -> tuple[Tensor, Tensor, Caches]:
     """Encode the next frames of a stream; without caches, the first ones (or a whole clip).
 
     frames [B, 3, T, H, W] in [-1, 1] -> z, mu [B, z_dim, F, h, w], and the caches for the next call.
+    prepare: where the graphs run
     Raises WanstreamError when T is too small for one latent frame.
     """
     plan = vae.groups.plan(frames.shape[2], start=caches is None)
     frames = torch.cat([frames, *[frames[:, :, -1:]] * plan.repeats], dim=2)
-    results: list[tuple[Tensor, ...]] = []
+    results: list[Sequence[Tensor]] = []
     if caches is None:
-        results.append(EncoderGraph(vae, first=True)(frames[:, :, : plan.first]))
-        caches = results[-1][2:]
+        results.append(prepare(EncoderGraph(vae, first=True))(frames[:, :, : plan.first]))
+        caches = tuple(results[-1][2:])
     if plan.later:
-        results.append(
-            EncoderGraph(vae, first=False)(frames[:, :, plan.first :][:, :, : plan.later], *caches)
-        )
-        caches = results[-1][2:]
+        later = frames[:, :, plan.first :][:, :, : plan.later]
+        results.append(prepare(EncoderGraph(vae, first=False))(later, *caches))
+        caches = tuple(results[-1][2:])
     z, mu = (torch.cat([result[i] for result in results], dim=2) for i in range(2))
     return z, mu, caches
 
 
 def decode(
-    vae: Autoencoder, z: Tensor, caches: Caches | None = None, clamp: bool = True
+    vae: Autoencoder,
+    z: Tensor,
+    caches: Caches | None = None,
+    clamp: bool = True,
+    prepare: Prepare = as_module,
 ) -> tuple[Tensor, Caches]:
     """Decode the next latents of a stream; without caches, the first ones (or a whole clip).
 
     z [B, z_dim, F, h, w] -> frames [B, 3, T, H, W], and the caches for the next call.
+    prepare: where the graphs run
     """
     frames: list[Tensor] = []
     if caches is None:
-        picture, *rest = DecoderGraph(vae, first=True, clamp=clamp)(z[:, :, :1])
+        picture, *rest = prepare(DecoderGraph(vae, first=True, clamp=clamp))(z[:, :, :1])
         frames.append(picture)
         caches = tuple(rest)
         z = z[:, :, 1:]
     if z.shape[2] > 0:
-        clip, *rest = DecoderGraph(vae, first=False, clamp=clamp)(z, *caches)
+        clip, *rest = prepare(DecoderGraph(vae, first=False, clamp=clamp))(z, *caches)
         frames.append(clip)
         caches = tuple(rest)
     return torch.cat(frames, dim=2), caches

@@ -8,16 +8,19 @@ from export.checkpoints import load_weights
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig, relative_position_bucket
 from streaming.text import clean_prompt
 from tests.golden.case import GoldenCase
+from tests.golden.place import Place, in_torch
 
 
-def t5_encoder(case: GoldenCase) -> None:
+def t5_encoder(case: GoldenCase, place: Place = in_torch) -> None:
     config = TextEncoderConfig.from_json(case.config)
     with torch.device("meta"):
         encoder = TextEncoder(config)
     load_weights(case.checkpoint(), encoder)
     ids, mask = case.tensors["in.ids"], case.tensors["in.mask"]
 
-    results = {"out.encoder": encoder.encode(ids, mask), "out.prompt_embeds": encoder(ids, mask)}
+    outputs = place(encoder, encoder.signature(), {"B": 2})(ids, mask)
+    embeds = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+    results = {"out.encoder": encoder.encode(ids, mask), "out.prompt_embeds": embeds}
     if "in.relative_position" in case.tensors:
         distances = case.tensors["in.relative_position"]
         results["out.bucket"] = relative_position_bucket(distances, config.num_buckets, config.max_distance)

@@ -1,7 +1,7 @@
 """Replays of the transformer: one pass over all frames, a stream with the cache of wan.md 3.3, key bias."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,25 +21,33 @@ from streaming.schedule import FlowSchedule
 from streaming.tokens import rope_tables
 from streaming.transformer import LatentTransformer, visible
 from tests.golden.case import GoldenCase
+from tests.golden.place import Place, in_torch
+
+CrossKV = Callable[[Tensor], Sequence[Tensor]]
 
 
-def load(case: GoldenCase) -> tuple[TransformerConfig, LatentTransformer, TextKV]:
+def load(case: GoldenCase, place: Place) -> tuple[TransformerConfig, LatentTransformer, CrossKV]:
     """The two graphs of a case, filled by the loader of real checkpoints."""
     config = TransformerConfig.from_json(case.config)
     with torch.device("meta"):
         transformer, text_kv = Transformer(config), TextKV(config)
     load_weights(case.checkpoint(), transformer, text_kv)
 
-    def run(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = transformer(*inputs.values())
-        return outputs
+    def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        _, B, S, *_ = inputs["kv_00"].shape
+        tokens = inputs["tokens"].shape[1] // inputs["time_sin"].shape[1]  # of a latent frame
+        sizes = {"F": 2, "T": 2 * tokens, "S+T": S + 2 * tokens}
+        return place(transformer, transformer.signature(S, B), sizes)(*inputs.values())
 
-    return config, LatentTransformer(run, config.head_dim, config.freq_dim, config.patch_size), text_kv
+    def cross_kv(embedding: Tensor) -> Sequence[Tensor]:
+        return place(text_kv, text_kv.signature(embedding.shape[0]), {})(embedding)
+
+    return config, LatentTransformer(run, config.head_dim, config.freq_dim, config.patch_size), cross_kv
 
 
-def replay_bidirectional(case: GoldenCase) -> None:
+def replay_bidirectional(case: GoldenCase, place: Place = in_torch) -> None:
     """All frames at once: no cache, one timestep per sample."""
-    config, transformer, text_kv = load(case)
+    config, transformer, text_kv = load(case, place)
     latents = case.tensors["in.latents"].transpose(1, 2)  # [B, C, F, h, w] -> [B, F, C, h, w]
     B, F = latents.shape[:2]
     timestep = case.tensors["in.timestep"].reshape(B, -1).expand(B, F)
@@ -90,9 +98,9 @@ class ReferenceCache:
             kv[:, :, self.rows] = new
 
 
-def replay_causal(case: GoldenCase) -> None:
+def replay_causal(case: GoldenCase, place: Place = in_torch) -> None:
     """Every call of a stream, with the static cache and key bias of serving.md 8.2."""
-    config, transformer, text_kv = load(case)
+    config, transformer, text_kv = load(case, place)
     sizes = case.config
     schedule = FlowSchedule.shifted(sizes["timestep_shift"])
     cross_kv = text_kv(pad_prompt(case.tensors["in.context"], config.text_len))
@@ -120,7 +128,7 @@ def replay_causal(case: GoldenCase) -> None:
         assert_renoised(case, k, schedule, schedule.to_x0(flow, latents, timestep))
 
 
-def assert_states(case: GoldenCase, k: int, cross_kv: tuple[Tensor, ...], cache: ReferenceCache) -> None:
+def assert_states(case: GoldenCase, k: int, cross_kv: Sequence[Tensor], cache: ReferenceCache) -> None:
     """Compare those of the recorded states that call k has; a recorded state may be the first rows only."""
     for i, (cross, kv) in enumerate(zip(cross_kv, cache.layers, strict=True)):
         actual = {"cross_k": cross[0], "cross_v": cross[1], "k": kv[0], "v": kv[1]}

@@ -11,9 +11,19 @@ from torch import Tensor
 from export.checkpoints import load_weights
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.vae import VaeConfig, WanVae
-from export.graphs.vae_graphs import Autoencoder, Caches, DecoderGraph, decode, encode
+from export.graphs.vae_graphs import (
+    Autoencoder,
+    AutoencoderGraph,
+    Caches,
+    DecoderGraph,
+    Prepare,
+    decode,
+    encode,
+)
+from streaming.specs import TEMPORAL_FACTOR
 from streaming.video import resample_indices, to_model, to_pictures
 from tests.golden.case import GoldenCase
+from tests.golden.place import Call, Place, in_torch
 
 
 def wan_vae(case: GoldenCase) -> WanVae:
@@ -32,6 +42,20 @@ def tiny_vae(case: GoldenCase, normalized: bool) -> TinyVae:
     return vae
 
 
+def at_size(place: Place, vae: Autoencoder) -> Prepare:
+    """Prepares graphs for the size of the pictures, or latents, that come."""
+
+    def prepare(graph: AutoencoderGraph) -> Call:
+        def call(x: Tensor, *caches: Tensor) -> Sequence[Tensor]:
+            scale = vae.spatial_factor if isinstance(graph, DecoderGraph) else 1
+            signature = graph.signature(x.shape[3] * scale, x.shape[4] * scale)
+            return place(graph, signature, {"F": 2, "T": 2 * TEMPORAL_FACTOR})(x, *caches)
+
+        return call
+
+    return prepare
+
+
 def check(case: GoldenCase, results: Mapping[str, Tensor], prefix: str = "") -> None:
     """Compare everything that the case expects below `prefix`."""
     for name in case.expected():
@@ -43,53 +67,59 @@ def numbered(prefix: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}_{i}": tensor for i, tensor in enumerate(tensors)}
 
 
-def oneshot(case: GoldenCase) -> None:
+def oneshot(case: GoldenCase, place: Place = in_torch) -> None:
     """A clip encoded and a latent clip decoded, each in one call."""
     vae = wan_vae(case)
+    prepare = at_size(place, vae)
     results: dict[str, Tensor] = {}
 
     if "in.pixels" in case.tensors:
-        results["out.latents"], results["out.mu"], _ = encode(vae, case.tensors["in.pixels"])
+        results["out.latents"], results["out.mu"], _ = encode(vae, case.tensors["in.pixels"], prepare=prepare)
     if "in.latents" in case.tensors:
-        results["out.pixels"], _ = decode(vae, case.tensors["in.latents"])
-        results["out.pixels_unclamped"], _ = decode(vae, case.tensors["in.latents"], clamp=False)
+        results["out.pixels"], _ = decode(vae, case.tensors["in.latents"], prepare=prepare)
+        results["out.pixels_unclamped"], _ = decode(
+            vae, case.tensors["in.latents"], clamp=False, prepare=prepare
+        )
 
     check(case, results)
 
 
-def decode_first(case: GoldenCase) -> None:
+def decode_first(case: GoldenCase, place: Place = in_torch) -> None:
     """The two decoder graphs: `first` on one latent frame, `next` on the caches that it gives."""
     vae = wan_vae(case)
+    prepare = at_size(place, vae)
 
-    pixels, *caches = DecoderGraph(vae, first=True, clamp=False)(case.tensors["in.latents"])
-    later, *_ = DecoderGraph(vae, first=False, clamp=False)(case.tensors["in.next_latents"], *caches)
+    pixels, *caches = prepare(DecoderGraph(vae, first=True, clamp=False))(case.tensors["in.latents"])
+    later, *_ = prepare(DecoderGraph(vae, first=False, clamp=False))(case.tensors["in.next_latents"], *caches)
 
     case.assert_equal("number of caches", len(caches), case.config["cache_count"])
     results = {"out.pixels_unclamped": pixels, "out.next_pixels_unclamped": later}
     check(case, results | numbered("out.dec_cache", caches))
 
 
-def decode_stream(case: GoldenCase) -> None:
+def decode_stream(case: GoldenCase, place: Place = in_torch) -> None:
     vae = wan_vae(case)
+    prepare = at_size(place, vae)
     caches: Caches | None = None
 
     for k, step in enumerate(case.steps):
         latents = case.tensors[f"step{k}.in.latents"]
         before = None if step["first"] else caches
-        pixels, caches = decode(vae, latents, before, clamp=False)
-        clamped, _ = decode(vae, latents, before)
+        pixels, caches = decode(vae, latents, before, clamp=False, prepare=prepare)
+        clamped, _ = decode(vae, latents, before, prepare=prepare)
 
         results = {f"step{k}.out.pixels_unclamped": pixels, f"step{k}.out.pixels": clamped}
         check(case, results | numbered(f"step{k}.state.dec_cache", caches), f"step{k}.")
 
 
-def encode_stream(case: GoldenCase) -> None:
+def encode_stream(case: GoldenCase, place: Place = in_torch) -> None:
     vae = wan_vae(case)
+    prepare = at_size(place, vae)
     caches: Caches | None = None
 
     for k, step in enumerate(case.steps):
         frames = case.tensors[f"step{k}.in.pixels"]
-        z, mu, caches = encode(vae, frames, None if step["first"] else caches)
+        z, mu, caches = encode(vae, frames, None if step["first"] else caches, prepare)
 
         results = {f"step{k}.out.latents": z, f"step{k}.out.mu": mu}
         check(case, results | numbered(f"step{k}.state.enc_cache", caches), f"step{k}.")
@@ -98,25 +128,28 @@ def encode_stream(case: GoldenCase) -> None:
 class TinyStream:
     """Encoder and decoder state of one tiny autoencoder. Tensors as in the cases, [B, T, C, h, w]."""
 
-    def __init__(self, vae: Autoencoder) -> None:
-        self.vae = vae
+    def __init__(self, vae: Autoencoder, place: Place) -> None:
+        self.vae, self.place = vae, place
+        self.prepare = at_size(place, vae)
         self.caches: dict[str, Caches | None] = {"encode": None, "decode": None}
 
     def encode(self, pixels: Tensor) -> Tensor:
-        z, _, self.caches["encode"] = encode(self.vae, pixels, self.caches["encode"])
+        z, _, self.caches["encode"] = encode(self.vae, pixels, self.caches["encode"], self.prepare)
         return z.transpose(1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        pixels, self.caches["decode"] = decode(self.vae, latents.transpose(1, 2), self.caches["decode"])
+        pixels, self.caches["decode"] = decode(
+            self.vae, latents.transpose(1, 2), self.caches["decode"], prepare=self.prepare
+        )
         return pixels.transpose(1, 2)
 
     def memories(self, op: str) -> list[Tensor]:
         return [memory.squeeze(1) for memory in self.caches[op] or ()]
 
 
-def tae_stream(case: GoldenCase) -> None:
+def tae_stream(case: GoldenCase, place: Place = in_torch) -> None:
     """Calls of tae, one state for each direction; the normalised form beside it is lighttae's."""
-    tae, lighttae = (TinyStream(tiny_vae(case, normalized)) for normalized in (False, True))
+    tae, lighttae = (TinyStream(tiny_vae(case, normalized), place) for normalized in (False, True))
 
     for k, step in enumerate(case.steps):
         if step["first"]:
@@ -132,7 +165,7 @@ def tae_stream(case: GoldenCase) -> None:
         check(case, results | memories, f"step{k}.")
 
     if "in.lighttae_latents" in case.tensors:
-        fresh = TinyStream(lighttae.vae)
+        fresh = TinyStream(lighttae.vae, place)
         check(case, {"out.lighttae_pixels": fresh.decode(case.tensors["in.lighttae_latents"])}, "out.")
 
 

@@ -1,0 +1,89 @@
+"""The reference's numbers, from exported files that the embedded Triton serves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+
+from export.graphs.signature import Signature, TensorSpec
+from export.repository import write_onnxruntime_model
+from gateway.embedded import EmbeddedTriton
+from streaming.engines import Engine, TritonEngine
+from streaming.manifest import MANIFEST, EngineManifest, TensorInfo, file_info
+from tests.golden.case import GoldenCase, discover, golden_directory
+from tests.golden.place import Exported
+from tests.golden.replays import text, transformer, vae
+from tests.server.grpc_models import GrpcModels
+from tests.server.triton_fixtures import running_triton
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# Not dit_bidirectional: its cache has no slots at all, and a Triton model has no axis of size 0.
+REPLAYS: dict[str, Callable[[GoldenCase, Exported], None]] = {
+    "wan/causal_block1_local4_sink1": transformer.replay_causal,
+    "wan/t5_encoder": text.t5_encoder,
+    "wan/tae_stream": vae.tae_stream,
+}
+SERVED = [case for case in discover(golden_directory()) if str(case) in REPLAYS]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models are added to it while the server runs."""
+    return tmp_path_factory.mktemp("golden")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def triton(repository: Path) -> AsyncIterator[EmbeddedTriton]:
+    async with running_triton(repository) as server:
+        yield server
+
+
+def tensor_info(spec: TensorSpec) -> TensorInfo:
+    return TensorInfo(name=spec.name, shape=spec.shape, dtype="int64" if spec.integer else "float32")
+
+
+def manifest_of(name: str, path: Path, signature: Signature) -> EngineManifest:
+    return EngineManifest(
+        name=name,
+        kind="transformer",
+        precision="fp32",
+        fingerprint="",
+        inputs=tuple(map(tensor_info, signature.inputs)),
+        outputs=tuple(map(tensor_info, signature.outputs)),
+        profiles=(),
+        opset=20,
+        files=tuple(file_info(file) for file in sorted(path.parent.glob("model.onnx*"))),
+        source_checkpoints=(),
+        exporter_version="",
+        parity=None,
+    )
+
+
+@pytest.mark.parametrize("served_case", SERVED, ids=str)
+async def test_a_served_engine_reproduces_the_reference(
+    served_case: GoldenCase, repository: Path, tmp_path: Path, triton: EmbeddedTriton
+) -> None:
+    models = GrpcModels(triton.grpc_url)
+
+    def serve(path: Path, signature: Signature) -> Engine:
+        name = f"{served_case.path.stem}_{path.parent.name}"
+        version = repository / name / "1"
+        version.parent.mkdir()
+        path.parent.rename(version)
+        manifest = manifest_of(name, version / path.name, signature)
+        (version / MANIFEST).write_text(manifest.model_dump_json())
+        write_onnxruntime_model(version.parent, version, manifest)
+        models.client.load_model(name)
+        return TritonEngine(manifest, models)
+
+    def replay() -> None:
+        with torch.inference_mode():
+            REPLAYS[str(served_case)](served_case, Exported(tmp_path, serve))
+
+    await asyncio.to_thread(replay)
+
+    assert served_case.compared >= set(served_case.expected())
