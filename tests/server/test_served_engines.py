@@ -28,7 +28,7 @@ from streaming.served import in_process, open_model
 from streaming.specs import SPECS
 from tests.engines import SIZE, small_request
 from tests.server.grpc_models import GrpcModels
-from tests.server.triton_fixtures import ModelClient, base_config, running_triton
+from tests.server.triton_fixtures import ModelClient, override, running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,28 +37,18 @@ TENSORRT, DAMAGED = "tensorrt_variant", "damaged"
 SIZES = {"F": 3, "T": 60, "S+T": 140}  # of a transformer at 64x80 with a cache of four latent frames
 PLACEMENTS = ["torch", "ort", "served"]
 
-_BLS_MODEL = """
-from streaming.served import served_pipeline
-from streaming.specs import LONGLIVE
-from streaming.triton_model import StreamingModel
 
-class TritonPythonModel(StreamingModel):
-    pipeline = served_pipeline(LONGLIVE)
-"""
+def load_parameters(store: EngineStore, engines: EngineSet) -> dict[str, str]:
+    """What the gateway says when it loads the pipeline."""
+    return {MODELS: str(store.models), ENGINE_SET: str(store.sets / engines.name)}
 
 
-def write_bls_models(repository: Path, store: EngineStore, engines: EngineSet) -> Path:
-    """LongLive's own model, a TensorRT variant of one engine, and an engine whose weights are cut short."""
-    config = base_config(LONGLIVE)
-    config.parameters[MODELS].string_value = str(store.models)
-    config.parameters[ENGINE_SET].string_value = str(store.sets / engines.name)
+def write_other_models(repository: Path, store: EngineStore, engines: EngineSet) -> Path:
+    """A TensorRT variant of one engine, and an engine whose weights are cut short."""
     manifest = store.verified(engines.transformer)
     variant = manifest.model_copy(update={"name": TENSORRT})
-    sources = {LONGLIVE: config_text(config), TENSORRT: config_text(engine_config(variant, "tensorrt"))}
-    for name, text in sources.items():
-        (repository / name / "1").mkdir(parents=True)
-        (repository / name / "config.pbtxt").write_text(text)
-    (repository / LONGLIVE / "1" / "model.py").write_text(_BLS_MODEL)
+    (repository / TENSORRT / "1").mkdir(parents=True)
+    (repository / TENSORRT / "config.pbtxt").write_text(config_text(engine_config(variant, "tensorrt")))
     (repository / TENSORRT / "1" / "model.plan").write_bytes(b"no plan: only the configuration is tested")
     damaged = repository / DAMAGED
     shutil.copytree(store.models / engines.text_kv, damaged)
@@ -83,7 +73,7 @@ async def triton(
     store: EngineStore, engine_set: EngineSet, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EmbeddedTriton]:
     """A server with all engines of the set loaded; the pipeline itself is not."""
-    own = write_bls_models(tmp_path_factory.mktemp("bls"), store, engine_set)
+    own = write_other_models(tmp_path_factory.mktemp("other"), store, engine_set)
     async with running_triton(store.models, own) as server:
         client = triton_aio.InferenceServerClient(server.grpc_url)
         await asyncio.gather(*(client.load_model(name) for name in engine_set.engines()))
@@ -155,7 +145,7 @@ async def test_a_served_stream_makes_the_pictures_of_one_in_this_process(
     parameters: dict[str, Any] = {}
 
     async with ModelClient(triton, LONGLIVE) as client:
-        await client.api.load_model(LONGLIVE)
+        await client.load(load_parameters(store, engine_set))
         await client.start(1, **chunks[0][1])
         for _, changes, pictures in chunks:
             parameters |= changes
@@ -185,14 +175,14 @@ async def test_a_damaged_engine_is_not_served(api: triton_aio.InferenceServerCli
 
 
 async def test_a_pipeline_whose_engine_is_not_loaded_names_it(
-    engine_set: EngineSet, api: triton_aio.InferenceServerClient
+    store: EngineStore, engine_set: EngineSet, api: triton_aio.InferenceServerClient
 ) -> None:
     await api.unload_model(engine_set.text_kv)
     try:
         with pytest.raises(
             InferenceServerException, match=f"Engine '{engine_set.text_kv}' is not loaded. Load the pipeline"
         ):
-            await api.load_model(LONGLIVE)
+            await api.load_model(LONGLIVE, config=override(LONGLIVE, load_parameters(store, engine_set)))
     finally:
         await api.load_model(engine_set.text_kv)
 
