@@ -137,6 +137,8 @@ class Session:
         problems = self.state.merge(values)
         if self.state.paused != self.output.paused:
             self.worker.set_paused(self.state.paused)
+        if self.state.paused or self.state.input_mode != "video":
+            self.input.wake()
         if self.state.reset_pending:
             self.output.clear()
         return problems

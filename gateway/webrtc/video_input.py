@@ -67,8 +67,12 @@ class VideoInput:
         return frames
 
     async def wait(self) -> None:
-        """Until a frame has arrived since the last `take` that found too few."""
+        """Until a frame has arrived since the last `take` that found too few, or until `wake`."""
         await self._arrived.wait()
+
+    def wake(self) -> None:
+        """End `wait`: frames are not wanted any more."""
+        self._arrived.set()
 
     def to_images(self, frames: list[av.VideoFrame]) -> Images:
         """uint8 [T, H, W, 3] RGB; frames of another size than the first take its size (bilinear).

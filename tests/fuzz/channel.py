@@ -16,7 +16,7 @@ from tests.server.gateway_calls import session_parameters, sessions
 from tests.server.peer import Peer, until
 
 _FRAMES_EVERY = 20  # batches
-_ANSWER_WITHIN_S = 5.0
+_ANSWER_WITHIN_S = 10.0
 _MAX_GROWTH_BYTES = 100 << 20  # caches fill, and a double notes every chunk; a leak per message exceeds it
 
 Batch = list[Message]
@@ -86,7 +86,7 @@ class _Fuzzer:
         await until(lambda: self._seed_is(number), _ANSWER_WITHIN_S, f"obedience after {batch!r}")
 
     async def _seed_is(self, number: int) -> bool:
-        return bool((await session_parameters(self.peer.client))["base_seed"] == number)
+        return bool((await session_parameters(self.peer.client)).get("base_seed") == number)
 
 
 def batches(seed: int) -> Iterator[Batch]:

@@ -38,7 +38,10 @@ async def fuzz_beside_stream(server: DoubleProcess, seconds: float, seed: int) -
 async def fuzz_messages(server: DoubleProcess, seconds: float, seed: int) -> int:
     """Random messages; how many. AssertionError as in `fuzz_channel`, or when an error is logged."""
     await load_small(server)
-    sent = await fuzz_channel(server.client, server.pid, seconds, seed)
+    try:
+        sent = await fuzz_channel(server.client, server.pid, seconds, seed)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{server.log[-6000:]}") from error
     assert_no_trace(server.log)
     return sent
 

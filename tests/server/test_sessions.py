@@ -268,6 +268,21 @@ async def test_pause_while_the_next_chunk_is_awaited_repeats_the_last_picture(se
         assert peer.messages == []
 
 
+async def test_change_to_text_ends_the_wait_for_video_that_does_not_come(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+        peer.send({"input_mode": "video"})
+        await asyncio.sleep(1.0)  # the chunk in the making ends, the next one waits for pictures
+        chunks = len(server.chunks())
+        await asyncio.sleep(0.5)
+        assert len(server.chunks()) == chunks
+
+        peer.send({"input_mode": "text"})
+
+        await until(lambda: len(server.chunks()) > chunks, 2, "further chunks")
+
+
 async def test_one_failed_chunk_is_reported_and_the_stream_goes_on(server: DoubleProcess) -> None:
     async with Peer(server.client) as peer:
         await peer.connect(PROMPTS)
