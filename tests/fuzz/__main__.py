@@ -9,7 +9,9 @@ import asyncio
 import logging
 import random
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz.server import fuzz_beside_stream, fuzz_messages, start_server
 
@@ -23,7 +25,7 @@ async def main(seconds: float, seed: int) -> None:
         try:
             channel = await start_server(Path(directory) / "channel")
             try:
-                sent, _ = await asyncio.gather(
+                sent = await _both(
                     fuzz_messages(channel, seconds, seed), fuzz_beside_stream(http, seconds, seed)
                 )
             finally:
@@ -31,6 +33,18 @@ async def main(seconds: float, seed: int) -> None:
         finally:
             http.stop()
     logger.info("%d messages sent; no failure", sent)
+
+
+async def _both(messages: Coroutine[Any, Any, int], requests: Coroutine[Any, Any, None]) -> int:
+    """The result of the first; when one fails, the other ends before the servers do."""
+    tasks = asyncio.ensure_future(messages), asyncio.ensure_future(requests)
+    try:
+        await asyncio.gather(*tasks)
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=10)
 
 
 def _arguments() -> argparse.Namespace:
