@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.load_params import LoadRequest, lora_adapters
 from gateway.serving import Serving, ServingError, ServingSession
+from gateway.waiting import within
 from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ class Pipelines:
         logger.info("Loading %s with %s", request.spec.id, request.params)
         load = self._serving.load(request.spec, request.params, self._set_stage)
         try:
-            await asyncio.wait_for(load, self._load_timeout_s)
+            await within(load, self._load_timeout_s)
         except asyncio.TimeoutError as error:
             raise ServingError(f"not loaded within {self._load_timeout_s:.0f} s") from error
         self._loaded = Loaded(request.spec, request.params)
@@ -262,7 +263,7 @@ class Pipelines:
         loaded.retired.set()
         await self._notify()
         try:
-            await asyncio.wait_for(loaded.idle.wait(), timeout=15)
+            await within(loaded.idle.wait(), 15)
         except asyncio.TimeoutError:
             logger.warning("%d session(s) did not let go of %s in time", loaded.users, loaded.spec.id)
         await self._serving.unload()

@@ -92,10 +92,14 @@ class TritonServing:
         client = self._client
         if client is None:
             return False
+        # Not awaited directly: grpc reports a channel that is closed meanwhile as a cancellation of the caller.
+        asking = asyncio.ensure_future(client.is_server_ready())
         try:
-            return bool(await asyncio.wait_for(client.is_server_ready(), _QUICK_S))
-        except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError):
-            return False
+            await asyncio.wait({asking}, timeout=_QUICK_S)
+            answered = asking.done() and not asking.cancelled() and asking.exception() is None
+            return answered and bool(asking.result())
+        finally:
+            asking.cancel()
 
     def availability(self, spec: PipelineSpec) -> Availability:
         if (self._repository / spec.id / "config.pbtxt").is_file():
@@ -165,7 +169,7 @@ class TritonServing:
 
     async def _unload_within(self, client: InferenceServerClient, name: str, timeout_s: float) -> bool:
         try:
-            await asyncio.wait_for(self._unload_model(client, name), timeout_s)
+            await within(self._unload_model(client, name), timeout_s)
         except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError) as error:
             logger.warning("Model %s could not be unloaded: %s", name, error or type(error).__name__)
             return False

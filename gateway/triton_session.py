@@ -94,7 +94,7 @@ class TritonSession:
         self._closed = True
         if self._sequence_id:
             with contextlib.suppress(ServingError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._stop(), _CLOSE_S)
+                await within(self._stop(), _CLOSE_S)
         self._hang_up()
         if self._endings:
             await asyncio.wait(set(self._endings))

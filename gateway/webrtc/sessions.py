@@ -348,7 +348,7 @@ class Sessions:
         """Accept no new sessions and wait until the open ones have ended, at most `timeout_s`."""
         self.draining = True
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+            await within(self._empty.wait(), timeout_s)
 
     def totals(self) -> Totals:
         """Counters over all sessions, open ones included."""
