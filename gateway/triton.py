@@ -92,7 +92,7 @@ class TritonServing:
         client = self._client
         if client is None:
             return False
-        # Not awaited directly: grpc reports a channel that is closed meanwhile as a cancellation of the caller.
+        # Not awaited directly: to grpc a channel that is closed meanwhile is a cancellation of the caller.
         asking = asyncio.ensure_future(client.is_server_ready())
         try:
             await asyncio.wait({asking}, timeout=_QUICK_S)

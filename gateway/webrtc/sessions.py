@@ -22,6 +22,7 @@ from gateway.logs import current_session
 from gateway.pipelines import Loaded, Pipelines
 from gateway.strict_json import JsonError
 from gateway.validation import located
+from gateway.waiting import within
 from gateway.webrtc.ice import IceServers
 from gateway.webrtc.parameters import ParameterContext, ParameterState, parse_message
 from gateway.webrtc.video_input import VideoInput
