@@ -18,16 +18,12 @@ from streaming.specs import SPECS
 DEMO_MODELS = "demo-models"  # below the home directory
 
 
-class SizeType(click.ParamType[Size]):
-    """HEIGHTxWIDTH in pixels."""
-
-    name = "HEIGHTxWIDTH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        parts = str(value).lower().split("x")
-        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-            self.fail(f"{value!r} is not HEIGHTxWIDTH, such as 320x576.", param, ctx)
-        return int(parts[0]), int(parts[1])
+def parse_size(value: str) -> Size:
+    """HEIGHTxWIDTH in pixels. Raises BadParameter."""
+    parts = value.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH, such as 320x576.")
+    return int(parts[0]), int(parts[1])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +31,8 @@ class SizeType(click.ParamType[Size]):
 @click.option(
     "--size",
     "sizes",
-    type=SizeType(),
+    type=parse_size,
+    metavar="HEIGHTxWIDTH",
     multiple=True,
     help="Size of the pictures; may be given several times, the first one is the default.",
 )
