@@ -14,7 +14,8 @@ from gateway.json_body import json_object
 from gateway.openapi import answers, refuses
 from gateway.query import query_int
 from gateway.serving import Images, Serving
-from gateway.webrtc.sessions import Session, Sessions
+from gateway.webrtc.session import Session
+from gateway.webrtc.sessions import Sessions
 
 _MIB = 1 << 20
 

@@ -2,42 +2,28 @@
 
 import asyncio
 import contextlib
-import json
 import logging
-import re
-import time
-import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.exceptions import InvalidAccessError, InvalidStateError
-from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
-from aiortc.sdp import SessionDescription, candidate_from_sdp
 
-from gateway.errors import ApiError, Problem, ValidationFailed
-from gateway.logs import current_session
+from gateway.errors import ApiError, ValidationFailed
 from gateway.pipelines import Loaded, Pipelines
-from gateway.strict_json import JsonError
 from gateway.validation import located
 from gateway.waiting import within
 from gateway.webrtc.ice import IceServers
-from gateway.webrtc.parameters import ParameterContext, ParameterState, parse_message
-from gateway.webrtc.video_input import VideoInput
-from gateway.webrtc.video_output import FrameQueue, GeneratedTrack
-from gateway.webrtc.worker import StreamObserver, StreamStoppedError, StreamWorker
+from gateway.webrtc.parameters import ParameterContext, ParameterState
+from gateway.webrtc.session import Session, session_metrics
+from gateway.webrtc.signalling import check_offer, parse_candidate, split_mdns_candidates
+from gateway.webrtc.worker import StreamObserver
 
 logger = logging.getLogger(__name__)
 
-_LINGER_S = 2.0  # between `stream_stopped` and the end of the connection
 _FLUSH_S = 0.5
-_MAX_QUEUED_MESSAGES = 100
-_MAX_MESSAGE_BYTES = 1 << 20
-_MAX_SDP_CHARACTERS = 64 << 10
-_MAX_SDP_SECTIONS = 8  # each may cost a transport with sockets of its own; clients offer up to three
-_END_OF_CANDIDATES = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,184 +43,11 @@ class Totals:
     frames_dropped: int = 0
     errors: int = 0
 
-    def add(self, session: "Session") -> None:
+    def add(self, session: Session) -> None:
         self.frames_in += session.input.frames_in
         self.frames_out += session.output.frames_out
         self.frames_dropped += session.output.frames_dropped
         self.errors += session.failed
-
-
-class Session:
-    """One peer: its connection, its parameters and its worker."""
-
-    def __init__(
-        self,
-        peer: RTCPeerConnection,
-        pipelines: Pipelines,
-        state: ParameterState,
-        observer: StreamObserver,
-        on_end: Callable[["Session"], None],
-    ) -> None:
-        self.id = str(uuid.uuid4())
-        self.peer = peer
-        self.state = state
-        self.input = VideoInput()
-        self.output = FrameQueue(lambda: self.input.fps if state.input_mode == "video" else None)
-        self.started = time.monotonic()
-        self.closed = False
-        self.failed = False  # the stream ended with an error
-        self.candidates = asyncio.Lock()
-        self._on_end = on_end
-        self._channel: RTCDataChannel | None = None
-        self._pending: list[str] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._has_input = False
-        self._stopping = False
-        self._closing: asyncio.Task[None] | None = None
-        self.worker = StreamWorker(
-            self.id, pipelines, state, self.input, self.output, lambda: self._has_input, self.notify, observer
-        )
-        self.track = GeneratedTrack(self.output, on_demand=self._begin)
-        self.worker.set_paused(state.paused)
-        peer.on("track", self._on_track)
-        peer.on("datachannel", self._on_channel)
-        peer.on("connectionstatechange", self._on_connection_state)
-
-    @property
-    def connected(self) -> bool:
-        return self.peer.connectionState == "connected"
-
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
-        """Run `work` as a task that ends with the session."""
-        task = asyncio.create_task(work, name=f"{name}-{self.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("[%s] Task %s failed", self.id, task.get_name(), exc_info=task.exception())
-
-    def notify(self, message: dict[str, Any]) -> None:
-        """Send a message to the peer, now or as soon as its data channel opens."""
-        text = json.dumps(message)
-        if self._channel is not None and self._channel.readyState == "open":
-            try:
-                self._channel.send(text)
-                return
-            except InvalidStateError:
-                logger.debug("[%s] The data channel closed while sending", self.id)
-        if len(self._pending) < _MAX_QUEUED_MESSAGES:
-            self._pending.append(text)
-
-    def report(self, problems: Sequence[Problem]) -> None:
-        """Tell the peer what was wrong with its parameters; nothing to tell is fine."""
-        if problems:
-            errors = [{"loc": p["loc"], "msg": p["msg"], "type": p["type"]} for p in problems]
-            self.notify({"type": "parameter_error", "errors": errors})
-
-    def merge(self, values: dict[str, Any]) -> list[Problem]:
-        """Apply a partial update; returns what was wrong with it."""
-        problems = self.state.merge(values)
-        if self.state.paused != self.output.paused:
-            self.worker.set_paused(self.state.paused)
-        if self.state.paused or self.state.input_mode != "video":
-            self.input.wake()
-        if self.state.reset_pending:
-            self.output.clear()
-        return problems
-
-    async def stop(self, error_message: str | None, linger_s: float = _LINGER_S) -> None:
-        """Tell the peer that the stream is over, then close."""
-        if not self._stopping:
-            self._stopping = True
-            message = {"type": "stream_stopped"}
-            if error_message:
-                self.failed = True
-                message["error_message"] = error_message
-            self.notify(message)
-            await asyncio.sleep(linger_s)
-        await self.close()
-
-    async def close(self) -> None:
-        """End the worker and the connection, free everything. Idempotent.
-
-        Goes on when the caller is cancelled: a page that is left hangs up before its DELETE is answered.
-        """
-        if self._closing is None:
-            self.closed = True
-            self._closing = asyncio.create_task(self._close(asyncio.current_task()), name=f"close-{self.id}")
-        await asyncio.shield(self._closing)
-
-    async def _close(self, caller: "asyncio.Task[Any] | None") -> None:
-        logger.info("[%s] Closing the session", self.id)
-        self.output.close()
-        self.track.stop()
-        tasks = [task for task in self._tasks if task is not caller]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self.input.clear()
-        self.output.clear()
-        try:
-            await self.peer.close()
-        finally:
-            self._on_end(self)
-
-    def _begin(self) -> None:
-        if not self.closed:
-            self.spawn(self._run_worker(), "worker")
-
-    async def _run_worker(self) -> None:
-        current_session.set(self.id)  # for the lines of the serving side, which knows no sessions
-        error: str | None
-        try:
-            await self.worker.run()
-            error = None
-        except StreamStoppedError as stopped:
-            error = stopped.error_message
-        except Exception:  # task boundary: the peer is told, the trace is in the log
-            logger.exception("[%s] The session's worker failed", self.id)
-            error = "internal error, see the server's log"
-        await self.stop(error)
-
-    def _on_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "video":
-            self._has_input = True
-            self.spawn(self._receive(track), "input")
-
-    async def _receive(self, track: MediaStreamTrack) -> None:
-        try:
-            while True:
-                self.input.push(await track.recv())  # type: ignore[arg-type]
-        except MediaStreamError:
-            logger.debug("[%s] The peer's video ended", self.id)
-        finally:
-            self._has_input = False
-
-    def _on_channel(self, channel: RTCDataChannel) -> None:
-        self._channel = channel
-        channel.on("message", self._on_message)
-        pending, self._pending = self._pending, []
-        for text in pending:
-            channel.send(text)
-
-    def _on_message(self, message: str | bytes) -> None:
-        try:
-            if len(message) > _MAX_MESSAGE_BYTES:
-                raise JsonError(f"larger than {_MAX_MESSAGE_BYTES // (1 << 20)} MiB")
-            problems = self.merge(parse_message(message))
-        except JsonError as error:
-            problems = [Problem(loc=[], msg=f"Not a JSON object: {error}", type="json_invalid")]
-        except Exception:  # callback boundary: a message must never end the connection
-            logger.exception("[%s] A parameter message could not be handled", self.id)
-            problems = [Problem(loc=[], msg="The message could not be handled", type="internal_error")]
-        self.report(problems)
-
-    def _on_connection_state(self) -> None:
-        logger.info("[%s] Connection %s", self.id, self.peer.connectionState)
-        if self.peer.connectionState in ("closed", "failed") and not self.closed:
-            self.spawn(self.close(), "close")
 
 
 class Sessions:
@@ -407,29 +220,6 @@ class Sessions:
             await session.close()
 
 
-def session_metrics(session: Session) -> dict[str, Any]:
-    """One element of GET /api/v1/session/metrics."""
-    elapsed = max(1e-6, time.monotonic() - session.started)
-    stats, output = session.worker.stats, session.output
-    return {
-        "frames_in": session.input.frames_in,
-        "frames_out": output.frames_out,
-        "frames_dropped": output.frames_dropped,
-        "elapsed_seconds": round(elapsed, 3),
-        "fps_in": round(session.input.frames_in / elapsed, 2),
-        "fps_out": round(output.frames_out / elapsed, 2),
-        "pipeline_fps": round(output.fps, 2),
-        "queued_frames": len(output),
-        "buffered_input_frames": session.input.buffered,
-        "connection_state": session.peer.connectionState,
-        "paused": output.paused,
-        "chunks": stats.chunks,
-        "failed_chunks": stats.failed_chunks,
-        "last_chunk_ms": stats.last_chunk_ms,
-        "timings_ms": stats.timings_ms,
-    }
-
-
 def _refusal(error: Exception, *, evicted: bool) -> ApiError:
     """What to answer to an offer that failed with `error`."""
     if isinstance(error, ApiError):
@@ -438,70 +228,3 @@ def _refusal(error: Exception, *, evicted: bool) -> ApiError:
         text = "The session was closed to make room for another one; try again"
         return ApiError(503, text, headers={"Retry-After": "5"})
     return ApiError(400, f"Invalid SDP offer: {error}")  # a library's complaint about the content
-
-
-def check_offer(sdp: str, kind: str) -> None:
-    """Refuse offers that could never show a picture, with a reason.
-
-    Raises ApiError 400.
-    """
-    if kind != "offer":
-        raise ApiError(400, f"The type must be 'offer', not {kind[:40]!r}")
-    if len(sdp) > _MAX_SDP_CHARACTERS:
-        raise ApiError(400, f"Invalid SDP offer: longer than {_MAX_SDP_CHARACTERS >> 10} KiB")
-    try:
-        description = SessionDescription.parse(sdp)
-    except Exception as error:  # the parser raises whatever the malformed text makes it run into
-        raise ApiError(400, f"Invalid SDP offer: {type(error).__name__} while parsing") from error
-    if len(description.media) > _MAX_SDP_SECTIONS:
-        raise ApiError(400, f"Invalid SDP offer: more than {_MAX_SDP_SECTIONS} media sections")
-    video = [m for m in description.media if m.kind == "video"]
-    if not video:
-        raise ApiError(400, "Invalid SDP offer: no video section; add a video transceiver before the offer")
-    names = {codec.mimeType.lower() for codec in video[0].rtp.codecs}
-    if not names & {"video/vp8", "video/h264"}:
-        raise ApiError(400, "Invalid SDP offer: no common video codec; offer VP8 or H264")
-    if video[0].direction not in ("sendrecv", "recvonly"):
-        raise ApiError(
-            400,
-            f"Invalid SDP offer: the video section is {video[0].direction}, so nothing could be shown; "
-            "offer sendrecv or recvonly",
-        )
-
-
-def split_mdns_candidates(sdp: str) -> tuple[str, list[dict[str, Any]]]:
-    """An offer without its `.local` candidates, and these as trickled ones.
-
-    Looking such a name up takes a second when nobody answers; the answer must not wait for it.
-    """
-    kept: list[str] = []
-    names: list[dict[str, Any]] = []
-    section = -1
-    for line in sdp.splitlines(keepends=True):
-        section += line.startswith("m=")
-        if line.startswith("a=candidate:") and ".local " in line:
-            names.append({"candidate": line.strip(), "sdpMid": None, "sdpMLineIndex": section})
-        else:
-            kept.append(line)
-    if names:
-        kept = [line for line in kept if not line.startswith("a=end-of-candidates")]
-    return "".join(kept), names
-
-
-def parse_candidate(entry: dict[str, Any]) -> Any:
-    """An aiortc candidate from `{candidate, sdpMid, sdpMLineIndex}`; None for end-of-candidates.
-
-    Raises ApiError 400.
-    """
-    text = re.sub(r"^(a=)?candidate:", "", entry["candidate"].strip())
-    if text == _END_OF_CANDIDATES:
-        return None
-    if entry.get("sdpMid") is None and entry.get("sdpMLineIndex") is None:
-        raise ApiError(400, "Invalid ICE candidate: neither sdpMid nor sdpMLineIndex is given")
-    try:
-        candidate = candidate_from_sdp(text)
-    except Exception as error:  # the parser asserts and indexes its way through the text
-        raise ApiError(400, f"Invalid ICE candidate: {text[:80]!r} cannot be parsed") from error
-    candidate.sdpMid = entry.get("sdpMid")
-    candidate.sdpMLineIndex = entry.get("sdpMLineIndex")
-    return candidate

@@ -8,7 +8,7 @@ from aiortc import RTCPeerConnection
 
 from gateway.pipelines import Pipelines
 from gateway.webrtc.parameters import ParameterContext, ParameterState
-from gateway.webrtc.sessions import Session
+from gateway.webrtc.session import Session
 from streaming.specs import SPECS
 from tests.unit.test_pipelines import SlowServing
 

@@ -4,7 +4,7 @@ import pytest
 from aiortc import RTCPeerConnection
 
 from gateway.errors import ApiError
-from gateway.webrtc.sessions import check_offer, parse_candidate, split_mdns_candidates
+from gateway.webrtc.signalling import check_offer, parse_candidate, split_mdns_candidates
 
 HOST = "candidate:1 1 UDP 2122252543 192.0.2.1 54321 typ host"
 NAME = "candidate:2 1 udp 2122252543 b3c2f0c4-0000-4000-8000-000000000000.local 54321 typ host"

@@ -1,0 +1,224 @@
+"""One peer: its connection, its parameters and its worker (api.md 8)."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from aiortc import RTCDataChannel, RTCPeerConnection
+from aiortc.exceptions import InvalidStateError
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+
+from gateway.errors import Problem
+from gateway.logs import current_session
+from gateway.pipelines import Pipelines
+from gateway.strict_json import JsonError
+from gateway.webrtc.parameters import ParameterState, parse_message
+from gateway.webrtc.video_input import VideoInput
+from gateway.webrtc.video_output import FrameQueue, GeneratedTrack
+from gateway.webrtc.worker import StreamObserver, StreamStoppedError, StreamWorker
+
+logger = logging.getLogger(__name__)
+
+_LINGER_S = 2.0  # between `stream_stopped` and the end of the connection
+_MAX_QUEUED_MESSAGES = 100
+_MAX_MESSAGE_BYTES = 1 << 20
+
+
+class Session:
+    """One peer: its connection, its parameters and its worker."""
+
+    def __init__(
+        self,
+        peer: RTCPeerConnection,
+        pipelines: Pipelines,
+        state: ParameterState,
+        observer: StreamObserver,
+        on_end: Callable[["Session"], None],
+    ) -> None:
+        self.id = str(uuid.uuid4())
+        self.peer = peer
+        self.state = state
+        self.input = VideoInput()
+        self.output = FrameQueue(lambda: self.input.fps if state.input_mode == "video" else None)
+        self.started = time.monotonic()
+        self.closed = False
+        self.failed = False  # the stream ended with an error
+        self.candidates = asyncio.Lock()
+        self._on_end = on_end
+        self._channel: RTCDataChannel | None = None
+        self._pending: list[str] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._has_input = False
+        self._stopping = False
+        self._closing: asyncio.Task[None] | None = None
+        self.worker = StreamWorker(
+            self.id, pipelines, state, self.input, self.output, lambda: self._has_input, self.notify, observer
+        )
+        self.track = GeneratedTrack(self.output, on_demand=self._begin)
+        self.worker.set_paused(state.paused)
+        peer.on("track", self._on_track)
+        peer.on("datachannel", self._on_channel)
+        peer.on("connectionstatechange", self._on_connection_state)
+
+    @property
+    def connected(self) -> bool:
+        return self.peer.connectionState == "connected"
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run `work` as a task that ends with the session."""
+        task = asyncio.create_task(work, name=f"{name}-{self.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("[%s] Task %s failed", self.id, task.get_name(), exc_info=task.exception())
+
+    def notify(self, message: dict[str, Any]) -> None:
+        """Send a message to the peer, now or as soon as its data channel opens."""
+        text = json.dumps(message)
+        if self._channel is not None and self._channel.readyState == "open":
+            try:
+                self._channel.send(text)
+                return
+            except InvalidStateError:
+                logger.debug("[%s] The data channel closed while sending", self.id)
+        if len(self._pending) < _MAX_QUEUED_MESSAGES:
+            self._pending.append(text)
+
+    def report(self, problems: Sequence[Problem]) -> None:
+        """Tell the peer what was wrong with its parameters; nothing to tell is fine."""
+        if problems:
+            errors = [{"loc": p["loc"], "msg": p["msg"], "type": p["type"]} for p in problems]
+            self.notify({"type": "parameter_error", "errors": errors})
+
+    def merge(self, values: dict[str, Any]) -> list[Problem]:
+        """Apply a partial update; returns what was wrong with it."""
+        problems = self.state.merge(values)
+        if self.state.paused != self.output.paused:
+            self.worker.set_paused(self.state.paused)
+        if self.state.paused or self.state.input_mode != "video":
+            self.input.wake()
+        if self.state.reset_pending:
+            self.output.clear()
+        return problems
+
+    async def stop(self, error_message: str | None, linger_s: float = _LINGER_S) -> None:
+        """Tell the peer that the stream is over, then close."""
+        if not self._stopping:
+            self._stopping = True
+            message = {"type": "stream_stopped"}
+            if error_message:
+                self.failed = True
+                message["error_message"] = error_message
+            self.notify(message)
+            await asyncio.sleep(linger_s)
+        await self.close()
+
+    async def close(self) -> None:
+        """End the worker and the connection, free everything. Idempotent.
+
+        Goes on when the caller is cancelled: a page that is left hangs up before its DELETE is answered.
+        """
+        if self._closing is None:
+            self.closed = True
+            self._closing = asyncio.create_task(self._close(asyncio.current_task()), name=f"close-{self.id}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self, caller: "asyncio.Task[Any] | None") -> None:
+        logger.info("[%s] Closing the session", self.id)
+        self.output.close()
+        self.track.stop()
+        tasks = [task for task in self._tasks if task is not caller]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.input.clear()
+        self.output.clear()
+        try:
+            await self.peer.close()
+        finally:
+            self._on_end(self)
+
+    def _begin(self) -> None:
+        if not self.closed:
+            self.spawn(self._run_worker(), "worker")
+
+    async def _run_worker(self) -> None:
+        current_session.set(self.id)  # for the lines of the serving side, which knows no sessions
+        error: str | None
+        try:
+            await self.worker.run()
+            error = None
+        except StreamStoppedError as stopped:
+            error = stopped.error_message
+        except Exception:  # task boundary: the peer is told, the trace is in the log
+            logger.exception("[%s] The session's worker failed", self.id)
+            error = "internal error, see the server's log"
+        await self.stop(error)
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        if track.kind == "video":
+            self._has_input = True
+            self.spawn(self._receive(track), "input")
+
+    async def _receive(self, track: MediaStreamTrack) -> None:
+        try:
+            while True:
+                self.input.push(await track.recv())  # type: ignore[arg-type]
+        except MediaStreamError:
+            logger.debug("[%s] The peer's video ended", self.id)
+        finally:
+            self._has_input = False
+
+    def _on_channel(self, channel: RTCDataChannel) -> None:
+        self._channel = channel
+        channel.on("message", self._on_message)
+        pending, self._pending = self._pending, []
+        for text in pending:
+            channel.send(text)
+
+    def _on_message(self, message: str | bytes) -> None:
+        try:
+            if len(message) > _MAX_MESSAGE_BYTES:
+                raise JsonError(f"larger than {_MAX_MESSAGE_BYTES // (1 << 20)} MiB")
+            problems = self.merge(parse_message(message))
+        except JsonError as error:
+            problems = [Problem(loc=[], msg=f"Not a JSON object: {error}", type="json_invalid")]
+        except Exception:  # callback boundary: a message must never end the connection
+            logger.exception("[%s] A parameter message could not be handled", self.id)
+            problems = [Problem(loc=[], msg="The message could not be handled", type="internal_error")]
+        self.report(problems)
+
+    def _on_connection_state(self) -> None:
+        logger.info("[%s] Connection %s", self.id, self.peer.connectionState)
+        if self.peer.connectionState in ("closed", "failed") and not self.closed:
+            self.spawn(self.close(), "close")
+
+
+def session_metrics(session: Session) -> dict[str, Any]:
+    """One element of GET /api/v1/session/metrics."""
+    elapsed = max(1e-6, time.monotonic() - session.started)
+    stats, output = session.worker.stats, session.output
+    return {
+        "frames_in": session.input.frames_in,
+        "frames_out": output.frames_out,
+        "frames_dropped": output.frames_dropped,
+        "elapsed_seconds": round(elapsed, 3),
+        "fps_in": round(session.input.frames_in / elapsed, 2),
+        "fps_out": round(output.frames_out / elapsed, 2),
+        "pipeline_fps": round(output.fps, 2),
+        "queued_frames": len(output),
+        "buffered_input_frames": session.input.buffered,
+        "connection_state": session.peer.connectionState,
+        "paused": output.paused,
+        "chunks": stats.chunks,
+        "failed_chunks": stats.failed_chunks,
+        "last_chunk_ms": stats.last_chunk_ms,
+        "timings_ms": stats.timings_ms,
+    }
