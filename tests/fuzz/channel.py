@@ -1,9 +1,12 @@
 """Random data-channel messages on a live stream, which has to go on."""
 
+import asyncio
 import itertools
 import json
+import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from concurrent.futures import ProcessPoolExecutor
 
 import hypothesis
 import psutil
@@ -56,9 +59,11 @@ class _Fuzzer:
 
     async def explore(self, seed: int) -> None:
         """Send batches until the time is over."""
-        for number, batch in enumerate(batches(seed), 1):
+        number = 0
+        async for batch in batches(seed):
             if time.monotonic() - self._started > self._seconds:
                 return
+            number += 1
             await self._exchange(number, batch)
             if number % _FRAMES_EVERY == 0:
                 await self.check_stream()
@@ -89,14 +94,23 @@ class _Fuzzer:
         return bool((await session_parameters(self.peer.client)).get("base_seed") == number)
 
 
-def batches(seed: int) -> Iterator[Batch]:
-    """Endless batches of messages; the same ones for the same seed."""
-    for number in itertools.count(seed):
-        yield from _some_batches(number)
+async def batches(seed: int) -> AsyncIterator[Batch]:
+    """Endless batches of messages; the same ones for the same seed.
+
+    Made in a process of their own: Hypothesis seeds the random numbers that aiortc uses, too, and making some
+    takes seconds, in which this peer would neither answer nor acknowledge anything.
+    """
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        coming = loop.run_in_executor(pool, _some_batches, seed)
+        for number in itertools.count(seed + 1):
+            made = await coming
+            coming = loop.run_in_executor(pool, _some_batches, number)
+            for batch in made:
+                yield batch
 
 
 def _some_batches(seed: int) -> list[Batch]:
-    """Made in one go, before any is sent: Hypothesis seeds the random numbers that aiortc uses, too."""
     made: list[Batch] = []
 
     @hypothesis.seed(seed)
