@@ -20,6 +20,7 @@ export class Unreachable extends Error {
 }
 
 const TIMEOUT_MS = 30_000;
+const UPLOAD_TIMEOUT_MS = 600_000; // 50 MB over a slow line
 
 /** `detail` is a string, or a list of validation problems. */
 function sentence(detail, status) {
@@ -34,9 +35,9 @@ export function problemText(problem) {
   return where ? `${where}: ${problem.msg}` : problem.msg;
 }
 
-async function request(method, path, { body, signal, keepalive } = {}) {
+async function request(method, path, { body, file, signal, keepalive, timeoutMs = TIMEOUT_MS } = {}) {
   const controller = new AbortController();
-  const timer = setTimeout(() => controller.abort(), TIMEOUT_MS);
+  const timer = setTimeout(() => controller.abort(), timeoutMs);
   const abort = () => controller.abort();
   signal?.addEventListener("abort", abort);
   if (signal?.aborted) abort();
@@ -49,7 +50,7 @@ async function request(method, path, { body, signal, keepalive } = {}) {
       cache: "no-store",
       signal: controller.signal,
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: body === undefined ? file : JSON.stringify(body),
     });
     text = await response.text();
   } catch (error) {
@@ -98,4 +99,9 @@ export const api = {
   /** Also works while the page is being closed. */
   closeSession: (id) => request("DELETE", session(id), { keepalive: true }),
   metrics: () => request("GET", "/api/v1/session/metrics"),
+  modelStatus: (id) => request("GET", `/api/v1/models/status?pipeline_id=${encodeURIComponent(id)}`),
+  downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),
+  images: async () => (await request("GET", "/api/v1/assets?type=image")).assets,
+  uploadImage: (file) =>
+    request("POST", `/api/v1/assets?filename=${encodeURIComponent(file.name)}`, { file, timeoutMs: UPLOAD_TIMEOUT_MS }),
 };

@@ -2,13 +2,15 @@
 
 import { api, problemText, Unreachable } from "./api.js";
 import { Controls } from "./controls.js";
+import { ReferenceImages } from "./images.js";
 import { Meter } from "./meter.js";
+import { Models } from "./models.js";
 import { dismiss, notify } from "./notices.js";
 import { bindFullscreen, saveSnapshot } from "./screen.js";
 import { Settings } from "./settings.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
 import { Stream, StreamError } from "./stream.js";
-import { Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
+import { hideToken, Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const IDLE_POLL_MS = 4_000;
@@ -18,6 +20,8 @@ const NO_PICTURE_MS = 12_000;
 const settings = new Settings();
 const controls = new Controls(settings);
 const stream = new Stream();
+const models = new Models();
+const images = new ReferenceImages();
 const progress = new Progress();
 const [output, preview] = [$("output"), $("preview")];
 
@@ -65,6 +69,8 @@ function render() {
   $("load").disabled = busy || !online || !entry;
   $("unload").hidden = !loaded || busy;
   renderLoaded(entry);
+  models.choose(entry);
+  images.show(entry?.supports_vace, entry && controls.values.vace_enabled);
   if (!entry) {
     showPlaceholder(
       online === false ? "Server unreachable" : online ? "No pipeline available" : "",
@@ -83,7 +89,7 @@ function render() {
 function renderLoaded(entry) {
   const params = loaded?.load_params;
   const isChosen = Boolean(loaded) && loaded.pipeline_id === entry?.id;
-  const changed = isChosen && differs(params);
+  const changed = isChosen && controls.differsFrom(params);
   const size = isChosen && params?.width && entry.requires_models ? `, ${params.width} × ${params.height}` : "";
   const held = loaded ? `Loaded: ${controls.nameOf(loaded.pipeline_id)}${size}.` : online ? "Nothing is loaded." : "";
   const pending = changed
@@ -96,12 +102,6 @@ function renderLoaded(entry) {
   $("load").hidden = isChosen && !changed;
   $("load").classList.toggle("accent", Boolean(pending));
   $("defaults").hidden = !entry || !controls.mayReset;
-}
-
-/** Whether loading again would change something. */
-function differs(params) {
-  const wanted = controls.loadParams();
-  return Object.entries(wanted).some(([name, value]) => params && name in params && params[name] !== value);
 }
 
 // --- Server --------------------------------------------------------------------------------------------------
@@ -129,6 +129,7 @@ async function refreshServer() {
 async function readPipelines() {
   const [pipelines, hardware] = await Promise.all([api.schemas(), api.hardware().catch(() => null)]);
   controls.setPipelines(pipelines, hardware?.vram_gb ?? null);
+  models.setPipelines(pipelines);
 }
 
 // --- Input ---------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ async function makePlan() {
       mode: controls.mode,
       loadParams: controls.loadParams(),
       track,
-      parameters: () => controls.streamParameters(),
+      parameters: streamParameters,
     };
   } catch (error) {
     showProblem(error);
@@ -204,6 +205,11 @@ async function makePlan() {
     opening = false;
     render();
   }
+}
+
+function streamParameters() {
+  const usesImage = images.isChosen && controls.entry.supports_vace && controls.values.vace_enabled;
+  return { ...controls.streamParameters(), ...(usesImage ? images.parameters : {}) };
 }
 
 async function start() {
@@ -322,10 +328,12 @@ controls.addEventListener("live", ({ detail }) => {
   const inUse = pipelineId === controls.entry.id && mode === controls.mode;
   if (inUse || "prompts" in detail || "transition" in detail) stream.send(detail);
 });
+images.addEventListener("choose", () => controls.values.vace_enabled && stream.send(images.parameters, { now: true }));
+models.addEventListener("downloaded", () => readPipelines().then(render, showProblem));
 controls.addEventListener("source", changeInput);
 controls.addEventListener("load", render);
 controls.addEventListener("pipeline", () => {
-  if (stream.isLive && loaded?.pipeline_id === controls.entry.id && !differs(loaded.load_params)) applyMode();
+  if (stream.isLive && loaded?.pipeline_id === controls.entry.id && !controls.differsFrom(loaded.load_params)) applyMode();
   render();
 });
 
@@ -334,7 +342,7 @@ async function applyMode() {
   try {
     if (stream.plan.mode !== controls.mode) await stream.replaceTrack(await openInput());
     stream.plan.mode = controls.mode;
-    stream.send(controls.streamParameters(), { now: true });
+    stream.send(streamParameters(), { now: true });
   } catch (error) {
     showProblem(error);
   }
@@ -384,14 +392,6 @@ setInterval(async () => {
     });
   }
 }, READING_MS);
-
-/** A token in the address has become a cookie by now; it should not stay visible, nor be copied with a link. */
-function hideToken() {
-  const address = new URL(location.href);
-  if (!address.searchParams.has("token")) return;
-  address.searchParams.delete("token");
-  history.replaceState(null, "", address);
-}
 
 hideToken();
 showNumbers(null);

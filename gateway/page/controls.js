@@ -82,6 +82,11 @@ export class Controls extends EventTarget {
     return loadParams(this.fields, this.values);
   }
 
+  /** Whether loading again would change something. params: what was loaded, or null. */
+  differsFrom(params) {
+    return Object.entries(this.loadParams()).some(([name, value]) => params && name in params && params[name] !== value);
+  }
+
   /** Picture size that the pipeline works on, or null when it takes any. */
   get size() {
     const { width, height } = this.values;
@@ -141,6 +146,7 @@ export class Controls extends EventTarget {
       prompts: Boolean(entry.supports_prompts),
       reset_cache: Boolean(entry.supports_cache_management),
       vace_context_scale: Boolean(values.vace_enabled),
+      vace_ref_images: Boolean(entry.supports_vace),
     };
     for (const element of document.querySelectorAll("[data-field]")) {
       const name = element.dataset.field;

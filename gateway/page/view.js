@@ -144,3 +144,11 @@ function numberTile(name, text) {
   tile.append(label, value);
   return tile;
 }
+
+/** A token in the address has become a cookie by now; it should not stay visible, nor be copied with a link. */
+export function hideToken() {
+  const address = new URL(location.href);
+  if (!address.searchParams.has("token")) return;
+  address.searchParams.delete("token");
+  history.replaceState(null, "", address);
+}
