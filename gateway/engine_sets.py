@@ -25,15 +25,6 @@ class FoundSet:
     directory: Path
     content: EngineSet
 
-    def engines_for(self, height: int, width: int) -> list[str]:
-        """Names of the engines that pictures of this size need, those first that others need.
-
-        Raises EngineError with the sizes there are.
-        """
-        vae = self.content.vae_for(height, width)
-        parts = (vae.encoder_first, vae.encoder_next, vae.decoder_first, vae.decoder_next)
-        return [self.content.text_encoder, self.content.text_kv, *parts, self.content.transformer]
-
 
 class EngineSets:
     """The directory into which `wanstream-export` writes."""

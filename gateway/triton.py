@@ -143,7 +143,7 @@ class TritonServing:
         """Load the engines that a pipeline calls; returns parameters that tell its model where they are."""
         assert self._engines is not None
         found = await asyncio.to_thread(self._engines.find, spec, load_params)
-        names = found.engines_for(load_params["height"], load_params["width"])
+        names = found.content.engines((load_params["height"], load_params["width"]))
         for number, name in enumerate(names, 1):
             on_stage(f"Loading engine {number} of {len(names)}: {name}...")
             self._loaded.append(name)

@@ -84,11 +84,16 @@ class EngineSet(_Record):
             f"wanstream-export {self.pipeline} --size {height}x{width}."
         )
 
-    def engines(self) -> tuple[str, ...]:
-        """Names of all engines, those first that others need."""
+    def engines(self, size: tuple[int, int] | None = None) -> tuple[str, ...]:
+        """Names of the engines, those first that others need.
+
+        size: height and width of the pictures; None: of all sizes. Raises EngineError, with the sizes there
+        are, for one that is not among them.
+        """
+        chosen = self.vae if size is None else (self.vae_for(*size),)
         vae = [
             name
-            for v in self.vae
+            for v in chosen
             for name in (v.encoder_first, v.encoder_next, v.decoder_first, v.decoder_next)
         ]
         return (self.text_encoder, self.text_kv, *vae, self.transformer)
