@@ -194,7 +194,7 @@ def _transformer(
     }
     frames = [tokens_per_frame(size) for size in request.sizes]
     one_size = len(set(frames)) == 1
-    cache_tokens: int | str = loop.cache_frames * frames[0] if one_size else "S"
+    cache_tokens: int | str = loop.cache_tokens(frames[0]) if one_size else "S"
     profiles = tuple(_profile(loop, tokens, dynamic_cache=not one_size) for tokens in dict.fromkeys(frames))
 
     def checkpoint() -> Checkpoint:
@@ -244,7 +244,7 @@ def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool) -> Profile:
     if loop.on_prompt_change is OnPromptChange.RECACHE:
         largest = max(largest, loop.local_attn_size)
     smallest = min(loop.first_text_frames, loop.first_video_frames, loop.frames_per_chunk, 1)
-    cached = loop.cache_frames * tokens
+    cached = loop.cache_tokens(tokens)
     usual = max(loop.frames_per_chunk, 2)  # 1 would become a constant of the traced example
 
     def times(factor: int, offset: int = 0) -> AxisRange:

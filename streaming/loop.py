@@ -19,7 +19,7 @@ from streaming.prompts import Conditioning, PromptRequest
 from streaming.schedule import first_video_step
 from streaming.session import Session
 from streaming.sessions import ChunkCancelled, Images
-from streaming.specs import VIDEO, OnPromptChange
+from streaming.specs import VIDEO, CachedKeys, OnPromptChange
 from streaming.video import input_clip, to_pictures
 
 
@@ -71,10 +71,8 @@ def generate_chunk(
     begin(model, chunk, request, step)
     draw = noise.chunk(chunk.seed + chunk.start)
     latents, steps = first_latents(model, chunk, request, draw, step)
-    if chunk.conditioning.updated and chunk.start > 0:
-        ON_PROMPT_CHANGE[model.spec.on_prompt_change](model, chunk, step)
     frames = latents.shape[1]
-    chunk.kv = chunk.kv.with_room_for(frames, model.spec.local_attn_size)
+    CACHE_STEPS[model.spec.cached_keys].prepare(model, chunk, frames, step)
     x_0 = denoise(model, chunk, latents, steps, draw, step)
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
         latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
@@ -159,18 +157,13 @@ def denoise(
 
 
 def finish(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer) -> None:
-    """Remember the chunk: later ones attend to clean frames, so their keys come from a pass at timestep 0.
-
-    Nothing may fail after the cache is written.
-    """
+    """Remember the chunk. Nothing may fail after the cache is written."""
     spec, frames = model.spec, x_0.shape[1]
-    with step("clean"):
-        new_kv = model.clean_kv(x_0, chunk.start, chunk.cross_kv, chunk.kv)
     chunk.clean = torch.cat([chunk.clean, x_0], dim=1)[:, -spec.local_attn_size :]
+    CACHE_STEPS[spec.cached_keys].commit(model, chunk, x_0, step)
     first_video = chunk.start == 0 and chunk.mode == VIDEO
-    advance = spec.first_video_advance if first_video and spec.first_video_advance else frames
-    chunk.kv = chunk.kv.append(new_kv, range(chunk.start, chunk.start + frames))
-    chunk.start += advance
+    chunk.start += spec.first_video_advance if first_video and spec.first_video_advance else frames
+    chunk.index += 1
 
 
 def keep_cache(model: StreamModel, chunk: Session, step: StepTimer) -> None:
@@ -197,4 +190,54 @@ def recache(model: StreamModel, chunk: Session, step: StepTimer) -> None:
 ON_PROMPT_CHANGE: dict[OnPromptChange, Callable[[StreamModel, Session, StepTimer], None]] = {
     OnPromptChange.KEEP: keep_cache,
     OnPromptChange.RECACHE: recache,
+}
+
+
+def roll(model: StreamModel, chunk: Session, frames: int, step: StepTimer) -> None:
+    """Make the cache what `frames` new ones attend to: follow the prompt, then evict what leaves the window.
+
+    The memory bank takes in what was recorded before each of the two forwards.
+    """
+    chunk.kv = chunk.kv.before(chunk.start)
+    if chunk.conditioning.updated and chunk.start > 0:
+        flush(chunk)
+        ON_PROMPT_CHANGE[model.spec.on_prompt_change](model, chunk, step)
+    flush(chunk)
+    chunk.kv = chunk.kv.with_room_for(frames, model.spec.local_attn_size)
+
+
+def flush(chunk: Session) -> None:
+    """Bring the frame that was recorded last into the memory bank (pipeline-memflow.md 4).
+
+    In a chunk with a new prompt the reference has no text keys at this point.
+    """
+    text_keys = None if chunk.conditioning.updated else [layer[0, 0] for layer in chunk.cross_kv]
+    chunk.bank = chunk.bank.flushed(text_keys)
+    chunk.kv = chunk.kv.with_bank(chunk.bank.keys_and_values())
+
+
+def clean_pass(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer) -> None:
+    """Later chunks attend to clean frames, so their keys come from a pass at timestep 0."""
+    with step("clean"):
+        new_kv = model.clean_kv(x_0, chunk.start, chunk.cross_kv, chunk.kv)
+    chunk.bank = chunk.bank.after_chunk(chunk.index, new_kv, model.tokens_per_frame)
+    chunk.kv = chunk.kv.append(new_kv, range(chunk.start, chunk.start + x_0.shape[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSteps:
+    """What happens to the self-attention cache in a chunk.
+
+    prepare   before the denoising of `frames` latent frames: the cache becomes what they attend to. Must not
+              write where the session's own cache lies: the chunk may still fail
+    commit    after it, with the clean latents x_0 [1, F, C, h, w]
+    """
+
+    prepare: Callable[[StreamModel, Session, int, StepTimer], None]
+    commit: Callable[[StreamModel, Session, Tensor, StepTimer], None]
+
+
+CACHE_STEPS: dict[CachedKeys, CacheSteps] = {
+    CachedKeys.ROTATED: CacheSteps(roll, clean_pass),
+    CachedKeys.UNROTATED: CacheSteps(roll, clean_pass),
 }

@@ -7,11 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from streaming.ema_sink import EmaSink
 from streaming.engines import Engine, Engines
-from streaming.kv_cache import KVCache, Ring
+from streaming.kv_cache import KVCache, Ring, Slots
+from streaming.memory_bank import MemoryBank
 from streaming.prompts import Encode
 from streaming.schedule import FlowSchedule
-from streaming.specs import LoopSpec
+from streaming.specs import CachedKeys, LoopSpec
 from streaming.tokens import PATCH, Patch, unpatchify
 from streaming.transformer import LatentTransformer
 
@@ -38,8 +40,8 @@ class StreamModel:
     """All that the streams of one loaded pipeline share. Sizes in pixels.
 
     encode_prompts   texts -> embeddings, each [1, text_len, text_dim]
-    cache_frames     slots of the self-attention cache, in latent frames: what the transformer's engine was
-                     built for, at least `spec.cache_frames`
+    cache_frames     slots of the ring of the self-attention cache, in latent frames: what the transformer's
+                     engine was built for, at least `spec.cache_frames`; those of a memory bank come on top
     """
 
     spec: LoopSpec
@@ -83,10 +85,20 @@ class StreamModel:
 
     def empty_cache(self) -> KVCache:
         """The self-attention cache of a new stream."""
-        sizes = self.sizes
-        shape = (2, 1, self.cache_frames * self.tokens_per_frame, sizes.heads, sizes.head_dim)
+        sizes, spec = self.sizes, self.spec
+        tokens = spec.cache_tokens(self.tokens_per_frame, self.cache_frames)
+        shape = (2, 1, tokens, sizes.heads, sizes.head_dim)
         layers = tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(sizes.layers))
-        return KVCache(layers, Ring(self.cache_frames, self.spec.sink_size), self.tokens_per_frame)
+        decay = spec.sink_ema_decay
+        return KVCache(
+            Slots.of(layers, self.tokens_per_frame),
+            Ring(self.cache_frames, spec.sink_size),
+            None if decay is None else EmaSink(decay, spec.sink_ema_float32),
+        )
+
+    def empty_bank(self) -> MemoryBank:
+        """The memory bank of a new stream; without one, a bank of size 0."""
+        return MemoryBank(self.spec.bank_size, self.spec.record_interval)
 
     def cross_kv(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """Cross-attention keys and values of every layer for a prompt embedding [1, text_len, text_dim]."""
@@ -117,10 +129,20 @@ class StreamModel:
     def _inputs(
         self, x: Tensor, timestep: float, start: int, cross_kv: Sequence[Tensor], cache: KVCache
     ) -> dict[str, Tensor]:
-        frames = x.shape[1]
-        bias = cache.key_bias(frames * self.tokens_per_frame).to(self.dtype)
-        positions = range(start, start + frames)
-        return self._form.inputs(x, timesteps(timestep, x), positions, cross_kv, cache.layers, bias)
+        """`start` is the stream's count of frames; where keys are not cached at the positions that it gives,
+        the new frames come after the cached ones."""
+        absolute = self.spec.cached_keys is CachedKeys.ROTATED
+        first = start if absolute else len(cache.ring.held)
+        unrotated = self.spec.cached_keys is CachedKeys.UNROTATED
+        return self._form.inputs(
+            x,
+            timesteps(timestep, x),
+            range(first, first + x.shape[1]),
+            cross_kv,
+            cache.ready(),
+            cache.key_bias(x.shape[1] * self.tokens_per_frame).to(self.dtype),
+            cache.positions() if unrotated else None,
+        )
 
     @cached_property
     def _form(self) -> LatentTransformer:

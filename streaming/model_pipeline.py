@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from streaming.errors import WanstreamError
-from streaming.loop import ChunkRequest, StepTimer, generate_chunk
+from streaming.loop import CACHE_STEPS, ChunkRequest, StepTimer, generate_chunk
 from streaming.model import StreamModel
 from streaming.noise import NoiseSource, SeededNoise
 from streaming.prompts import PromptRequest, Prompts, TransitionRequest
 from streaming.protocol import Meta
 from streaming.session import Session
 from streaming.sessions import Images, Stream
-from streaming.specs import TEXT, VIDEO, CachedKeys, PipelineSpec
+from streaming.specs import TEXT, VIDEO, PipelineSpec
 
 _WARM_UP_STEPS = (1000, 500)  # two run everything that more of them run
 
@@ -28,12 +28,7 @@ class ModelPipeline:
         self, spec: PipelineSpec, model: StreamModel, base_seed: int, noise: NoiseSource | None = None
     ) -> None:
         """base_seed: of the load; a chunk's own wins. Raises WanstreamError for a loop that is not built."""
-        loop = model.spec
-        if (
-            loop.cached_keys is not CachedKeys.ROTATED
-            or not loop.clean_pass
-            or loop.record_interval is not None
-        ):
+        if model.spec.cached_keys not in CACHE_STEPS:
             raise WanstreamError(
                 f"Pipeline '{spec.id}' cannot stream yet: its cache is not built. Load longlive."
             )

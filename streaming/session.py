@@ -7,6 +7,7 @@ from torch import Tensor
 
 from streaming.autoencoder import Caches
 from streaming.kv_cache import KVCache
+from streaming.memory_bank import MemoryBank
 from streaming.model import StreamModel
 from streaming.noise import Array
 from streaming.prompts import Conditioning
@@ -22,7 +23,9 @@ class Session:
 
     kv: KVCache
     clean: Tensor  # the last clean latents, [1, frames, C, h, w]; as many as a re-cache reads
+    bank: MemoryBank = field(default_factory=MemoryBank)
     start: int = 0  # position of the next latent frame
+    index: int = 0  # chunks since the last reset
     mode: str | None = None  # of the chunk before; None: there was none
     seed: int = 0  # base seed since the last reset
     steps: tuple[int, ...] | None = None  # denoising timesteps of the chunk before
@@ -35,13 +38,14 @@ class Session:
     @staticmethod
     def begin(model: StreamModel) -> "Session":
         """A stream that has produced nothing yet."""
-        return Session(kv=model.empty_cache(), clean=model.no_latents())
+        return Session(kv=model.empty_cache(), clean=model.no_latents(), bank=model.empty_bank())
 
     def reset(self, model: StreamModel, seed: int) -> None:
         """Start again at frame 0 with empty caches; prompts and their embedding stay."""
-        self.kv = self.kv.oldest(0)
+        self.bank = self.bank.forgetting()
+        self.kv = self.kv.oldest(0).with_bank(self.bank.keys_and_values())
         self.clean = model.no_latents()
-        self.start = 0
+        self.start = self.index = 0
         self.seed = seed
         self.encoder_caches = self.decoder_caches = None
 

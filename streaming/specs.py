@@ -28,7 +28,10 @@ class OnPromptChange(str, Enum):
 
 
 class CachedKeys(str, Enum):
-    """The form in which self-attention keys are cached, and so what their positions are."""
+    """The form in which self-attention keys are cached, and so what their positions are and who writes them.
+
+    The first two are written by a last forward at timestep 0, the clean pass.
+    """
 
     ROTATED = "rotated"  # absolute positions, given once
     UNROTATED = "unrotated"  # rotated when read, by their place in the window
@@ -54,10 +57,10 @@ class LoopSpec:
     timestep_shift: float = 5.0
     on_prompt_change: OnPromptChange = OnPromptChange.KEEP
     cached_keys: CachedKeys = CachedKeys.ROTATED
-    clean_pass: bool = True  # a last forward at timestep 0 writes the cache
     sink_ema_decay: float | None = None  # evicted frames are averaged into the sink
+    sink_ema_float32: bool = False  # the average in float32 instead of the cache's type (not the reference)
     context_frames: int = 0  # clean frames from which a RECOMPUTED cache is rebuilt
-    bank_size: int = 0  # memory bank
+    bank_size: int = 0  # memory bank: frames that are seen beside the window
     record_interval: int | None = None  # chunks between two records in the bank; None: never
     normalise_encoded_video: bool = True  # (z - mean) / std after the VAE encoder
     vae_types: tuple[str, ...] = get_args(VaeType)  # autoencoders that this pipeline can run with
@@ -66,6 +69,12 @@ class LoopSpec:
     def cache_frames(self) -> int:
         """Latent frames that a later chunk can read: what the cache has to hold between chunks."""
         return self.local_attn_size - self.frames_per_chunk
+
+    def cache_tokens(self, tokens_per_frame: int, ring_frames: int | None = None) -> int:
+        """Tokens of the transformer's cache input: the ring (None: of `cache_frames`), then the bank."""
+        return (
+            (self.cache_frames if ring_frames is None else ring_frames) + self.bank_size
+        ) * tokens_per_frame
 
     def chunk_frames(self, mode: str, first: bool) -> int:
         """Latent frames of a chunk; `first` is true for the first one after a reset."""
@@ -238,7 +247,6 @@ KREA_REALTIME_VIDEO: Final = PipelineSpec(
         first_text_frames=3,
         first_video_frames=4,
         cached_keys=CachedKeys.RECOMPUTED,
-        clean_pass=False,
         context_frames=3,
     ),
 )

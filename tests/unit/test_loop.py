@@ -80,7 +80,7 @@ def test_a_bfloat16_stream_shows_what_the_float32_one_shows() -> None:
         full, half = (chunk(stream, **changes)[0].astype(np.float32).ravel() for stream in streams)
         assert np.corrcoef(full, half)[0, 1] > 0.99
 
-    assert all(layer.dtype == torch.bfloat16 for layer in session_of(streams[1]).kv.layers)
+    assert all(layer.dtype == torch.bfloat16 for layer in session_of(streams[1]).kv.slots.layers)
 
 
 def test_pictures_come_with_each_decoded_latent_frame_and_the_end_is_marked() -> None:

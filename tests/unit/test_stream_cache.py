@@ -160,7 +160,7 @@ def test_the_cache_stays_as_large_as_it_was_built_and_holds_no_more_than_the_win
 
     session = run(glass, [Ask(prompt=k // 7) for k in range(60)])
 
-    assert [layer.shape[2] for layer in session.kv.layers] == [spec.cache_frames]
+    assert [layer.shape[2] for layer in session.kv.slots.layers] == [spec.cache_frames]
     assert len(session.kv.ring.held) <= spec.cache_frames
     assert session.clean.shape[1] <= spec.local_attn_size
 

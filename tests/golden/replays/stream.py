@@ -232,7 +232,7 @@ def assert_cache(case: GoldenCase, k: int, chunk: ChunkCase, replay: StreamRepla
     """How much is cached, and every layer's rows in order of age; rows that hold nothing are undefined."""
     kv = replay.stream.session.kv
     case.assert_equal(f"steps[{k}]: cached frames", len(kv.ring.held), chunk.held_after)
-    for layer in range(len(kv.layers)):
+    for layer in range(len(kv.slots.layers)):
         for index, part in enumerate("kv"):
             name = names.format(k=k, layer=layer, part=part)
             if name in case.tensors:
