@@ -10,10 +10,11 @@ import click
 from export.demo import ensure_demo_models, read_demo
 from export.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
 from export.run import export_pipeline, set_name
-from export.store import EngineStore, in_units
+from export.store import EngineStore
 from export.verify import verify_set
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
+from streaming.units import in_units
 
 DEMO_MODELS = "demo-models"  # below the home directory
 

@@ -76,15 +76,8 @@ def write_onnxruntime_model(directory: Path, version: Path, manifest: EngineMani
 def cuda_pool_bytes(manifest: EngineManifest, profile: int = 0) -> int:
     """Bytes of all inputs and outputs of a call of the profile's largest size, for Triton's CUDA pool."""
     sizes = {axis: found.max for axis, found in (manifest.profiles or ({},))[profile].items()}
-    return sum(_tensor_bytes(tensor, sizes) for tensor in (*manifest.inputs, *manifest.outputs))
+    return sum(tensor.bytes(sizes) for tensor in (*manifest.inputs, *manifest.outputs))
 
 
 def _dims(tensor: TensorInfo) -> list[int]:
     return [axis if isinstance(axis, int) else -1 for axis in tensor.shape]
-
-
-def _tensor_bytes(tensor: TensorInfo, sizes: dict[str, int]) -> int:
-    size = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}[tensor.dtype]
-    for axis in tensor.shape:
-        size *= axis if isinstance(axis, int) else sizes[axis]
-    return size

@@ -22,7 +22,7 @@ from export.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, 
 from export.load import read_config
 from export.onnx_export import DATA_SUFFIX, OPSET, check_parity, export_onnx
 from export.repository import write_onnxruntime_model
-from export.store import VERSION_DIRECTORY, EngineStore, Resources, in_units
+from export.store import VERSION_DIRECTORY, EngineStore, Resources
 from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
 from streaming.manifest import (
@@ -36,6 +36,7 @@ from streaming.manifest import (
     fingerprint,
 )
 from streaming.text import PromptTokenizer
+from streaming.units import in_units
 
 # Export needs the weights, the exporter's own tensors, and ONNX Runtime's copy for the parity check.
 _MEMORY_FACTOR: Final = 3

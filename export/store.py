@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from streaming.errors import WanstreamError
 from streaming.manifest import EngineError, EngineManifest, check_files, read_manifest
+from streaming.units import in_units
 
 VERSION_DIRECTORY = "1"
 _RESERVE_BYTES = 64 << 20
@@ -145,16 +146,6 @@ class EngineStore:
     @property
     def _partial(self) -> Path:
         return self.root / ".partial"
-
-
-def in_units(size: int) -> str:
-    """A number of bytes for people: 1.5 GB."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
 def _flush(directory: Path) -> None:

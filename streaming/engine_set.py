@@ -42,6 +42,11 @@ class ModelFacts(_Record):
     patch: tuple[int, int, int]
     spatial_factor: int
 
+    @property
+    def pixels_per_token(self) -> int:
+        """In height and in width."""
+        return self.spatial_factor * self.patch[1]
+
 
 class FrameCuts(_Record):
     """How the encoder cuts pixel frames, see `FrameGroups`."""

@@ -6,8 +6,9 @@ A file that exists proves nothing: whoever loads an engine reads its manifest an
 import hashlib
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,6 +30,7 @@ Kind = Literal[
     "vae_decoder_next",
 ]
 DType = Literal["float32", "float16", "bfloat16", "int64"]
+ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 
 class EngineError(WanstreamError):
@@ -45,6 +47,10 @@ class TensorInfo(_Record):
     name: str
     shape: tuple[int | str, ...]
     dtype: DType
+
+    def bytes(self, sizes: Mapping[str, int]) -> int:
+        """Size of the tensor, its dynamic axes from `sizes`."""
+        return prod((ITEM_BYTES[self.dtype], *(a if isinstance(a, int) else sizes[a] for a in self.shape)))
 
 
 class FileInfo(_Record):
@@ -64,13 +70,17 @@ class AxisRange(_Record):
 
 
 class TensorRTBuild(_Record):
-    """How a plan was built; it runs on nothing else."""
+    """How a plan was built; it runs on nothing else.
+
+    activation_bytes   device memory of an execution context, as TensorRT tells it; None: not known
+    """
 
     version: str
     gpu: str
     compute_capability: str
     driver: str
     flags: tuple[str, ...]
+    activation_bytes: int | None = None
 
 
 class EngineManifest(_Record):
@@ -105,6 +115,11 @@ class EngineManifest(_Record):
     def bytes(self) -> int:
         """Size of the engine's files."""
         return sum(file.bytes for file in self.files)
+
+    def largest_sizes(self) -> dict[str, int]:
+        """Of every dynamic axis, in any profile."""
+        axes = {axis for profile in self.profiles for axis in profile}
+        return {axis: max(p[axis].max for p in self.profiles if axis in p) for axis in axes}
 
 
 def read_manifest(directory: Path) -> EngineManifest:
