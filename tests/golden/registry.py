@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 from tests.golden.case import GoldenCase
-from tests.golden.replays import checkpoints, longlive, schedule, stream, text, transformer, vae
+from tests.golden.replays import checkpoints, longlive, memflow, schedule, stream, text, transformer, vae
 
 Replay = Callable[[GoldenCase], None]
 
 REPLAYS: dict[str, Replay] = {
     **checkpoints.REPLAYS,
     **longlive.REPLAYS,
+    **memflow.REPLAYS,
     **schedule.REPLAYS,
     **stream.REPLAYS,
     **text.REPLAYS,
@@ -26,10 +27,7 @@ NOT_YET: frozenset[str] = frozenset(
         "lora.formats",
         "lora.malformed",
         "lora.stacking",
-        "memflow/stream",
-        "memflow.bank_compression",
         "memflow.sma_routing",
-        "reward_forcing/stream",
         "vace.causal",
         "vace.chunk_preprocess",
         "vace.context_wanvae",

@@ -8,8 +8,10 @@ import torch
 
 from export.onnx_export import export_onnx
 from streaming.engines import Engine, OrtEngine
+from streaming.specs import CachedKeys
 from tests.golden.case import GoldenCase
 from tests.golden.replays.stream import replay_stream, torch_modules
+from tests.golden.replays.stream_cases import StreamCase
 
 
 class OnnxEngines:
@@ -17,17 +19,18 @@ class OnnxEngines:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._known: dict[Path, tuple[Engine, Engine]] = {}
+        self._known: dict[tuple[Path, bool], tuple[Engine, Engine]] = {}
 
-    def __call__(self, case: GoldenCase) -> tuple[Engine, Engine]:
-        if case.weights_path not in self._known:
-            self._known[case.weights_path] = self._export(case)
-        return self._known[case.weights_path]
+    def __call__(self, stream: StreamCase) -> tuple[Engine, Engine]:
+        key = (stream.case.weights_path, stream.loop.cached_keys is CachedKeys.UNROTATED)
+        if key not in self._known:
+            self._known[key] = self._export(stream)
+        return self._known[key]
 
-    def _export(self, case: GoldenCase) -> tuple[Engine, Engine]:
+    def _export(self, stream: StreamCase) -> tuple[Engine, Engine]:
         paths = [self._directory / f"{len(self._known)}_{name}.onnx" for name in ("transformer", "text_kv")]
-        transformer, text_kv = torch_modules(case)
-        tokens = case.config["tokens_per_frame"]
+        transformer, text_kv = torch_modules(stream)
+        tokens = stream.case.config["tokens_per_frame"]
         sizes = {"F": 3, "T": 3 * tokens, "S": 6 * tokens, "S+T": 9 * tokens}
         export_onnx(transformer, transformer.signature("S"), sizes, paths[0])
         export_onnx(text_kv, text_kv.signature(), {}, paths[1])

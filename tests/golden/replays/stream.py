@@ -20,6 +20,7 @@ from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline, ModelStream
 from streaming.noise import Draw, SeededNoise
 from streaming.protocol import Meta
+from streaming.specs import CachedKeys
 from streaming.tokens import Patch, unpatchify
 from streaming.video import WAN_GROUPS
 from tests.golden.case import GoldenCase
@@ -150,18 +151,19 @@ class StreamReplay:
         return groups[-1][1], list(np.concatenate([pictures for pictures, _ in groups]).shape)
 
 
-def torch_modules(case: GoldenCase) -> tuple[Transformer, TextKV]:
+def torch_modules(stream: StreamCase) -> tuple[Transformer, TextKV]:
     """The two graphs of a case, with its weights."""
-    sizes = TransformerConfig.from_json(case.config["model"])
+    sizes = TransformerConfig.from_json(stream.case.config["model"])
     with torch.device("meta"):
-        transformer, text_kv = Transformer(sizes), TextKV(sizes)
-    load_weights(case.checkpoint(), transformer, text_kv)
+        transformer = Transformer(sizes, stream.loop.cached_keys is CachedKeys.UNROTATED)
+        text_kv = TextKV(sizes)
+    load_weights(stream.case.checkpoint(), transformer, text_kv)
     return transformer, text_kv
 
 
-def torch_engines(case: GoldenCase) -> tuple[Engine, Engine]:
+def torch_engines(stream: StreamCase) -> tuple[Engine, Engine]:
     """Transformer and text side of a case as PyTorch modules."""
-    transformer, text_kv = torch_modules(case)
+    transformer, text_kv = torch_modules(stream)
     return (
         TorchEngine(transformer, *names(transformer.signature(0))),
         TorchEngine(text_kv, *names(text_kv.signature())),
@@ -173,11 +175,11 @@ def names(signature: Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def replay_stream(
-    case: GoldenCase, place: Callable[[GoldenCase], tuple[Engine, Engine]] = torch_engines
+    case: GoldenCase, place: Callable[[StreamCase], tuple[Engine, Engine]] = torch_engines
 ) -> None:
     """All chunks in order, with both sizes of the cache. `place` makes the transformer and its text side."""
     stream = read_stream(case)
-    engines = place(case)
+    engines = place(stream)
     for cache_frames in (stream.loop.cache_frames, stream.loop.local_attn_size):
         replay = StreamReplay(stream, cache_frames, *engines)
         for k, chunk in enumerate(stream.chunks):
@@ -185,6 +187,7 @@ def replay_stream(
 
             assert_decisions(case, k, chunk, replay, meta, shape)
             assert_tensors(case, k, chunk, replay)
+            assert_bank(case, k, replay, stream.bank_names)
             if cache_frames == stream.loop.local_attn_size:
                 assert_cache(case, k, chunk, replay, stream.kv_names)
     assert_seeds(case, stream)
@@ -202,6 +205,7 @@ def assert_decisions(
         "output_shape": shape,
         "updated": bool(replay.seen.embeddings),
         "in_transition": meta["transition_active"],
+        "records_after": replay.stream.session.bank.records,
     }
     for name, value in actual.items():
         expected = getattr(chunk, name)
@@ -239,6 +243,22 @@ def assert_cache(case: GoldenCase, k: int, chunk: ChunkCase, replay: StreamRepla
                 rows = kv.in_order(layer)[index]
                 undefined = case.tensors[name][:, rows.shape[1] :]
                 case.assert_close(name, torch.cat([rows, undefined], dim=1))
+
+
+def assert_bank(case: GoldenCase, k: int, replay: StreamReplay, names: str) -> None:
+    """Blocks of the memory bank, in their order, and the frame recorded last; zeros where none is."""
+    bank, cache = replay.stream.session.bank, replay.stream.session.kv
+    for layer, memory in enumerate(cache.slots.layers):
+        frame = memory[:, :, : cache.slots.tokens_per_frame]
+        empty = torch.zeros_like(frame)
+        blocks = [block.kv for block in bank.blocks[layer]] if bank.blocks else []
+        blocks += [empty] * (bank.size - len(blocks))
+        pending = bank.pending[layer].kv if bank.pending else empty
+        for index, part in enumerate("kv"):
+            for name, tensors in {part: blocks, f"{part}_new": [pending]}.items():
+                recorded = names.format(k=k, layer=layer, part=name)
+                if recorded in case.tensors:
+                    case.assert_close(recorded, torch.cat([tensor[index] for tensor in tensors], dim=1))
 
 
 def assert_seeds(case: GoldenCase, stream: StreamCase) -> None:

@@ -1,7 +1,7 @@
 """Reading cases of kind `stream`, which come in two notations, into one form.
 
 Cases with `pipeline_config` (longlive, memflow) tell the calls of the model, prompts by request and one black
-picture per latent frame. The others (streamdiffusionv2) tell counters in tokens and real numbers of pictures.
+picture per latent frame. The others tell counters in tokens and real numbers of pictures.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from streaming.sessions import Images
@@ -36,6 +37,7 @@ class ChunkCase:
     output_shape: list[int]
     updated: bool | None = None
     in_transition: bool | None = None
+    records_after: int | None = None  # frames that were recorded for the memory bank
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class StreamCase:
     prompts: Mapping[str, str]  # text -> name of its embedding; others are names themselves
     chunks: list[ChunkCase]
     kv_names: str  # of recorded caches, with {k}, {layer} and {part}
+    bank_names: str = "step{k}.state.bank.{layer}.{part}"
 
 
 def read_stream(case: GoldenCase) -> StreamCase:
@@ -91,7 +94,7 @@ def _with_frames(loop: LoopSpec, frames: int) -> LoopSpec:
 def _chunk_with_request(case: GoldenCase, k: int) -> ChunkCase:
     step, tensors = case.steps[k], case.tensors
     latents = tensors.get(f"step{k}.in.video_latents")
-    steps = case.meta.get("denoising_step_list")
+    steps = case.meta.get("denoising_step_list") or _steps_of_calls(case, k)
     parameters = {
         "input_mode": TEXT if latents is None else VIDEO,
         "prompts": [{"text": step["cond"], "weight": 1.0}],
@@ -119,7 +122,16 @@ def _chunk_with_request(case: GoldenCase, k: int) -> ChunkCase:
         output_shape=step["output_video_shape"],
         updated=step["conditioning_updated"],
         in_transition=step["transition_active"],
+        records_after=step["calls"][-1].get("bank_after", {}).get("global_end"),
     )
+
+
+def _steps_of_calls(case: GoldenCase, k: int) -> list[int] | None:
+    """The steps of a text chunk where no request of the case speaks of them."""
+    spoken_of = any("denoising_step_list" in step.get("request", {}) for step in case.steps)
+    if spoken_of or f"step{k}.in.video_latents" in case.tensors:
+        return None
+    return [int(call["timestep"]) for call in case.steps[k]["calls"] if call["kind"] == "denoise"]
 
 
 def _embedding_names(case: GoldenCase) -> Mapping[str, str]:
@@ -148,9 +160,19 @@ def _with_counters(case: GoldenCase) -> StreamCase:
         rope_positions=config["pipeline"]["max_rope_freq_table_seq_len"],
         sink_size=config["sink_size"],
         timestep_shift=config["timestep_shift"],
+        sink_ema_decay=config.get("compression_alpha"),
+        first_video_advance=_first_video_advance(case),
     )
     chunks = [_chunk_with_counters(case, k) for k in range(len(case.steps))]
     return StreamCase(case, pipeline, loop, TEMPORAL_FACTOR, {}, chunks, "step{k}.state.kv{layer}.{part}")
+
+
+def _first_video_advance(case: GoldenCase) -> int | None:
+    """By how much the counter goes on in a first chunk of video; only the numbers of the chunks tell it."""
+    for k, step in enumerate(case.steps):
+        if step["current_start_frame"] == 0 and f"step{k}.in.video_latents" in case.tensors:
+            return int(step["current_start_frame_after"])
+    return None
 
 
 def _chunk_with_counters(case: GoldenCase, k: int) -> ChunkCase:
@@ -164,6 +186,9 @@ def _chunk_with_counters(case: GoldenCase, k: int) -> ChunkCase:
         "noise_scale": step.get("user_noise_scale"),
         "noise_controller": step.get("noise_controller"),
     }
+    if latents is not None and pictures is None:  # only the noise scale that followed from them was recorded
+        parameters |= {"noise_controller": False, "noise_scale": step["effective_noise_scale"]}
+        pictures = torch.zeros(1, config["height"], config["width"], 3, dtype=torch.uint8)
     *denoising, _ = step["transformer_calls"]
     return ChunkCase(
         parameters=parameters,

@@ -1,0 +1,34 @@
+"""Replays of the memory bank's pure functions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from streaming.memory_bank import Block, compress, mean_of
+from tests.golden.case import GoldenCase
+
+
+def bank_compression(case: GoldenCase) -> None:
+    """The blocks that stay, in their order, and the new one behind them."""
+    tokens = case.config["tokens_per_frame"]
+    for k, _ in enumerate(case.steps or [None] * count(case)):
+        given = {name: case.tensors[f"step{k}.in.{name}"] for name in ("bank_k", "bank_v", "new_k", "new_v")}
+        bank = torch.stack([given["bank_k"], given["bank_v"]])
+        blocks = [Block.of(kv) for kv in bank.split(tokens, dim=2)]
+        new = Block.of(torch.stack([given["new_k"], given["new_v"]]))
+
+        kept = compress(blocks, new, mean_of(case.tensors[f"step{k}.in.text_k"][0]))
+
+        result: Tensor = torch.cat([block.kv for block in kept], dim=2)
+        case.assert_equal(f"steps[{k}]: blocks", len(kept), case.config["bank_size"])
+        case.assert_close(f"step{k}.out.bank_k", result[0])
+        case.assert_close(f"step{k}.out.bank_v", result[1])
+
+
+def count(case: GoldenCase) -> int:
+    """Calls of a case that does not list them."""
+    return len({name.partition(".")[0] for name in case.tensors})
+
+
+REPLAYS: dict[str, Callable[[GoldenCase], None]] = {"memflow.bank_compression": bank_compression}
