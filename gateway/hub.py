@@ -1,7 +1,15 @@
 """Files of the Hugging Face hub: what a repository holds, and resumable transfers.
 
-Plain HTTP to the hub's documented endpoints instead of `huggingface_hub`'s downloads: those run in threads
-that cannot be cancelled, and keep unfinished files where Scope's installations do not look for them.
+Addresses, credentials, the answers' forms and the meaning of refusals come from `huggingface_hub`; the bytes
+do not, because its downloads cannot do what these files of 28 GB need (measured with 1.33 against the tests'
+hub):
+
+- `hf_hub_download` removes what it has when it is interrupted, and a killed one's part is never used again:
+  each of three tries asked for the whole file, without a Range. A file here goes on where it stopped.
+- It runs in a thread that nobody can end before the next bytes come, or the connection times out after 10 s;
+  a shutdown may take 5 s. Cancelling a request of httpx ends it at once.
+- Its unfinished files have names that Scope's installations do not know; theirs end in `.incomplete`.
+- It compares the size; a file of the right size with wrong content is found here by its SHA-256.
 """
 
 import asyncio
@@ -17,6 +25,10 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from streaming.errors import WanstreamError
 
@@ -30,6 +42,7 @@ _PIECE_BYTES: Final = 4 << 20
 _FLUSH_S: Final = 0.5
 _HASH_PIECE_BYTES: Final = 16 << 20
 _MAX_RETRY_AFTER_S: Final = 60.0
+_GO_ON: Final = "Start the download again to go on where it stopped."
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 OnBytes = Callable[[int], None]  # bytes of the file that are stored by now
@@ -39,12 +52,20 @@ class HubError(WanstreamError):
     """The hub refused or failed for good; the text says what and where, and holds no token."""
 
 
+class HubUnreachableError(WanstreamError):
+    """No hub answers at all."""
+
+
 class _Transient(Exception):
     """Another try may succeed. retry_after_s: what the hub asks for."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+
+
+class _NoConnection(Exception):
+    """No answer came, or not to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +91,11 @@ class Hub:
         """endpoint: such as https://huggingface.co. retry_delays_s: before each further try of a request."""
         self._endpoint = endpoint.rstrip("/")
         self._retry_delays_s = retry_delays_s
-        headers = {"User-Agent": "wanstream", "Accept-Encoding": "identity"}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
+        headers = build_hf_headers(
+            token=token or False,  # None would mean the token that is stored on this machine
+            library_name="wanstream",
+            headers={"Accept-Encoding": "identity"},
+        )
         # httpx drops the Authorization header when a redirect leads to another origin.
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, follow_redirects=True)
 
@@ -80,8 +103,13 @@ class Hub:
         await self._client.aclose()
 
     async def files(self, repository: str) -> list[HubFile]:
-        """All files of a repository's main branch. Raises HubError."""
-        return await self._retrying(repository, lambda: self._files(repository))
+        """All files of a repository's main branch. Raises HubError and HubUnreachableError."""
+        if huggingface_hub.is_offline_mode():
+            raise HubUnreachableError("HF_HUB_OFFLINE forbids to ask the hub.")
+        try:
+            return await self._retrying(repository, lambda: self._files(repository))
+        except _NoConnection as error:
+            raise HubUnreachableError(f"{self._endpoint} cannot be reached: {error}.") from None
 
     async def fetch(self, file: HubFile, target: Path, on_bytes: OnBytes) -> None:
         """Store `file` as `target`, from where an earlier try stopped.
@@ -89,10 +117,15 @@ class Hub:
         Until it is complete, and its size and hash are right, it is called `<target>.incomplete`. Raises
         HubError and OSError.
         """
-        await self._retrying(str(file), lambda: self._fetch(file, target, on_bytes))
+        try:
+            await self._retrying(str(file), lambda: self._fetch(file, target, on_bytes))
+        except _NoConnection as error:
+            raise HubError(f"{file}: {error}. {_GO_ON}") from None
 
     async def _retrying(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Raises HubError, and _NoConnection when the last try got no answer."""
         for delay_s in (*self._retry_delays_s, None):
+            connected = True
             try:
                 return await attempt()
             except _Transient as failure:
@@ -102,22 +135,25 @@ class Hub:
             except (httpx.TransportError, httpx.DecodingError) as error:
                 # The text of these errors may hold a signed URL.
                 reason, retry_after_s = f"connection failed ({type(error).__name__})", 0.0
+                connected = False
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise HubError(f"{what}: {type(error).__name__}; check HF_ENDPOINT.") from None
             if delay_s is None:
                 break
             logger.warning("%s: %s; another try follows", what, reason)
             await asyncio.sleep(max(delay_s, min(retry_after_s, _MAX_RETRY_AFTER_S)))
-        raise HubError(f"{what}: {reason}. Start the download again to go on where it stopped.")
+        if not connected:
+            raise _NoConnection(reason)
+        raise HubError(f"{what}: {reason}. {_GO_ON}")
 
     async def _files(self, repository: str) -> list[HubFile]:
         url = f"{self._endpoint}/api/models/{quote(repository)}/revision/main"
         response = await self._client.get(url, params={"blobs": "true"})
-        _require_success(response, repository)
+        await _require_success(response, repository)
         try:
-            answer = response.json()
-            return [_hub_file(repository, answer["sha"], entry) for entry in answer["siblings"]]
-        except (ValueError, KeyError, TypeError) as error:
+            info = huggingface_hub.ModelInfo(**response.json())
+            return [_hub_file(repository, info.sha, sibling) for sibling in info.siblings or ()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HubError(
                 f"{repository}: {self._endpoint} does not answer like a Hugging Face hub."
             ) from error
@@ -137,13 +173,15 @@ class Hub:
 
     async def _transfer(self, file: HubFile, part: Path, stored: int, digest: Any, on_bytes: OnBytes) -> Any:
         """Get what is missing behind the first `stored` bytes; the digest of the whole file."""
-        url = f"{self._endpoint}/{quote(file.repository)}/resolve/{quote(file.commit)}/{quote(file.path)}"
+        url = huggingface_hub.hf_hub_url(
+            file.repository, file.path, revision=file.commit, endpoint=self._endpoint
+        )
         headers = {"Range": f"bytes={stored}-"} if stored else {}
         async with self._client.stream("GET", url, headers=headers) as response:
             if response.status_code == 416:
                 await asyncio.to_thread(part.unlink, missing_ok=True)
                 raise _Transient("the hub refuses to resume")
-            _require_success(response, str(file))
+            await _require_success(response, str(file))
             if stored and not _continues_at(response, stored):
                 stored, digest = 0, hashlib.sha256()
             output = await asyncio.to_thread(_Output, part, stored, digest)
@@ -165,12 +203,11 @@ class Hub:
         return digest
 
 
-def _hub_file(repository: str, commit: str, entry: dict[str, Any]) -> HubFile:
-    lfs = entry.get("lfs") or {}
-    size_bytes = lfs.get("size", entry["size"])
-    if not isinstance(size_bytes, int) or not isinstance(entry["rfilename"], str):
-        raise TypeError("size and rfilename are needed")
-    return HubFile(repository, str(commit), entry["rfilename"], size_bytes, lfs.get("sha256"))
+def _hub_file(repository: str, commit: str | None, entry: RepoSibling) -> HubFile:
+    size_bytes = entry.lfs.size if entry.lfs else entry.size
+    if commit is None or not isinstance(size_bytes, int) or not isinstance(entry.rfilename, str):
+        raise TypeError("the commit, and size and rfilename of each file, are needed")
+    return HubFile(repository, commit, entry.rfilename, size_bytes, entry.lfs.sha256 if entry.lfs else None)
 
 
 def _usable_part(part: Path, size_bytes: int, digest: Any) -> int:
@@ -220,16 +257,22 @@ def _continues_at(response: httpx.Response, stored: int) -> bool:
     return response.status_code == 206 and start == str(stored)
 
 
-def _require_success(response: httpx.Response, what: str) -> None:
+async def _require_success(response: httpx.Response, what: str) -> None:
     status = response.status_code
-    if response.is_success:
-        return
     if status in _TRANSIENT:
         wait = response.headers.get("Retry-After", "")
         raise _Transient(f"HTTP {status}", float(wait) if wait.isdecimal() else 0.0)
-    advice = {
-        401: "the repository is private or does not exist: set HF_TOKEN to a token that may read it",
-        403: "access is not granted: accept its licence on huggingface.co and set HF_TOKEN",
-        404: "no such repository or file",
-    }.get(status, "the hub refuses the request")
-    raise HubError(f"{what}: HTTP {status}, {advice}.")
+    if response.is_error:
+        await response.aread()  # the library reads the hub's own explanation
+    try:
+        hf_raise_for_status(response)
+    except HfHubHTTPError as error:  # its text may hold a signed URL
+        raise HubError(f"{what}: HTTP {status}, {_advice(error, status)}.") from None
+
+
+def _advice(error: HfHubHTTPError, status: int) -> str:
+    if isinstance(error, GatedRepoError) or status == 403:
+        return "access is not granted: accept its licence on huggingface.co and set HF_TOKEN"
+    if status == 401:
+        return "the repository is private or does not exist: set HF_TOKEN to a token that may read it"
+    return "no such repository or file" if status == 404 else "the hub refuses the request"

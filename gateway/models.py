@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from gateway.artifacts import ARTIFACTS, MIRROR, UPSTREAM, Artifact, is_directory
 from gateway.config import Config
 from gateway.errors import ApiError
-from gateway.hub import INCOMPLETE, Hub, HubError, HubFile
+from gateway.hub import INCOMPLETE, Hub, HubError, HubFile, HubUnreachableError
 from gateway.paths import PathNotAllowedError, resolve_inside
 from gateway.validation import quoted
 from streaming.errors import WanstreamError
@@ -120,8 +120,11 @@ class Models:
 
     def missing(self, pipeline_id: str) -> list[str]:
         """Paths, relative to the models directory, of what is not there or not complete."""
+        return [f"{artifact.repository}/{name}" for artifact, name in self._missing(pipeline_id)]
+
+    def _missing(self, pipeline_id: str) -> list[tuple[Artifact, str]]:
         return [
-            f"{artifact.repository}/{name}"
+            (artifact, name)
             for artifact in ARTIFACTS[pipeline_id]
             for name in artifact.files
             if not _is_present(self._directory / artifact.repository / name, name)
@@ -155,6 +158,9 @@ class Models:
                     await self._fetch_from_any(plan, progress)
         except HubError as error:
             raise DownloadError(str(error)) from error
+        except HubUnreachableError as error:
+            by_hand = await asyncio.to_thread(self._by_hand, pipeline_id)
+            raise DownloadError(f"{error} {by_hand}") from error
         except OSError as error:
             raise DownloadError(_describe_os_error(error, self._directory)) from error
 
@@ -180,6 +186,18 @@ class Models:
             logger.exception("Download for %s failed", pipeline_id)
         finally:
             del self._tasks[pipeline_id]
+
+    def _by_hand(self, pipeline_id: str) -> str:
+        """What to do without a network: where each missing file is, and where it belongs."""
+        lines = []
+        for artifact, name in self._missing(pipeline_id):
+            page = f"https://huggingface.co/{artifact.repository_id(self._owners[0])}"
+            kind, rest = ("tree", "/ with all in it") if is_directory(name) else ("resolve", "")
+            lines.append(f"{page}/{kind}/main/{name}{rest} to {artifact.repository}/{name}")
+        return (
+            "Check the network and HF_ENDPOINT and start the download again. Or fetch on another machine, "
+            f"and copy into {self._directory}:\n" + "\n".join(lines)
+        )
 
     async def _plan(self, artifact: Artifact, owners: Sequence[str]) -> _Plan:
         """Find the artifact's files with the first owner that has them all. Raises HubError."""
