@@ -45,10 +45,24 @@ logger = logging.getLogger("gateway")  # __name__ is "__main__" under `python -m
     help="gRPC endpoint of an external Triton server; without it an embedded one is started.",
 )
 @click.option("--triton-metrics-url", metavar="URL", help="Metrics of the external Triton (GPU memory).")
+@click.option(
+    "--lora-dir",
+    "lora_dirs",
+    multiple=True,
+    metavar="DIRECTORY",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="A further directory of LoRA files, which is only read; may be repeated.",
+)
 @click.option("--max-sessions", type=click.IntRange(1), help="Limit of concurrent viewers.")
 @click.pass_context
 def main(
-    context: click.Context, /, reload: bool, no_browser: bool, show_version: bool, **options: Any
+    context: click.Context,
+    /,
+    reload: bool,
+    no_browser: bool,
+    show_version: bool,
+    lora_dirs: tuple[Path, ...],
+    **options: Any,
 ) -> None:
     """Real-time, prompt-driven video: REST and WebRTC in front of NVIDIA Triton."""
     if context.invoked_subcommand is not None:
@@ -59,7 +73,9 @@ def main(
         return
     try:
         given = {key: value for key, value in options.items() if value is not None}
-        config = dataclasses.replace(Config.from_env(), git_commit=git_commit(), **given)
+        config = Config.from_env()
+        directories = config.directories.with_loras(lora_dirs)
+        config = dataclasses.replace(config, directories=directories, git_commit=git_commit(), **given)
         if reload:
             _run_with_reload()
         else:

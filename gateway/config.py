@@ -1,8 +1,8 @@
 """All settings of the gateway, read once from the environment; nothing else reads `os.environ`."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streaming.errors import WanstreamError
@@ -33,12 +33,16 @@ class Directories:
     assets: Path
     logs: Path
     engines: Path
-    shared_loras: Path | None = None  # read only
+    shared_loras: tuple[Path, ...] = ()  # read only
 
     @property
     def lora_directories(self) -> list[Path]:
         """Where LoRA files may be, the own directory first."""
-        return [self.loras] if self.shared_loras is None else [self.loras, self.shared_loras]
+        return [self.loras, *self.shared_loras]
+
+    def with_loras(self, further: Iterable[Path]) -> "Directories":
+        """The same with more places from which LoRA files are only read, after those that there are."""
+        return replace(self, shared_loras=(*self.shared_loras, *further))
 
     def create(self) -> None:
         """Make those that are missing. Raises WanstreamError."""
@@ -160,7 +164,7 @@ def _directories(values: Mapping[str, str]) -> Directories:
 
     home = path("WANSTREAM_HOME", Path.home() / ".daydream-scope")
     models = path("DAYDREAM_SCOPE_MODELS_DIR", home / "models")
-    shared = "DAYDREAM_SCOPE_LORA_SHARED_DIR" in values
+    shared = "DAYDREAM_SCOPE_LORA_SHARED_DIR"
     return Directories(
         home=home,
         models=models,
@@ -168,7 +172,7 @@ def _directories(values: Mapping[str, str]) -> Directories:
         assets=path("DAYDREAM_SCOPE_ASSETS_DIR", models.parent / "assets"),
         logs=path("DAYDREAM_SCOPE_LOGS_DIR", home / "logs"),
         engines=path("WANSTREAM_ENGINES_DIR", home / "engines"),
-        shared_loras=path("DAYDREAM_SCOPE_LORA_SHARED_DIR", home) if shared else None,
+        shared_loras=(path(shared, home),) if shared in values else (),
     )
 
 

@@ -122,7 +122,7 @@ class Loras:
         """
         if not name.lower().endswith(LORA_SUFFIX):
             raise ApiError(400, f"'{quoted(name)}' is not a {LORA_SUFFIX} file.")
-        files = await asyncio.to_thread(lambda: list(_scan(self._directory, read_only=False)))
+        files = await asyncio.to_thread(lambda: list(_scan(self._directory, set(), read_only=False)))
         file = next((f for f in files if f.relative.as_posix() == name), None)
         if file is None:
             raise ApiError(404, f"LoRA '{quoted(name)}' not found")
@@ -233,9 +233,10 @@ class Loras:
         return [file.describe(manifest) for file in files]
 
     def _scan(self) -> Iterator[LoraFile]:
-        yield from _scan(self._directory, read_only=False)
+        visited: set[Path] = set()  # a shared directory may hold the own one, or another
+        yield from _scan(self._directory, visited, read_only=False)
         for directory in self._shared:
-            yield from _scan(directory, read_only=True)
+            yield from _scan(directory, visited, read_only=True)
 
 
 def _sha256(path: Path) -> str:
@@ -246,9 +247,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _scan(directory: Path, *, read_only: bool) -> Iterator[LoraFile]:
-    """Linked directories are followed, each directory is visited once."""
-    visited: set[Path] = set()
+def _scan(directory: Path, visited: set[Path], *, read_only: bool) -> Iterator[LoraFile]:
+    """Linked directories are followed; none is visited that is in `visited`, to which they are added."""
     for folder, folders, files in os.walk(directory, followlinks=True):
         place = Path(folder).resolve()
         if place in visited:

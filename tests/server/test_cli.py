@@ -55,7 +55,7 @@ def test_help_names_every_option_and_command(option: str, tmp_path: Path) -> Non
     shown = run(option, home=tmp_path)
 
     options = ["--host", "--port", "--reload", "-N, --no-browser", "--version"]
-    options += ["--triton-url", "--triton-metrics-url", "--max-sessions", "pipelines"]
+    options += ["--triton-url", "--triton-metrics-url", "--lora-dir", "--max-sessions", "pipelines"]
     assert shown.returncode == 0
     assert [o for o in options if not re.search(rf"^  {o}\b.*(\s{{2,}}|\n\s+)\w", shown.stdout, re.M)] == []
     assert "[default: 0.0.0.0]" in shown.stdout
@@ -82,6 +82,8 @@ def test_pipelines_are_listed(tmp_path: Path) -> None:
         (["--port", "0"], "'--port': 0 is not in the range"),
         (["--port", "http"], "'--port': 'http' is not a valid integer"),
         (["--max-sessions", "0"], "'--max-sessions': 0 is not in the range"),
+        (["--lora-dir", __file__], f"'--lora-dir': Directory '{__file__}' is a file"),
+        (["--lora-dir", "/nowhere"], "'--lora-dir': Directory '/nowhere' does not exist"),
         (["--cloud"], "No such option '--cloud'"),
         (["plugins"], "No such command 'plugins'"),
     ],
@@ -214,7 +216,11 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProce
         "DAYDREAM_SCOPE_LORA_DIR": str(home / "my loras"),
         "WANSTREAM_ENGINES_DIR": str(home / "my engines"),
     }
-    with started(home, env) as server:
+    further = []
+    for name in ("their loras", "old loras"):
+        (home / name).mkdir()
+        further += ["--lora-dir", str(home / name)]
+    with started(home, env, *further) as server:
         yield server
         (home / "closed").touch()
         code = server.stop(signal.SIGTERM, within_s=5)
@@ -239,13 +245,16 @@ def test_an_unknown_pipeline_in_the_environment_is_shown_as_an_error(configured:
 def test_directories_are_where_the_environment_says(configured: ServerProcess) -> None:
     image = b"\x89PNG"
     refused = configured.client.request("POST", "/api/v1/assets?filename=a.png", body=image)
-    (configured.home / "my loras" / "style.safetensors").write_bytes(bytes(10))
+    loras = [configured.home / f"{whose} loras" / "style.safetensors" for whose in ("my", "old", "their")]
+    for path in loras:
+        path.write_bytes(bytes(10))
     listed = configured.client.request("GET", "/api/v1/lora/list").json()["lora_files"]
 
     names = directories(configured.home)
     assert {"my models", "my logs", "my/assets", "my loras", "my engines"} <= names
     assert not names & {"models", "logs", "assets", "engines"}
-    assert [entry["path"] for entry in listed] == [str(configured.home / "my loras" / "style.safetensors")]
+    read_only = {entry["path"]: entry["read_only"] for entry in listed}
+    assert read_only == {str(path): path.parent.name != "my loras" for path in loras}
     assert refused.status == 400
 
 

@@ -177,6 +177,16 @@ async def test_shared_files_are_listed_as_read_only(place: Place, tmp_path: Path
     assert [(f["name"], f["read_only"]) for f in await place.listed()] == [("own", False), ("s", True)]
 
 
+async def test_files_are_listed_once_where_directories_overlap(tmp_path: Path) -> None:
+    own = tmp_path / "models" / "lora"
+    (own / "sub").mkdir(parents=True)
+    (own / "sub" / "a.safetensors").write_bytes(CONTENT)
+    (tmp_path / "models" / "b.safetensors").write_bytes(CONTENT)
+    loras = Loras(own, lambda: [], shared=[own, own / "sub", tmp_path / "models"])
+
+    assert [(f["name"], f["read_only"]) for f in await loras.entries()] == [("b", True), ("a", False)]
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"entries": []}', '{"entries": {"a.safetensors": 7}}', "null"]
 )
