@@ -72,11 +72,11 @@ class Checkpoint:
             yield group
 
 
-def open_checkpoint(path: Path, entry: str | None = None, prefix: str = "") -> Checkpoint:
+def open_checkpoint(path: Path, entry: str | tuple[str, ...] | None = None, prefix: str = "") -> Checkpoint:
     """Read the names and shapes of a .safetensors, .pt or .pth file.
 
-    entry   state dict to take where a .pt file holds several, such as "generator" or "generator_ema"; a file
-            that holds its tensors directly needs none
+    entry   state dict to take where a .pt file holds several, such as "generator", or several names, of which
+            the first one that is there counts; a file that holds its tensors directly needs none
     prefix  take only the keys that start with it, and remove it
 
     Then, if all keys start with `model.`, that is removed, and `_fsdp_wrapped_module.` anywhere (wan.md 7.2).
@@ -87,9 +87,10 @@ def open_checkpoint(path: Path, entry: str | None = None, prefix: str = "") -> C
     if path.suffix == ".safetensors":
         entries, read = _safetensors_entries(path), _safetensors_reader(path)
     elif path.suffix in (".pt", ".pth"):
-        state = _torch_state(path, entry)
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        state = _torch_state(path, names)
         entries = [Entry(key, tuple(t.shape), t.nbytes) for key, t in state.items()]
-        read = _torch_reader(path, entry)
+        read = _torch_reader(path, names)
     else:
         raise CheckpointError(f"Checkpoint '{path}' must be a .safetensors, .pt or .pth file.")
     return Checkpoint(path, _by_model_key(path, entries, prefix), read)
@@ -220,16 +221,16 @@ def _safetensors_reader(path: Path) -> Callable[[Sequence[str]], Iterator[Tensor
     return read
 
 
-def _torch_reader(path: Path, entry: str | None) -> Callable[[Sequence[str]], Iterator[Tensor]]:
-    def read(names: Sequence[str]) -> Iterator[Tensor]:
-        state = _torch_state(path, entry)
-        for name in names:
-            yield state[name]
+def _torch_reader(path: Path, names: Sequence[str]) -> Callable[[Sequence[str]], Iterator[Tensor]]:
+    def read(keys: Sequence[str]) -> Iterator[Tensor]:
+        state = _torch_state(path, names)
+        for key in keys:
+            yield state[key]
 
     return read
 
 
-def _torch_state(path: Path, entry: str | None) -> Mapping[str, Tensor]:
+def _torch_state(path: Path, names: Sequence[str]) -> Mapping[str, Tensor]:
     """The state dict of a .pt file, its tensors mapped (old files without zip container are read)."""
     with path.open("rb") as file:
         mappable = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
@@ -242,13 +243,15 @@ def _torch_state(path: Path, entry: str | None) -> Mapping[str, Tensor]:
     if _is_state_dict(nested):
         return nested
     entries = [key for key, value in nested.items() if _is_state_dict(value)]
-    if entry not in entries:
-        wanted = f"no state dict '{entry}'" if entry else "no tensors at its top level"
+    found = next((name for name in names if name in entries), None)
+    if found is None:
+        listed = " or ".join(f"'{name}'" for name in names)
+        wanted = f"no state dict {listed}" if names else "no tensors at its top level"
         raise CheckpointError(
             f"Checkpoint '{path}' has {wanted}; it holds {_some(entries) or 'no state dict at all'}."
             " Check that it is the file of this pipeline."
         )
-    state: Mapping[str, Tensor] = nested[entry]
+    state: Mapping[str, Tensor] = nested[found]
     return state
 
 

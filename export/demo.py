@@ -103,7 +103,7 @@ def write_demo_models(
         vae_shapes, text_shapes = checkpoint_shapes(WanVae(vae)), checkpoint_shapes(TextEncoder(encoder))
     for files in TRANSFORMER_FILES.values():
         state = random_state(generator, seed=1)
-        _save(directory / files.weights, {files.entry: state} if files.entry else state)
+        _save(directory / files.weights, {files.entry: state} if isinstance(files.entry, str) else state)
         if files.adapter is not None:
             _save(directory / files.adapter[0], {"generator_lora": _empty_adapter(generator)})
         _write_json(directory / files.config, _config_json(transformer))

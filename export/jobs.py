@@ -44,12 +44,12 @@ VAE_FILES: Final[dict[VaeType, str]] = {
 class TransformerFiles:
     """Where a pipeline's transformer lies below the directory of models.
 
-    entry     state dict of the file, where it holds several
+    entry     state dict of the file, where it holds several; the first one of several names that is there
     adapter   file of the adapter that belongs to the weights, and its alpha
     """
 
     weights: str
-    entry: str | None = None
+    entry: str | tuple[str, ...] | None = None
     adapter: tuple[str, float] | None = None
     config: str = f"{_BASE}/config.json"
 
@@ -59,6 +59,11 @@ TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
         "LongLive-1.3B/models/longlive_base.pt", "generator", ("LongLive-1.3B/models/lora.pt", 256.0)
     ),
     "streamdiffusionv2": TransformerFiles("StreamDiffusionV2/wan_causal_dmd_v2v/model.pt", "generator"),
+    # A flat file, or one with several state dicts: the authors' script prefers the averaged weights.
+    "reward-forcing": TransformerFiles(
+        "Reward-Forcing-T2V-1.3B/rewardforcing.pt", ("generator_ema", "generator")
+    ),
+    "memflow": TransformerFiles("MemFlow/base.pt", "generator", ("MemFlow/lora.pt", 256.0)),
 }
 
 

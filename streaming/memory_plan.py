@@ -149,7 +149,7 @@ def memory_plan(
     height, width = size or (engines.vae[0].height, engines.vae[0].width)
     here = set(engines.engines((height, width)))
     loaded = {name: manifest for name, manifest in manifests.items() if name in here}
-    caches = _session_caches(engines, loaded, height, width)
+    caches = _session_caches(engines, loaded, loop, height, width)
     again = sum(caches[name] for name in ("VAE caches", "cross attention"))  # old and new ones in one call
     if loop.on_prompt_change is OnPromptChange.RECACHE:
         again += caches["KV cache"]  # is computed anew beside the old one, which is still needed on failure
@@ -194,7 +194,7 @@ def activation_bytes(manifest: EngineManifest) -> int:
 
 
 def _session_caches(
-    engines: EngineSet, manifests: Mapping[str, EngineManifest], height: int, width: int
+    engines: EngineSet, manifests: Mapping[str, EngineManifest], loop: LoopSpec, height: int, width: int
 ) -> dict[str, int]:
     """What the inputs of the engines say about the caches of one stream."""
     vae = engines.vae_for(height, width)
@@ -205,8 +205,11 @@ def _session_caches(
         found = () if manifest is None else manifest.inputs
         return sum(t.bytes(sizes) for t in found if t.name.startswith(prefix))
 
+    slots = loop.cache_tokens(tokens, engines.cache_frames)
+    kv_cache = inputs(engines.transformer, "kv_", {"S": slots})
     return {
-        "KV cache": inputs(engines.transformer, "kv_", {"S": engines.cache_frames * tokens}),
+        "KV cache": kv_cache,
+        "frames kept beside it": kv_cache * loop.kept_frames * tokens // slots,
         "cross attention": inputs(engines.transformer, "cross_kv_", {}),
         "VAE caches": inputs(vae.decoder_next, "cache_", {}) + inputs(vae.encoder_next, "cache_", {}),
     }

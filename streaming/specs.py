@@ -76,6 +76,13 @@ class LoopSpec:
             (self.cache_frames if ring_frames is None else ring_frames) + self.bank_size
         ) * tokens_per_frame
 
+    @property
+    def kept_frames(self) -> int:
+        """Latent frames of keys and values that a stream keeps beside its cache: an averaged sink, and the
+        bank's blocks with the frame that was recorded last."""
+        sink = self.sink_size if self.sink_ema_decay is not None else 0
+        return sink + (self.bank_size + 1 if self.record_interval is not None else 0)
+
     def chunk_frames(self, mode: str, first: bool) -> int:
         """Latent frames of a chunk; `first` is true for the first one after a reset."""
         if not first:
