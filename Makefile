@@ -5,6 +5,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Processes that run the tests; more than the cores, because many tests wait. 0: in this one.
+JOBS ?= 3
 
 .PHONY: serve demo test lint unit setup setup-dev clean
 
@@ -17,7 +19,7 @@ demo:
 	PIPELINE=longlive $(BIN)/wanstream $(ARGS)
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS)
 
 lint: setup-dev
 	$(BIN)/ruff check .
@@ -25,7 +27,7 @@ lint: setup-dev
 	$(BIN)/mypy
 
 unit: setup-dev
-	$(BIN)/pytest tests/unit tests/golden
+	$(BIN)/pytest -n $(JOBS) tests/unit tests/golden
 
 setup:
 	@VENV=$(VENV) scripts/setup.sh serve

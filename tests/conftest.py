@@ -1,20 +1,69 @@
 """What tests of several kinds share."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from filelock import FileLock
 from hypothesis import settings
 
-from streaming.engine_set import EngineSet
+from export.store import EngineStore
+from streaming.engine_set import EngineSet, read_engine_set
 from tests.engines import export_small
+from tests.golden.case import discover, golden_directory
+from tests.golden.registry import must_wait
 
 # A deadline would judge how busy the machine is.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
+GOLDEN = "tests/golden/"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The models are tiny and several processes run: more threads cost time, here and in what tests start."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `pytest -n` spreads the tests."""
+    from tests.spread import Spread  # only a run with pytest-xdist needs it
+
+    return Spread(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the golden cases that nothing replays yet, if golden tests ran here or in another process."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    if not any(getattr(report, "nodeid", "").startswith(GOLDEN) for report in reports):
+        return
+    waiting = [case for case in discover(golden_directory()) if must_wait(case)]
+    terminalreporter.section(f"golden cases not yet replayed: {len(waiting)}")
+    for case in waiting:
+        terminalreporter.write_line(f"{case} ({case.kind})")
+
 
 @pytest.fixture(scope="session")
-def exported_engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EngineSet]:
-    """A small LongLive, exported once: directory of `models` (checkpoints) and `engines`. Never change it."""
-    root = tmp_path_factory.mktemp("exported")
-    return root, export_small(root)[1]
+def shared_directory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A directory that all processes of this run have in common. What is slow to make is made once in it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+@pytest.fixture(scope="session")
+def exported_engines(shared_directory: Path) -> tuple[Path, EngineSet]:
+    """A small LongLive, exported once: directory of `models` (checkpoints) and `engines`. Never change it.
+
+    It can be the home directory of a server.
+    """
+    root = shared_directory / "exported"
+    with FileLock(shared_directory / "exported.lock"):
+        sets = EngineStore(root / "engines").sets
+        if not list(sets.glob("*")):
+            export_small(root)
+    (engine_set,) = map(read_engine_set, sets.iterdir())
+    return root, engine_set

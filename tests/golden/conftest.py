@@ -1,16 +1,11 @@
-"""Finds the golden cases and says which of them cannot be replayed yet."""
+"""Finds the golden cases for the tests that replay them."""
 
 import pytest
-import torch
 
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.registry import must_wait
 
 CASES = pytest.StashKey[list[GoldenCase]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)  # the models are tiny; more threads cost time
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,15 +30,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if empty:
         config.hook.pytest_deselected(items=empty)
         items[:] = [item for item in items if item not in empty]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if CASES not in config.stash:
-        return
-    waiting = [case for case in config.stash[CASES] if must_wait(case)]
-    terminalreporter.section(f"golden cases not yet replayed: {len(waiting)}")
-    for case in waiting:
-        terminalreporter.write_line(f"{case} ({case.kind})")
 
 
 def all_cases(config: pytest.Config) -> list[GoldenCase]:

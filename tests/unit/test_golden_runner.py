@@ -133,10 +133,10 @@ def test_a_missing_source_of_weights_is_named(tmp_path: Path) -> None:
         case.checkpoint()
 
 
-def run_golden(directory: Path) -> tuple[int, str]:
+def run_golden(directory: Path, *options: str) -> tuple[int, str]:
     """`pytest tests/golden` on a directory, as anybody would call it."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/golden", "-v", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "tests/golden", "-v", "-p", "no:cacheprovider", *options],
         cwd=REPOSITORY,
         env=os.environ | {"WANSTREAM_GOLDEN": str(directory)},
         capture_output=True,
@@ -170,15 +170,17 @@ def test_a_directory_given_by_environment_is_replayed_and_nothing_else(tmp_path:
     assert "mine/later (vace.causal)" in output
 
 
-def test_a_wrong_number_and_an_unknown_kind_fail_the_run(tmp_path: Path) -> None:
+def test_a_wrong_number_and_an_unknown_kind_fail_the_run_in_several_processes(tmp_path: Path) -> None:
     flow = load_file(COMMITTED / "wan" / "dit_bidirectional.safetensors")["out.flow"]
     flow[1, 2, 3, 4, 5] += 1
     copy_case("wan/dit_bidirectional", tmp_path / "mine" / "tampered", {"out.flow": flow})
     write_case(tmp_path / "mine" / "odd", {}, kind="wan.telepathy")
+    write_case(tmp_path / "mine" / "later", {}, kind="vace.causal")
 
-    code, output = run_golden(tmp_path)
+    code, output = run_golden(tmp_path, "-n", "2")
 
     assert code == 1, output
+    assert "mine/later (vace.causal)" in output
     assert "mine/tampered: out.flow: 1 of " in output
     assert "worst at [1, 2, 3, 4, 5]" in output
     assert "mine/odd: no replay for kind 'wan.telepathy'" in output

@@ -13,8 +13,6 @@ from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from tests.random_weights import randomized
 from tests.unit.graph_rules import assert_exportable
 
-torch.set_num_threads(1)  # for models this small more threads cost time
-
 CONFIG = TransformerConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=6, in_dim=4, out_dim=4
 )

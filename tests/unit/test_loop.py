@@ -18,8 +18,6 @@ from streaming.specs import LONGLIVE
 from streaming.video import to_model
 from tests.tiny_pipeline import HEIGHT, VAES, WIDTH, Hook, camera, chunk, parameters, tiny_pipeline
 
-torch.set_num_threads(1)
-
 BIRD = [{"text": "a bird", "weight": 1.0}]
 
 

@@ -16,8 +16,6 @@ from streaming.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 from streaming.transformer import HIDDEN, LatentTransformer, visible
 from tests.random_weights import randomized
 
-torch.set_num_threads(1)  # for models this small more threads cost time
-
 CONFIG = TransformerConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=6, in_dim=4, out_dim=4
 )
