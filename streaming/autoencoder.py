@@ -39,6 +39,18 @@ def encode(
     return torch.cat(latents, dim=2).transpose(1, 2), caches
 
 
+def encode_alone(vae: VaeEngines, picture: Tensor, step: Step, *, normalise: bool = True) -> Tensor:
+    """Encode one picture as a video of its own; no stream is touched.
+
+    picture [B, 3, 1, H, W] in [-1, 1] -> latents [B, 1, C, h, w]
+    """
+    name = "z" if normalise else "mu"
+    plan = vae.groups.plan(1, start=True)
+    frames = torch.cat([picture] * (1 + plan.repeats), dim=2)
+    with step("encode"):
+        return vae.encoder_first.run({"frames": frames}, [name])[name].transpose(1, 2)
+
+
 def decode(vae: VaeEngines, latents: Tensor, caches: Caches | None, step: Step) -> tuple[Tensor, Caches]:
     """Decode the next latent frames of a stream; without caches exactly one, its first.
 

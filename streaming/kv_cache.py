@@ -11,14 +11,13 @@ to their slots.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from streaming.attention_bias import key_bias
 from streaming.ema_sink import EmaSink
-from streaming.transformer import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +111,10 @@ class Slots:
 class KVCache:
     """Keys and values of the frames in a ring, and of a memory bank in the slots after the ring's.
 
-    sink   averages evicted frames into the sink; None: they are gone
-    bank   per layer the blocks of the bank, each [2, B, tokens_per_frame, N, D] and never changed; the same
-           number in every layer
+    sink      averages evicted frames into the sink; None: they are gone
+    bank      per layer the blocks of the bank, each [2, B, tokens_per_frame, N, D] and never changed; the
+              same number in every layer
+    padding   tokens at the end of the memory that stay zero, see `streaming/attention_bias.py`
 
     Only `append` writes frames of the ring, and only to slots of frames that its result does not hold any
     more: until then, a cache that was derived from this one may be thrown away, and this one used again.
@@ -124,6 +124,7 @@ class KVCache:
     ring: Ring
     sink: EmaSink | None = None
     bank: tuple[tuple[Tensor, ...], ...] = ()
+    padding: int = 0
 
     @property
     def bank_frames(self) -> int:
@@ -146,14 +147,17 @@ class KVCache:
         """With these blocks in sight; there have to be slots for them."""
         return replace(self, bank=bank)
 
-    def key_bias(self, new_tokens: int) -> Tensor:
+    def key_bias(self, new_tokens: int, past_weight: float = 1.0) -> Tensor:
         """Key bias [1, 1, 1, S + new_tokens], float32: held frames, bank and new tokens are visible.
+
+        past_weight   of all cached frames but the oldest, see `streaming/attention_bias.py`
 
         It is shared with other callers: do not change it.
         """
         bank = range(self.ring.capacity, self.ring.capacity + self.bank_frames)
         slots = (*(entry.slot for entry in self.ring.held), *bank)
-        return _key_bias(slots, self.slots.tokens_per_frame, self.slots.layers[0].shape[2], new_tokens)
+        cached = self.slots.layers[0].shape[2] - self.padding
+        return key_bias(slots, self.slots.tokens_per_frame, cached, self.padding, new_tokens, past_weight)
 
     def positions(self) -> list[int]:
         """By slot of the whole memory, the place of its frame in the order of age; 0 where there is none."""
@@ -226,13 +230,6 @@ class KVCache:
             return replace(self, ring=ring)
         gone = [[self.slots.read(i, slot) for slot in evicted] for i in range(len(self.slots.layers))]
         return replace(self, ring=ring, sink=self.sink.absorbing(gone))
-
-
-@lru_cache(maxsize=8)  # every step of a chunk asks for the same one
-def _key_bias(slots: tuple[int, ...], tokens_per_frame: int, cache_tokens: int, new_tokens: int) -> Tensor:
-    first = torch.tensor(slots, dtype=torch.int64).unsqueeze(1) * tokens_per_frame
-    tokens = (first + torch.arange(tokens_per_frame)).flatten()
-    return visible(tokens.tolist(), cache_tokens, new_tokens)
 
 
 def _contiguous(placed: Mapping[int, int]) -> list[tuple[int, int, int]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from streaming.autoencoder import decode, encode
+from streaming.autoencoder import decode, encode, encode_alone
 from streaming.errors import WanstreamError
 from streaming.model import StreamModel, timesteps
 from streaming.noise import Draw, NoiseSource, motion_noise_scale
@@ -35,6 +35,7 @@ class ChunkRequest:
     manage_cache: bool = True  # resets that no one asked for are allowed
     noise_scale: float = 0.7  # video mode: 0 keeps the input, 1 ignores it
     noise_controller: bool = True  # video mode: let motion decide about the noise scale
+    past_weight: float = 1.0  # of cached frames in the attention, for pipelines that have it; 1: plain
     video: Images | None = None  # uint8 [T, H, W, 3] RGB, any size; video mode only
 
 
@@ -73,10 +74,11 @@ def generate_chunk(
     latents, steps = first_latents(model, chunk, request, draw, step)
     frames = latents.shape[1]
     CACHE_STEPS[model.spec.cached_keys].prepare(model, chunk, frames, step)
-    x_0 = denoise(model, chunk, latents, steps, draw, step)
+    x_0 = denoise(model, chunk, latents, steps, request.past_weight, draw, step)
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
         latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
         pixels, chunk.decoder_caches = decode(model.engines.vae, latent, caches, step)
+        keep_pictures(chunk, pixels, model.spec.context_pictures)
         yield to_pictures(pixels.float().cpu().numpy())
     finish(model, chunk, x_0, step)
     session.adopt(chunk)
@@ -140,6 +142,7 @@ def denoise(
     chunk: Session,
     latents: Tensor,
     steps: tuple[int, ...],
+    past_weight: float,
     draw: Draw,
     step: StepTimer,
 ) -> Tensor:
@@ -151,7 +154,7 @@ def denoise(
             fresh = model.place(draw(x_0.shape))
             x_t = schedule.add_noise(x_0, fresh, timesteps(timestep, x_0))
         with step("denoise"):
-            flow = model.flow(x_t, timestep, chunk.start, chunk.cross_kv, chunk.kv)
+            flow = model.flow(x_t, timestep, chunk.start, chunk.cross_kv, chunk.kv, past_weight)
         x_0 = schedule.to_x0(flow, x_t, timesteps(timestep, x_t))
     return x_0
 
@@ -224,6 +227,44 @@ def clean_pass(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer)
     chunk.kv = chunk.kv.append(new_kv, range(chunk.start, chunk.start + x_0.shape[1]))
 
 
+def recompute(model: StreamModel, chunk: Session, frames: int, step: StepTimer) -> None:
+    """Make the cache anew from the last clean frames, under the current prompt (pipeline-krea-... 5).
+
+    The session's own cache is written to: nobody reads it before it is made anew again.
+    """
+    chunk.kv = chunk.kv.oldest(0)
+    if chunk.start == 0:
+        return
+    context = context_latents(model, chunk, step)
+    with step("context"):
+        new_kv = model.clean_kv(context, 0, chunk.cross_kv, chunk.kv)
+    chunk.kv = chunk.kv.append(new_kv, range(context.shape[1]))
+
+
+def context_latents(model: StreamModel, chunk: Session, step: StepTimer) -> Tensor:
+    """Clean latents of which the cache is made, [1, context_frames, C, h, w]; not of a stream's first chunk.
+
+    The last ones, and before them the first of the stream, or, once that is too long ago, the picture before
+    them, encoded without what led to it: so errors do not add up.
+    """
+    spec = model.spec
+    if chunk.start - spec.frames_per_chunk < spec.context_frames:
+        first = chunk.clean[:, :1]
+    else:
+        first = encode_alone(model.engines.vae, chunk.pictures[:, :, :1], step)
+    return torch.cat([first, chunk.clean[:, chunk.clean.shape[1] - spec.context_frames + 1 :]], dim=1)
+
+
+def keep_nothing(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer) -> None:
+    """What the next chunk needs are the latents and pictures, not their keys."""
+
+
+def keep_pictures(chunk: Session, pixels: Tensor, count: int) -> None:
+    """Remember the last `count` decoded frames; pixels [1, 3, T, H, W] are the newest ones."""
+    if count:
+        chunk.pictures = torch.cat([chunk.pictures, pixels], dim=2)[:, :, -count:]
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSteps:
     """What happens to the self-attention cache in a chunk.
@@ -240,4 +281,5 @@ class CacheSteps:
 CACHE_STEPS: dict[CachedKeys, CacheSteps] = {
     CachedKeys.ROTATED: CacheSteps(roll, clean_pass),
     CachedKeys.UNROTATED: CacheSteps(roll, clean_pass),
+    CachedKeys.RECOMPUTED: CacheSteps(recompute, keep_nothing),
 }

@@ -16,7 +16,7 @@ from typing import Any, Final
 from streaming.engine_set import EngineSet
 from streaming.errors import WanstreamError
 from streaming.manifest import EngineManifest, read_manifest
-from streaming.specs import TEMPORAL_FACTOR, LoopSpec, OnPromptChange
+from streaming.specs import LoopSpec, OnPromptChange
 from streaming.units import in_units
 
 _POOL_RESERVE: Final = 1.25  # the pool is never without gaps (serving.md 7)
@@ -219,8 +219,7 @@ def _latents_bytes(engines: EngineSet, loop: LoopSpec, height: int, width: int) 
     """Clean latents of a window, and the pictures that a re-encoded context needs, in float32."""
     facts = engines.model
     latent = facts.channels * (height // facts.spatial_factor) * (width // facts.spatial_factor)
-    pictures = 1 + (loop.context_frames - 1) * TEMPORAL_FACTOR if loop.context_frames else 0
-    return _FLOAT_BYTES * (loop.local_attn_size * latent + pictures * 3 * height * width)
+    return _FLOAT_BYTES * (loop.local_attn_size * latent + loop.context_pictures * 3 * height * width)
 
 
 def _largest_call(manifest: EngineManifest) -> int:

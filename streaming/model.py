@@ -79,6 +79,10 @@ class StreamModel:
         """Latents of zero frames, [1, 0, C, h, w]."""
         return torch.zeros(self.latents_shape(0), dtype=self.dtype, device=self.device)
 
+    def no_pictures(self) -> Tensor:
+        """Decoded pictures of zero frames, [1, 3, 0, H, W]."""
+        return torch.zeros((1, 3, 0, self.height, self.width), dtype=self.dtype, device=self.device)
+
     def place(self, tensor: Tensor) -> Tensor:
         """The tensor in the working type, on the device."""
         return tensor.to(device=self.device, dtype=self.dtype)
@@ -94,6 +98,7 @@ class StreamModel:
             Slots.of(layers, self.tokens_per_frame),
             Ring(self.cache_frames, spec.sink_size),
             None if decay is None else EmaSink(decay, spec.sink_ema_float32),
+            padding=spec.padding_keys,
         )
 
     def empty_bank(self) -> MemoryBank:
@@ -107,10 +112,19 @@ class StreamModel:
         return tuple(results[name] for name in names)
 
     def flow(
-        self, x: Tensor, timestep: float, start: int, cross_kv: Sequence[Tensor], cache: KVCache
+        self,
+        x: Tensor,
+        timestep: float,
+        start: int,
+        cross_kv: Sequence[Tensor],
+        cache: KVCache,
+        past_weight: float = 1.0,
     ) -> Tensor:
-        """One denoising pass: x [1, F, C, h, w] of the frames from `start` -> flow of the same shape."""
-        inputs = self._inputs(x, timestep, start, cross_kv, cache)
+        """One denoising pass: x [1, F, C, h, w] of the frames from `start` -> flow of the same shape.
+
+        past_weight   of cached frames in the attention, see `KVCache.key_bias`
+        """
+        inputs = self._inputs(x, timestep, start, cross_kv, cache, past_weight)
         tokens = self.engines.transformer.run(inputs, [FLOW])[FLOW]
         return unpatchify(tokens, *self.latent_size, self.sizes.patch)
 
@@ -127,7 +141,13 @@ class StreamModel:
         return [results[name] for name in names]
 
     def _inputs(
-        self, x: Tensor, timestep: float, start: int, cross_kv: Sequence[Tensor], cache: KVCache
+        self,
+        x: Tensor,
+        timestep: float,
+        start: int,
+        cross_kv: Sequence[Tensor],
+        cache: KVCache,
+        past_weight: float = 1.0,
     ) -> dict[str, Tensor]:
         """`start` is the stream's count of frames; where keys are not cached at the positions that it gives,
         the new frames come after the cached ones."""
@@ -140,7 +160,7 @@ class StreamModel:
             range(first, first + x.shape[1]),
             cross_kv,
             cache.ready(),
-            cache.key_bias(x.shape[1] * self.tokens_per_frame).to(self.dtype),
+            cache.key_bias(x.shape[1] * self.tokens_per_frame, past_weight).to(self.dtype),
             cache.positions() if unrotated else None,
         )
 

@@ -104,6 +104,9 @@ def chunk_request(
         manage_cache=bool(value("manage_cache", True)),
         noise_scale=value("noise_scale", spec.noise_scale),
         noise_controller=bool(value("noise_controller", spec.noise_controller)),
+        past_weight=value("kv_cache_attention_bias", spec.kv_cache_attention_bias)
+        if spec.supports_kv_cache_bias
+        else 1.0,
         video=video if mode == VIDEO else None,
     )
 

@@ -23,6 +23,7 @@ class Session:
 
     kv: KVCache
     clean: Tensor  # the last clean latents, [1, frames, C, h, w]; as many as a re-cache reads
+    pictures: Tensor  # the last decoded frames, [1, 3, T, H, W] in [-1, 1]; as many as a context shows
     bank: MemoryBank = field(default_factory=MemoryBank)
     start: int = 0  # position of the next latent frame
     index: int = 0  # chunks since the last reset
@@ -38,13 +39,18 @@ class Session:
     @staticmethod
     def begin(model: StreamModel) -> "Session":
         """A stream that has produced nothing yet."""
-        return Session(kv=model.empty_cache(), clean=model.no_latents(), bank=model.empty_bank())
+        return Session(
+            kv=model.empty_cache(),
+            clean=model.no_latents(),
+            pictures=model.no_pictures(),
+            bank=model.empty_bank(),
+        )
 
     def reset(self, model: StreamModel, seed: int) -> None:
         """Start again at frame 0 with empty caches; prompts and their embedding stay."""
         self.bank = self.bank.forgetting()
         self.kv = self.kv.oldest(0).with_bank(self.bank.keys_and_values())
-        self.clean = model.no_latents()
+        self.clean, self.pictures = model.no_latents(), model.no_pictures()
         self.start = self.index = 0
         self.seed = seed
         self.encoder_caches = self.decoder_caches = None

@@ -59,7 +59,8 @@ class LoopSpec:
     cached_keys: CachedKeys = CachedKeys.ROTATED
     sink_ema_decay: float | None = None  # evicted frames are averaged into the sink
     sink_ema_float32: bool = False  # the average in float32 instead of the cache's type (not the reference)
-    context_frames: int = 0  # clean frames from which a RECOMPUTED cache is rebuilt
+    context_frames: int = 0  # clean frames of which a RECOMPUTED cache is made; at most `frames_per_chunk`
+    padding_keys: int = 0  # cache slots that stay zero, for the keys with which the reference fills up
     bank_size: int = 0  # memory bank: frames that are seen beside the window
     record_interval: int | None = None  # chunks between two records in the bank; None: never
     normalise_encoded_video: bool = True  # (z - mean) / std after the VAE encoder
@@ -71,10 +72,14 @@ class LoopSpec:
         return self.local_attn_size - self.frames_per_chunk
 
     def cache_tokens(self, tokens_per_frame: int, ring_frames: int | None = None) -> int:
-        """Tokens of the transformer's cache input: the ring (None: of `cache_frames`), then the bank."""
-        return (
-            (self.cache_frames if ring_frames is None else ring_frames) + self.bank_size
-        ) * tokens_per_frame
+        """Tokens of the transformer's cache input: the ring (None: of `cache_frames`), the bank, padding."""
+        ring = self.cache_frames if ring_frames is None else ring_frames
+        return (ring + self.bank_size) * tokens_per_frame + self.padding_keys
+
+    @property
+    def context_pictures(self) -> int:
+        """Pixel frames that end with the last one and begin with the first that the context shows."""
+        return 1 + (self.context_frames - 1) * TEMPORAL_FACTOR if self.context_frames else 0
 
     @property
     def kept_frames(self) -> int:
@@ -255,6 +260,7 @@ KREA_REALTIME_VIDEO: Final = PipelineSpec(
         first_video_frames=4,
         cached_keys=CachedKeys.RECOMPUTED,
         context_frames=3,
+        padding_keys=16,
     ),
 )
 

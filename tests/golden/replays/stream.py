@@ -26,6 +26,8 @@ from streaming.video import WAN_GROUPS
 from tests.golden.case import GoldenCase
 from tests.golden.replays.stream_cases import DENOISE, WRITE, ChunkCase, StreamCase, read_stream
 
+GREY_STEP = 1e-3  # between one picture of the stand-in decoder and the next
+
 
 @dataclass
 class RecordedNoise:
@@ -49,6 +51,9 @@ class Recorder:
     embeddings: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)  # given to the decoder
     streams_begun: int = 0  # by the decoder
+    reencoded_picture: int | None = None  # the one that was encoded alone
+    written: Tensor | None = None  # tokens of the last call for keys and values
+    last_kv: list[Tensor] = field(default_factory=list)  # of the last denoising call, per layer
 
 
 @dataclass
@@ -67,26 +72,31 @@ class RecordingEngine:
         return self.engine.outputs
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        results = self.engine.run(inputs, outputs)
+        results = self.engine.run(inputs, self.outputs)
         if "prompt_embeds" in inputs:
             self.seen.embeddings.append(inputs["prompt_embeds"])
-        else:
-            self.seen.calls.append(DENOISE if "flow" in outputs else WRITE)
-        if "flow" in outputs:
+        elif "flow" in outputs:
+            self.seen.calls.append(DENOISE)
             self.seen.tokens.append(inputs["tokens"])
             self.seen.flows.append(results["flow"])
-        return results
+            self.seen.last_kv = [results[name] for name in self.outputs if name != "flow"]
+        else:
+            self.seen.calls.append(WRITE)
+            self.seen.written = inputs["tokens"]
+        return {name: results[name] for name in outputs}
 
 
 @dataclass
 class StandInVae:
-    """Returns recorded video latents as z and as mu, and black pictures."""
+    """Returns recorded latents as z and as mu, and grey pictures that tell their number in the stream."""
 
     height: int
     width: int
     pictures_per_latent: int
     seen: Recorder = field(default_factory=Recorder)
     video_latents: Tensor | None = None  # [1, F, C, h, w], what is left of this chunk's
+    reencoded_latent: Tensor | None = None  # [1, 1, C, h, w], of a picture of the stream itself
+    decoded: int = 0  # pictures since the stream began
 
     def engines(self) -> VaeEngines:
         encoded, decoded = ("z", "mu", "new_cache_00"), ("frames", "new_cache_00")
@@ -99,6 +109,10 @@ class StandInVae:
         )
 
     def _encode(self, frames: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        if self.reencoded_latent is not None and not caches:
+            self.seen.reencoded_picture = round(frames.mean().item() / GREY_STEP)
+            z = self.reencoded_latent.transpose(1, 2)
+            return z, z, torch.zeros(1)
         count = frames.shape[2] // WAN_GROUPS.later if caches else WAN_GROUPS.first
         assert self.video_latents is not None, "the case has no video latents for this chunk"
         z, self.video_latents = self.video_latents[:, :count], self.video_latents[:, count:]
@@ -107,8 +121,10 @@ class StandInVae:
     def _decode(self, z: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         self.seen.streams_begun += not caches
         self.seen.latents.append(z.transpose(1, 2))
-        pictures = self.pictures_per_latent if caches else 1
-        return torch.zeros(1, 3, pictures, self.height, self.width), torch.zeros(1)
+        first = self.decoded if caches else 0
+        self.decoded = first + (self.pictures_per_latent if caches else 1)
+        grey = torch.arange(first, self.decoded) * GREY_STEP
+        return grey.reshape(1, 1, -1, 1, 1).repeat(1, 3, 1, self.height, self.width), torch.zeros(1)
 
 
 class StreamReplay:
@@ -146,7 +162,7 @@ class StreamReplay:
         """Make a chunk; returns what the pipeline says at its end, and the shape of all pictures."""
         self.seen = self.transformer.seen = self.text_kv.seen = self.vae.seen = Recorder()
         self.noise.draws = list(chunk.noise)
-        self.vae.video_latents = chunk.video_latents
+        self.vae.video_latents, self.vae.reencoded_latent = chunk.video_latents, chunk.reencoded_latent
         groups = list(self.stream.next_chunk(chunk.parameters, chunk.pictures, lambda: False))
         return groups[-1][1], list(np.concatenate([pictures for pictures, _ in groups]).shape)
 
@@ -206,6 +222,7 @@ def assert_decisions(
         "updated": bool(replay.seen.embeddings),
         "in_transition": meta["transition_active"],
         "records_after": replay.stream.session.bank.records,
+        "reencoded_picture": replay.seen.reencoded_picture,
     }
     for name, value in actual.items():
         expected = getattr(chunk, name)
@@ -227,22 +244,33 @@ def assert_tensors(case: GoldenCase, k: int, chunk: ChunkCase, replay: StreamRep
         results |= {f"step{k}.out.flow_{j}": flow, f"step{k}.out.x0_{j}": x_0}
         if j == 0:
             results[f"step{k}.out.noisy_latents"] = x_t
+    if seen.written is not None:
+        written = from_input_tokens(seen.written, *model.latent_size, model.sizes.patch)
+        results[f"step{k}.out.context_frames"] = written
     for name, actual in results.items():
         if name in case.tensors:
             case.assert_close(name, actual)
 
 
 def assert_cache(case: GoldenCase, k: int, chunk: ChunkCase, replay: StreamReplay, names: str) -> None:
-    """How much is cached, and every layer's rows in order of age; rows that hold nothing are undefined."""
+    """How much is cached, and every layer's rows in order of age; rows that hold nothing are undefined.
+
+    Where the cache is made before a chunk, the reference has the chunk itself in it too, from the last
+    denoising call.
+    """
     kv = replay.stream.session.kv
-    case.assert_equal(f"steps[{k}]: cached frames", len(kv.ring.held), chunk.held_after)
+    recomputed = replay.model.spec.cached_keys is CachedKeys.RECOMPUTED
+    own = torch.cat(replay.seen.latents, dim=1).shape[1] if recomputed else 0
+    case.assert_equal(f"steps[{k}]: cached frames", len(kv.ring.held) + own, chunk.held_after)
     for layer in range(len(kv.slots.layers)):
+        made, after = kv.in_order(layer), [replay.seen.last_kv[layer]] if recomputed else []
+        caches = {names: torch.cat([made, *after], dim=2), names.replace(".kv", ".recomputed_kv"): made}
         for index, part in enumerate("kv"):
-            name = names.format(k=k, layer=layer, part=part)
-            if name in case.tensors:
-                rows = kv.in_order(layer)[index]
-                undefined = case.tensors[name][:, rows.shape[1] :]
-                case.assert_close(name, torch.cat([rows, undefined], dim=1))
+            for form, rows in caches.items():
+                name = form.format(k=k, layer=layer, part=part)
+                if name in case.tensors:
+                    undefined = case.tensors[name][:, rows[index].shape[1] :]
+                    case.assert_close(name, torch.cat([rows[index], undefined], dim=1))
 
 
 def assert_bank(case: GoldenCase, k: int, replay: StreamReplay, names: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from streaming.sessions import Images
-from streaming.specs import SPECS, TEMPORAL_FACTOR, TEXT, VIDEO, LoopSpec, PipelineSpec
+from streaming.specs import SPECS, TEMPORAL_FACTOR, TEXT, VIDEO, CachedKeys, LoopSpec, PipelineSpec
 from tests.golden.case import GoldenCase
 
 DENOISE, WRITE = "denoise", "write"  # a call for flow; one for keys and values
@@ -38,6 +38,8 @@ class ChunkCase:
     updated: bool | None = None
     in_transition: bool | None = None
     records_after: int | None = None  # frames that were recorded for the memory bank
+    reencoded_latent: Tensor | None = None  # of one picture, [1, 1, C, h, w]
+    reencoded_picture: int | None = None  # which one, counted from the stream's first picture
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,10 @@ def _with_counters(case: GoldenCase) -> StreamCase:
         timestep_shift=config["timestep_shift"],
         sink_ema_decay=config.get("compression_alpha"),
         first_video_advance=_first_video_advance(case),
+        context_frames=config.get("kv_cache_num_frames", pipeline.loop.context_frames),
     )
-    chunks = [_chunk_with_counters(case, k) for k in range(len(case.steps))]
+    recomputed = loop.cached_keys is CachedKeys.RECOMPUTED
+    chunks = [_chunk_with_counters(case, k, writes_first=recomputed) for k in range(len(case.steps))]
     return StreamCase(case, pipeline, loop, TEMPORAL_FACTOR, {}, chunks, "step{k}.state.kv{layer}.{part}")
 
 
@@ -175,7 +179,8 @@ def _first_video_advance(case: GoldenCase) -> int | None:
     return None
 
 
-def _chunk_with_counters(case: GoldenCase, k: int) -> ChunkCase:
+def _chunk_with_counters(case: GoldenCase, k: int, *, writes_first: bool) -> ChunkCase:
+    """writes_first: the cache is made before every chunk but a stream's first, not after every one."""
     step, tensors, config = case.steps[k], case.tensors, case.config
     latents, pictures = (tensors.get(f"step{k}.in.{name}") for name in ("video_latents", "video_frames"))
     parameters = {
@@ -185,17 +190,20 @@ def _chunk_with_counters(case: GoldenCase, k: int) -> ChunkCase:
         "denoising_step_list": step["denoising_steps"],
         "noise_scale": step.get("user_noise_scale"),
         "noise_controller": step.get("noise_controller"),
+        "kv_cache_attention_bias": step.get("kv_cache_attention_bias"),
     }
     if latents is not None and pictures is None:  # only the noise scale that followed from them was recorded
         parameters |= {"noise_controller": False, "noise_scale": step["effective_noise_scale"]}
         pictures = torch.zeros(1, config["height"], config["width"], 3, dtype=torch.uint8)
-    *denoising, _ = step["transformer_calls"]
+    denoising = list(step["transformer_calls"])
+    before = [denoising.pop(0)] if writes_first and step["current_start_frame"] > 0 else []
+    after = [] if writes_first else [denoising.pop()]
     return ChunkCase(
         parameters=parameters,
         noise=_numbered(tensors, f"step{k}.in.noise", 0),
         video_latents=latents,
         pictures=None if pictures is None else pictures.numpy(),
-        calls=[DENOISE] * len(denoising) + [WRITE],
+        calls=[WRITE] * len(before) + [DENOISE] * len(denoising) + [WRITE] * len(after),
         timesteps=[call["timestep"] for call in denoising],
         seed=step["noise_seed"],
         start_after=step["current_start_frame_after"],
@@ -203,6 +211,8 @@ def _chunk_with_counters(case: GoldenCase, k: int) -> ChunkCase:
         embedding=step["prompt"],
         resets=step.get("cache_reset", False),
         output_shape=[step["pixel_frames"], config["height"], config["width"], 3],
+        reencoded_latent=tensors.get(f"step{k}.in.reencoded_first_latent"),
+        reencoded_picture=step.get("reencoded_pixel_frame_index"),
     )
 
 
