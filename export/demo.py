@@ -103,13 +103,12 @@ def write_demo_models(
         vae_shapes, text_shapes = checkpoint_shapes(WanVae(vae)), checkpoint_shapes(TextEncoder(encoder))
     for files in TRANSFORMER_FILES.values():
         state = random_state(generator, seed=1)
-        _save(directory / files.weights, {files.entry: state} if isinstance(files.entry, str) else state)
+        _save(directory / files.weights, state, files.entry if isinstance(files.entry, str) else None)
         if files.adapter is not None:
-            _save(directory / files.adapter[0], {"generator_lora": _empty_adapter(generator)})
+            _save(directory / files.adapter[0], _empty_adapter(generator), "generator_lora")
         _write_json(directory / files.config, _config_json(transformer))
     _save(directory / VAE_FILES["wan"], random_state(vae_shapes, seed=2))
-    _make_parent(directory / TEXT_ENCODER)
-    save_file(random_state(text_shapes, seed=3), directory / TEXT_ENCODER)
+    _save(directory / TEXT_ENCODER, random_state(text_shapes, seed=3))
     _make_parent(directory / TOKENIZER / "tokenizer.json")
     tokenizer.save(str(directory / TOKENIZER / "tokenizer.json"))
     _write_json(
@@ -172,9 +171,13 @@ def _config_json(config: TransformerConfig) -> dict[str, object]:
     }
 
 
-def _save(path: Path, value: object) -> None:
+def _save(path: Path, state: dict[str, Tensor], entry: str | None = None) -> None:
+    """In the format that the name says; `entry` is a state dict among others in the file."""
     _make_parent(path)
-    torch.save(value, path)
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({entry: state} if entry else state, path)
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:

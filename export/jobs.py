@@ -64,6 +64,9 @@ TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
         "Reward-Forcing-T2V-1.3B/rewardforcing.pt", ("generator_ema", "generator")
     ),
     "memflow": TransformerFiles("MemFlow/base.pt", "generator", ("MemFlow/lora.pt", 256.0)),
+    "krea-realtime-video": TransformerFiles(
+        "krea-realtime-video/krea-realtime-video-14b.safetensors", config="Wan2.1-T2V-14B/config.json"
+    ),
 }
 
 

@@ -1,0 +1,9 @@
+"""Triton model `krea-realtime-video`."""
+
+from streaming.served import served_pipeline
+from streaming.specs import SPECS
+from streaming.triton_model import StreamingModel
+
+
+class TritonPythonModel(StreamingModel):
+    pipeline = staticmethod(served_pipeline(SPECS["krea-realtime-video"]))
