@@ -1,5 +1,6 @@
 """Command line `wanstream-export`: checkpoints to engines."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 
 from export.demo import ensure_demo_models, read_demo
 from export.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
+from export.outline import outline
 from export.run import export_pipeline, set_name
 from export.store import EngineStore
 from export.verify import verify_set
@@ -45,6 +47,17 @@ def parse_size(value: str) -> Size:
     is_flag=True,
     help="Tiny random weights in place of downloaded ones; with --models, small weights of that directory.",
 )
+@click.option(
+    "--padding-keys/--no-padding-keys",
+    default=True,
+    show_default=True,
+    help="Zero-score keys of Scope's attention kernel, in the pipelines that have them.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print as JSON what the released weights become: engines, TensorRT builds, GPU memory.",
+)
 @click.option("--verify", is_flag=True, help="Check an earlier export again and write nothing.")
 @click.option(
     "--home",
@@ -72,6 +85,7 @@ def main(
     /,
     *,
     demo: bool,
+    dry_run: bool,
     verify: bool,
     home: Path,
     models: Path | None,
@@ -87,7 +101,9 @@ def main(
     try:
         request = _request(home, models if named or not demo else None, demo=demo, **options)
         store = EngineStore((out or home / "engines").expanduser().absolute())
-        if verify:
+        if dry_run:
+            click.echo(json.dumps(outline(request).as_json(store.root), indent=1))
+        elif verify:
             manifests = verify_set(store, set_name(request))
             size = in_units(sum(manifest.bytes for manifest in manifests))
             click.echo(f"{len(manifests)} engines are complete and undamaged: {size}.")

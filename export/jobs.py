@@ -11,9 +11,15 @@ from torch import nn
 
 from export.checkpoints import Checkpoint, load_weights, open_checkpoint
 from export.graphs.signature import Signature
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer, TransformerConfig
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
-from export.load import load_text_encoder, load_vae, read_config
+from export.load import (
+    load_text_encoder,
+    load_vae,
+    published_text_encoder,
+    published_vae,
+    read_config,
+)
 from export.lora_merge import builtin_adapter, merge
 from streaming.errors import WanstreamError
 from streaming.manifest import AxisRange, Kind
@@ -46,12 +52,14 @@ class TransformerFiles:
 
     entry     state dict of the file, where it holds several; the first one of several names that is there
     adapter   file of the adapter that belongs to the weights, and its alpha
+    published   what the released files hold
     """
 
     weights: str
     entry: str | tuple[str, ...] | None = None
     adapter: tuple[str, float] | None = None
     config: str = f"{_BASE}/config.json"
+    published: TransformerConfig = WAN_1_3B
 
 
 TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
@@ -65,7 +73,9 @@ TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
     ),
     "memflow": TransformerFiles("MemFlow/base.pt", "generator", ("MemFlow/lora.pt", 256.0)),
     "krea-realtime-video": TransformerFiles(
-        "krea-realtime-video/krea-realtime-video-14b.safetensors", config="Wan2.1-T2V-14B/config.json"
+        "krea-realtime-video/krea-realtime-video-14b.safetensors",
+        config="Wan2.1-T2V-14B/config.json",
+        published=WAN_14B,
     ),
 }
 
@@ -76,6 +86,7 @@ class Request:
 
     sizes   pictures of height x width pixels; the first one is the default
     demo    the weights are a stand-in: the set must not take the place of one with real weights
+    padding_keys   False leaves out the keys of score zero that the reference's kernel adds, where it does
     """
 
     pipeline: str
@@ -85,6 +96,7 @@ class Request:
     precision: Precision = "fp32"
     window: int | None = None  # attention window in latent frames; None: the pipeline's
     demo: bool = False
+    padding_keys: bool = True
 
     @property
     def loop(self) -> LoopSpec:
@@ -111,7 +123,11 @@ class Request:
                 raise WanstreamError(
                     f"{height}x{width} is no valid size: both must be multiples of 16 from 64 to 2048."
                 )
-        return loop if self.window is None else dataclasses.replace(loop, local_attn_size=self.window)
+        return dataclasses.replace(
+            loop,
+            local_attn_size=self.window or loop.local_attn_size,
+            padding_keys=loop.padding_keys if self.padding_keys else 0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +152,16 @@ class Graph:
 class Component:
     """Checkpoint files that are loaded together, and the graphs made of them.
 
-    weights  opens the file that holds the weights
-    copies   how often the exported engines together hold each weight
+    weights    opens the file that holds the weights
+    published  what `load` gives for the released files, but on the meta device; reads no file
+    copies     how often the exported engines together hold each weight
     """
 
     sources: tuple[Path, ...]
     precision: Precision
     weights: Callable[[], Checkpoint]
     load: Callable[[], Any]
+    published: Callable[[], Any]
     graphs: tuple[Graph, ...]
     copies: int = 1
 
@@ -158,9 +176,13 @@ def components(request: Request) -> tuple[Component, ...]:
 
     Raises WanstreamError for a request that cannot be met, or files that are absent.
     """
-    loop = request.loop
     files = TRANSFORMER_FILES[request.pipeline]
-    config = read_config(request.models / files.config)
+    return components_of(request, read_config(request.models / files.config))
+
+
+def components_of(request: Request, config: TransformerConfig) -> tuple[Component, ...]:
+    """As `components`, for a transformer of these sizes; reads no file."""
+    loop, files = request.loop, TRANSFORMER_FILES[request.pipeline]
     return (
         _text_encoder(request, config.text_len),
         _transformer(request, loop, files, config),
@@ -183,6 +205,7 @@ def _text_encoder(request: Request, text_len: int) -> Component:
         precision=request.precision,
         weights=lambda: open_checkpoint(path),
         load=lambda: load_text_encoder(path, text_len, DTYPES[request.precision]),
+        published=lambda: published_text_encoder(text_len),
         graphs=(graph,),
     )
 
@@ -211,9 +234,12 @@ def _transformer(
             return base
         return merge(base, builtin_adapter(open_checkpoint(adapter, "generator_lora"), files.adapter[1]))
 
-    def load() -> tuple[Transformer, TextKV]:
+    def published() -> tuple[Transformer, TextKV]:
         with torch.device("meta"):
-            modules = Transformer(config, loop.cached_keys is CachedKeys.UNROTATED), TextKV(config)
+            return Transformer(config, loop.cached_keys is CachedKeys.UNROTATED), TextKV(config)
+
+    def load() -> tuple[Transformer, TextKV]:
+        modules = published()
         load_weights(
             checkpoint(),
             *modules,
@@ -243,7 +269,7 @@ def _transformer(
         facts=sizes,
     )
     sources = (weights, request.models / files.config, *(() if adapter is None else (adapter,)))
-    return Component(sources, request.precision, checkpoint, load, (transformer, text_kv))
+    return Component(sources, request.precision, checkpoint, load, published, (transformer, text_kv))
 
 
 def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool) -> Profile:
@@ -273,6 +299,7 @@ def _vae(request: Request) -> Component:
         precision=precision,
         weights=lambda: open_checkpoint(path),
         load=lambda: load_vae(path, request.vae_type, DTYPES[precision]),
+        published=lambda: published_vae(request.vae_type),
         graphs=tuple(
             _vae_graph(request.vae_type, kind, size) for size in request.sizes for kind in _VAE_KINDS
         ),

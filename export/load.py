@@ -16,6 +16,7 @@ from export.graphs.vae_graphs import Autoencoder
 from streaming.specs import VaeType
 
 Config = TypeVar("Config")
+PRUNED = 0.75  # of the widths, in the light VAE
 
 
 def read_config(path: Path) -> TransformerConfig:
@@ -29,6 +30,14 @@ def read_config(path: Path) -> TransformerConfig:
     if not isinstance(values, dict):
         raise CheckpointError(f"'{path}' holds no JSON object. Delete it and download it again.")
     return TransformerConfig.from_json(values)
+
+
+def published_vae(vae_type: VaeType) -> Autoencoder:
+    """The autoencoder that the released files of this type hold, without weights: on the meta device."""
+    with torch.device("meta"):
+        if vae_type in ("wan", "lightvae"):
+            return WanVae(VaeConfig(pruning_rate=PRUNED if vae_type == "lightvae" else 0.0))
+        return TinyVae(TinyVaeConfig(normalized=vae_type == "lighttae"))
 
 
 def load_vae(path: Path, vae_type: VaeType, dtype: torch.dtype = torch.float32) -> Autoencoder:
@@ -48,6 +57,12 @@ def load_vae(path: Path, vae_type: VaeType, dtype: torch.dtype = torch.float32) 
         checkpoint = keep_last_grow_channels(checkpoint, tiny)
     load_weights(checkpoint, vae, dtype=dtype)
     return vae
+
+
+def published_text_encoder(seq_len: int) -> TextEncoder:
+    """UMT5-XXL without weights, on the meta device."""
+    with torch.device("meta"):
+        return TextEncoder(TextEncoderConfig(seq_len=seq_len))
 
 
 def load_text_encoder(path: Path, seq_len: int, dtype: torch.dtype = torch.float32) -> TextEncoder:

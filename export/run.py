@@ -18,9 +18,11 @@ import torch
 
 import export.graphs
 from export.graphs.signature import Signature, TensorSpec
+from export.graphs.transformer import TransformerConfig
+from export.graphs.vae_graphs import Autoencoder
 from export.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, Request, components
 from export.load import read_config
-from export.onnx_export import DATA_SUFFIX, OPSET, check_parity, export_onnx
+from export.onnx_export import OPSET, check_parity, export_onnx
 from export.repository import write_onnxruntime_model
 from export.store import VERSION_DIRECTORY, EngineStore, Resources
 from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
@@ -89,7 +91,9 @@ def export_pipeline(
             _export_in_parallel(request, missing, store, say, workers)
         else:
             _export_in_turn(missing, store, say)
-        result = _engine_set(request, planned)
+        config = read_config(request.models / TRANSFORMER_FILES[request.pipeline].config)
+        vae = next(e.component for e in planned if e.graph.kind.startswith("vae")).load()
+        result = engine_set(request, planned, config, vae)
         _write_set(result, request, store)
     say(f"Engine set '{result.name}' is complete: {store.sets / result.name}")
     return result
@@ -201,7 +205,8 @@ def _export(engine: PlannedEngine, load: Callable[[], Any], store: EngineStore) 
         parity = None
         if engine.component.precision == "fp32":
             parity = max(check_parity(path, module, signature, s) for s in parity_sizes(engine.graph))
-        manifest = manifest_of(engine, signature, path, parity)
+        written = tuple(file_info(file) for file in sorted(files.glob(f"{ONNX_FILE}*")))
+        manifest = manifest_of(engine, signature, written, parity)
         (files / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         write_onnxruntime_model(directory, files, manifest)
 
@@ -217,10 +222,9 @@ def parity_sizes(graph: Graph) -> list[dict[str, int]]:
 
 
 def manifest_of(
-    engine: PlannedEngine, signature: Signature, path: Path, parity: float | None
+    engine: PlannedEngine, signature: Signature, files: tuple[FileInfo, ...], parity: float | None
 ) -> EngineManifest:
-    """What is known about an engine whose graph is at `path`, its weights beside it."""
-    data = path.with_name(path.name + DATA_SUFFIX)
+    """What is known about an engine of these files, the graph first."""
     dtype = DTYPES[engine.component.precision]
 
     def info(spec: TensorSpec) -> TensorInfo:
@@ -236,7 +240,7 @@ def manifest_of(
         outputs=tuple(map(info, signature.outputs)),
         profiles=engine.graph.profiles,
         opset=OPSET,
-        files=tuple(file_info(file) for file in (path, data) if file.exists()),
+        files=files,
         source_checkpoints=engine.sources,
         exporter_version=exporter_version(),
         parity=parity,
@@ -244,9 +248,10 @@ def manifest_of(
     )
 
 
-def _engine_set(request: Request, planned: list[PlannedEngine]) -> EngineSet:
-    config = read_config(request.models / TRANSFORMER_FILES[request.pipeline].config)
-    vae = next(e.component for e in planned if e.graph.kind.startswith("vae")).load()
+def engine_set(
+    request: Request, planned: list[PlannedEngine], config: TransformerConfig, vae: Autoencoder
+) -> EngineSet:
+    """The set of these engines; `vae` may be on the meta device."""
     names: Mapping[str, list[str]] = {
         e.graph.kind: [p.name for p in planned if p.graph.kind == e.graph.kind] for e in planned
     }
@@ -269,6 +274,7 @@ def _engine_set(request: Request, planned: list[PlannedEngine]) -> EngineSet:
         demo=request.demo,
         window=request.loop.local_attn_size,
         cache_frames=request.loop.cache_frames,
+        padding_keys=request.loop.padding_keys,
         model=ModelFacts(
             layers=config.num_layers,
             heads=config.num_heads,
@@ -289,10 +295,11 @@ def _engine_set(request: Request, planned: list[PlannedEngine]) -> EngineSet:
 
 
 def set_name(request: Request) -> str:
-    """Pipeline, precision and autoencoder; the window if it is not the pipeline's own."""
+    """Pipeline, precision and autoencoder; what is not the pipeline's own."""
     kind = "demo_" if request.demo else ""
     window = "" if request.window is None else f"_window{request.window}"
-    return f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}{window}"
+    padding = "" if request.padding_keys else "_unpadded"
+    return f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}{window}{padding}"
 
 
 def _write_set(result: EngineSet, request: Request, store: EngineStore) -> None:

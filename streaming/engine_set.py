@@ -1,10 +1,12 @@
 """Which engines make up a pipeline: `set.json`, written last by an export. Torch-free."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from streaming.manifest import REMEDY, EngineError
+from streaming.specs import LoopSpec
 
 SET = "set.json"
 TOKENIZER = "tokenizer"
@@ -60,6 +62,7 @@ class EngineSet(_Record):
     """Names of engines by their part. The first entry of `vae` is the default size.
 
     cache_frames   slots of the transformer's cache, in latent frames
+    padding_keys   slots of one token after them, see `LoopSpec`
     window         attention window, in latent frames
     demo           random or tiny weights: only a stand-in
     """
@@ -71,12 +74,17 @@ class EngineSet(_Record):
     demo: bool
     window: int
     cache_frames: int
+    padding_keys: int = 0
     model: ModelFacts
     frames: FrameCuts
     text_encoder: str
     text_kv: str
     transformer: str
     vae: tuple[VaeSet, ...]
+
+    def built_for(self, loop: LoopSpec) -> LoopSpec:
+        """A pipeline's loop as these engines run it."""
+        return replace(loop, local_attn_size=self.window, padding_keys=self.padding_keys)
 
     def vae_for(self, height: int, width: int) -> VaeSet:
         """Raises EngineError with the sizes there are."""

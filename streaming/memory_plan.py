@@ -142,10 +142,12 @@ def memory_plan(
 ) -> MemoryPlan:
     """What loading `engines` for one size of picture takes.
 
+    loop        the pipeline's own
     manifests   of the engines that are in memory at the same time, by name: without the text encoder's, it is
                 taken as loaded only when it is needed
     size        height and width in pixels; None: the set's default
     """
+    loop = engines.built_for(loop)
     height, width = size or (engines.vae[0].height, engines.vae[0].width)
     here = set(engines.engines((height, width)))
     loaded = {name: manifest for name, manifest in manifests.items() if name in here}

@@ -1,7 +1,6 @@
 """From an engine set on disk to a model that streams; where its engines run is the caller's choice."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from streaming.embedding_cache import EmbeddingCache
@@ -65,7 +64,7 @@ def open_model(
     groups = FrameGroups(engines.frames.first, engines.frames.later, engines.frames.repeat_last)
     tokenizer = PromptTokenizer.from_directory(directory / TOKENIZER, facts.text_len)
     return StreamModel(
-        spec=replace(spec.loop, local_attn_size=engines.window),
+        spec=engines.built_for(spec.loop),
         engines=Engines(place(engines.transformer), place(engines.text_kv), _vae(vae, groups, place)),
         encode_prompts=PromptEncoder(tokenizer, place(engines.text_encoder), EmbeddingCache(engines.name)),
         sizes=ModelSizes(

@@ -1,0 +1,77 @@
+"""What an export of the released weights would consist of, without reading or making any weight.
+
+The networks are built on the meta device, so the engines of a 14B model, their memory and their TensorRT
+builds can be looked at on any machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from export.engine_build import build_plan
+from export.jobs import DTYPES, TRANSFORMER_FILES, Component, Request, components_of
+from export.run import PlannedEngine, engine_set, manifest_of
+from export.store import EngineStore
+from streaming.engine_set import EngineSet
+from streaming.manifest import ONNX_FILE, EngineManifest, FileInfo
+from streaming.memory_plan import GPU, MemoryPlan, Placement, memory_plan
+from streaming.specs import LoopSpec
+
+_UNKNOWN = ""  # hash of what does not exist
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Engines that do not exist. Their manifests are those of an export but for hashes and parity."""
+
+    engines: EngineSet
+    manifests: Mapping[str, EngineManifest]
+    loop: LoopSpec
+
+    def memory(self, placement: Placement = GPU) -> list[MemoryPlan]:
+        """Of a load, for each size of picture."""
+        sizes = [(vae.height, vae.width) for vae in self.engines.vae]
+        return [memory_plan(self.engines, self.manifests, self.loop, size, placement) for size in sizes]
+
+    def as_json(self, root: Path) -> dict[str, Any]:
+        """The engines, how TensorRT would build them below `root`, and the memory of a load."""
+        store = EngineStore(root)
+        return {
+            "engine_set": self.engines.name,
+            "engines": [manifest.model_dump(mode="json") for manifest in self.manifests.values()],
+            "builds": [
+                build_plan(store.engine(name), manifest, root / "timing.cache").model_dump(mode="json")
+                for name, manifest in self.manifests.items()
+            ],
+            "memory": [plan.as_json() for plan in self.memory()],
+        }
+
+
+def outline(request: Request) -> Outline:
+    """The engines of a request for the released files. Raises WanstreamError if it cannot be met."""
+    loop, config = request.loop, TRANSFORMER_FILES[request.pipeline].published
+    planned: list[PlannedEngine] = []
+    manifests: dict[str, EngineManifest] = {}
+    for component in components_of(request, config):
+        modules = component.published()
+        for graph in component.graphs:
+            name = f"{graph.label}_{component.precision}"
+            engine = PlannedEngine(name, _UNKNOWN, component, (), graph)
+            module, signature = graph.build(modules)
+            weights = FileInfo(file=ONNX_FILE, bytes=_weight_bytes(module, component), sha256=_UNKNOWN)
+            planned.append(engine)
+            manifests[name] = manifest_of(engine, signature, (weights,), None)
+    vae = planned[-1].component.published()
+    return Outline(engine_set(request, planned, config, vae), manifests, loop)
+
+
+def _weight_bytes(module: nn.Module, component: Component) -> int:
+    """Of a module's parameters in the component's precision."""
+    total = 0
+    for owner in module.modules():
+        own = 4 if getattr(owner, "float32_parameters", False) else DTYPES[component.precision].itemsize
+        total += own * sum(parameter.numel() for parameter in owner.parameters(recurse=False))
+    return total

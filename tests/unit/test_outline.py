@@ -1,0 +1,100 @@
+"""Full-size engines without weights: numbers that the specification states, and loads that are refused."""
+
+import json
+import re
+from math import prod
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from export.__main__ import main
+from export.jobs import Request, components
+from export.outline import Outline, outline
+from export.run import plan
+from streaming.memory_plan import DoesNotFitError
+from tests.engines import small_request
+
+SIZES = ((512, 512), (320, 576))
+TOKENS = {512: 1024, 320: 720}  # of a latent frame, by height
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def krea() -> Outline:
+    return outline(Request("krea-realtime-video", Path("nowhere"), SIZES, precision="bf16"))
+
+
+def test_krea_has_every_parameter_of_a_14b_model(krea: Outline) -> None:
+    parts = [krea.manifests[name].bytes for name in (krea.engines.transformer, krea.engines.text_kv)]
+
+    affine_norms = 40 * 2 * 5120  # norm3 stays in float32
+    assert sum(parts) == 2 * (14_288_491_584 + affine_norms)
+    assert (krea.engines.model.layers, krea.engines.model.heads, krea.engines.model.head_dim) == (40, 40, 128)
+
+
+def test_the_transformer_takes_three_context_frames_and_the_padding_of_each_size(krea: Outline) -> None:
+    manifest = krea.manifests[krea.engines.transformer]
+
+    assert [profile["S"].opt for profile in manifest.profiles] == [3 * 1024 + 16, 3 * 720 + 16]
+    assert [profile["T"].max for profile in manifest.profiles] == [4 * 1024, 4 * 720]
+    assert len([t for t in manifest.inputs if t.name.startswith("kv_")]) == 40
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_memory_plan_has_the_cache_of_the_specification(krea: Outline, size: tuple[int, int]) -> None:
+    memory = next(m for m in krea.memory() if (m.height, m.width) == size)
+
+    tokens = 3 * TOKENS[size[0]] + 16  # half of the six frames of pipeline-krea-realtime-video.md 4.1
+    assert memory.session["KV cache"] == 40 * 2 * tokens * 5120 * 2
+    assert memory.session["cross attention"] == 40 * 2 * 512 * 5120 * 2
+    assert 60 * GB < memory.total() < 141 * GB  # more than a card of 48 GB, less than an H200
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_card_that_is_too_small_is_refused_with_numbers(krea: Outline, size: tuple[int, int]) -> None:
+    memory = next(m for m in krea.memory() if (m.height, m.width) == size)
+
+    with pytest.raises(DoesNotFitError) as refusal:
+        memory.check(24 * GB)
+
+    assert f"{size[0]}x{size[1]}" in str(refusal.value)
+    assert re.search(
+        r"needs about \d+.* GB of GPU memory for one session, 24.0 GB are free", str(refusal.value)
+    )
+
+
+def test_without_padding_keys_the_cache_holds_frames_only() -> None:
+    request = Request("krea-realtime-video", Path("nowhere"), SIZES[:1], padding_keys=False)
+
+    bare = outline(request)
+
+    assert bare.manifests[bare.engines.transformer].cache_tokens == 3 * 1024
+    assert (bare.engines.padding_keys, bare.engines.name) == (0, "krea-realtime-video_fp32_wan_unpadded")
+
+
+def test_an_outline_says_what_an_export_makes(tmp_path: Path) -> None:
+    request = small_request(tmp_path / "models")
+    exported = {e.graph.label: e.graph for part in components(request) for e in plan(part)}
+
+    described = outline(request)
+
+    labels = [name.removesuffix("_fp32") for name in described.manifests]
+    assert labels == list(exported)
+    for label, manifest in zip(labels, described.manifests.values(), strict=True):
+        assert (manifest.kind, manifest.profiles) == (exported[label].kind, exported[label].profiles)
+
+
+def test_the_command_prints_engines_builds_and_memory_without_files(tmp_path: Path) -> None:
+    arguments = ["krea-realtime-video", "--dry-run", "--size", "320x576", "--precision", "fp16"]
+
+    result = CliRunner().invoke(main, [*arguments, "--home", str(tmp_path)])
+
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    transformer = next(b for b in printed["builds"] if b["engine"] == "krea-realtime-video_transformer_fp16")
+    kv = next(i for i in printed["engines"][1]["inputs"] if i["name"] == "kv_00")
+    assert transformer["profiles"][0]["tokens"]["max"] == [1, 4 * 720, 64]
+    assert prod(kv["shape"]) == 2 * (3 * 720 + 16) * 5120
+    assert [(m["height"], m["width"]) for m in printed["memory"]] == [(320, 576)]
+    assert list(tmp_path.iterdir()) == []
