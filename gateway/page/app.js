@@ -27,6 +27,8 @@ const [output, preview] = [$("output"), $("preview")];
 
 let online = null; // null: not known yet
 let loaded = null; // the server's status answer, when a pipeline is loaded
+let loading = null; // the same, while the server loads one by itself or for someone else
+let failure = null; // why the server's last load failed
 let opening = false; // the camera is being asked for
 let input = null; // track of the local video
 let lastFrameAt = 0;
@@ -82,7 +84,9 @@ function render() {
   const text = `Press Start to ${controls.mode === "text" ? "make video from text" : source}.`;
   // In full screen the messages above the picture cannot be seen.
   if (state === "error" && problem && document.fullscreenElement) showPlaceholder(problem.title, problem.message);
-  else showPlaceholder(entry.name, state === "offline" ? "The server does not answer." : text);
+  else if (state === "offline") showPlaceholder(entry.name, "The server does not answer.");
+  else if (loading?.loading_pipeline_id === entry.id) showPlaceholder(`Loading ${entry.name}`, `${loading.loading_stage ?? ""} ${text}`);
+  else showPlaceholder(entry.name, text);
 }
 
 /** The line below the settings: what the server holds, and whether the settings differ from that. */
@@ -91,7 +95,11 @@ function renderLoaded(entry) {
   const isChosen = Boolean(loaded) && loaded.pipeline_id === entry?.id;
   const changed = isChosen && controls.differsFrom(params);
   const size = isChosen && params?.width && entry.requires_models ? `, ${params.width} × ${params.height}` : "";
-  const held = loaded ? `Loaded: ${controls.nameOf(loaded.pipeline_id)}${size}.` : online ? "Nothing is loaded." : "";
+  const held = loaded
+    ? `Loaded: ${controls.nameOf(loaded.pipeline_id)}${size}.`
+    : loading
+      ? `Loading ${controls.nameOf(loading.loading_pipeline_id)}.`
+      : (failure ?? (online ? "Nothing is loaded." : ""));
   const pending = changed
     ? " Your changes apply after loading again."
     : stream.isLive && !isChosen && entry
@@ -110,7 +118,9 @@ async function refreshServer() {
   try {
     const status = await api.status();
     loaded = status.status === "loaded" ? status : null;
-    if (!online) await readPipelines();
+    loading = status.status === "loading" ? status : null;
+    failure = status.error ?? null;
+    if (!online) await readPipelines(status.pipeline_id ?? status.loading_pipeline_id);
     online = true;
     dismiss("offline");
   } catch (error) {
@@ -126,9 +136,10 @@ async function refreshServer() {
   render();
 }
 
-async function readPipelines() {
+/** preferred: the pipeline to choose when the user has not chosen one yet, or null. */
+async function readPipelines(preferred = null) {
   const [pipelines, hardware] = await Promise.all([api.schemas(), api.hardware().catch(() => null)]);
-  controls.setPipelines(pipelines, hardware?.vram_gb ?? null);
+  controls.setPipelines(pipelines, hardware?.vram_gb ?? null, preferred);
   models.setPipelines(pipelines);
 }
 
@@ -288,6 +299,7 @@ stream.addEventListener("state", ({ detail: state }) => {
 stream.addEventListener("stage", ({ detail }) => progress.stage(detail));
 stream.addEventListener("loaded", ({ detail }) => {
   loaded = detail;
+  loading = failure = null;
   render();
 });
 stream.addEventListener("media", ({ detail }) => {
@@ -376,9 +388,12 @@ for (const type of ["pagehide", "beforeunload"]) {
   window.addEventListener(type, () => stream.stop({ cancelLoad: false }));
 }
 
-setInterval(() => {
-  if (!stream.isBusy && !opening && !document.hidden) refreshServer();
-}, IDLE_POLL_MS);
+(async function watchServer() {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, loading ? READING_MS : IDLE_POLL_MS));
+    if (!stream.isBusy && !opening && !document.hidden) await refreshServer();
+  }
+})();
 
 setInterval(async () => {
   if (!stream.isLive || !stream.peer) return;

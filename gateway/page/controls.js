@@ -93,13 +93,15 @@ export class Controls extends EventTarget {
     return width && height ? { width, height } : null;
   }
 
-  /** pipelines: of the schemas answer. vramGb: of the server's GPU, or null. */
-  setPipelines(pipelines, vramGb) {
+  /** pipelines: of the schemas answer. vramGb: of the server's GPU, or null. preferred: for a user's first visit. */
+  setPipelines(pipelines, vramGb, preferred = null) {
     this.#pipelines = pipelines;
     const entries = Object.values(pipelines);
     const usable = entries.filter((entry) => entry.available !== false);
     const others = entries.filter((entry) => entry.available === false);
-    if (!usable.some((entry) => entry.id === this.#settings.pipeline)) this.#settings.pipeline = usable[0]?.id ?? null;
+    if (!usable.some((entry) => entry.id === this.#settings.pipeline)) {
+      this.#settings.pipeline = (usable.find((entry) => entry.id === preferred) ?? usable[0])?.id ?? null;
+    }
     $("pipelines").replaceChildren(...usable.map((entry) => this.#card(entry, vramGb)));
     $("unavailable-list").replaceChildren(...others.map((entry) => this.#card(entry, vramGb)));
     $("unavailable").hidden = !others.length;

@@ -45,9 +45,19 @@ export function showPlaceholder(title, text) {
   $("placeholder-text").textContent = text;
 }
 
+/** "Loading engine 2 of 7: its_name..." -> what kind of step it is, its text for people, and how much is done. */
+function describe(text) {
+  const [, place, count] = text.match(/(\d+) of (\d+)/) ?? [];
+  return {
+    kind: text.split(/\d/)[0].replace(/[\s:.]+$/, ""),
+    text: text.replace(/( of \d+): \S+$/, "$1"),
+    share: count ? place / count : null,
+  };
+}
+
 /** The current step of something that takes time, with the finished ones below. */
 export class Progress {
-  #stage = null;
+  #kind = null;
   #since = 0;
   #timer = null;
   #until = null;
@@ -60,21 +70,26 @@ export class Progress {
 
   stop() {
     clearInterval(this.#timer);
-    this.#timer = this.#stage = this.#until = null;
+    this.#timer = this.#kind = this.#until = null;
     $("progress-stage").textContent = $("progress-time").textContent = "";
+    $("progress-bar").removeAttribute("value");
   }
 
-  stage(text) {
-    if (text === this.#stage) return;
-    if (this.#stage && this.#elapsed() >= 1) {
+  /** Steps that are counted ("2 of 7") are one entry of the list. */
+  stage(name) {
+    const { kind, text, share } = describe(name);
+    setText("progress-stage", text);
+    if (share === null) $("progress-bar").removeAttribute("value");
+    else $("progress-bar").value = share;
+    if (kind === this.#kind) return;
+    if (this.#kind && this.#elapsed() >= 1) {
       const item = document.createElement("li");
-      item.textContent = `${this.#stage.replace(/\.+$/, "")} (${this.#elapsed()} s)`;
+      item.textContent = `${this.#kind} (${this.#elapsed()} s)`;
       $("progress-done").append(item);
     }
-    this.#stage = text;
+    this.#kind = kind;
     this.#since = performance.now();
     this.#until = null;
-    $("progress-stage").textContent = text;
     this.#tick();
   }
 

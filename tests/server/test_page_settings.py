@@ -5,7 +5,7 @@ from playwright.async_api import Browser, expect
 
 from tests.server.browser import field, opened, start, state
 from tests.server.double_process import DoubleProcess
-from tests.server.gateway_calls import session_parameters
+from tests.server.gateway_calls import load, session_parameters, wait_status
 from tests.server.peer import until
 
 pytest_plugins = "tests.server.page_fixtures"
@@ -159,3 +159,30 @@ async def test_change_over_http_shows_on_the_page(browser: Browser, double: Doub
         await expect(field(page, "Prompt 1")).to_have_value("from a script")
         await expect(field(page, "Step 2")).to_have_value("400")
         await expect(field(page, "Step 3")).to_have_count(0)
+
+
+async def test_a_load_that_began_elsewhere_is_shown(browser: Browser, double: DoubleProcess) -> None:
+    double.set_faults(load_delay_s=600)
+    await double.client.call("POST", "/api/v1/pipeline/load", json_body={"pipeline_id": "memflow"})
+    async with opened(browser, double.url) as page:
+        await state(page, "idle")
+
+        await expect(page.get_by_role("radio", name="MemFlow", exact=True)).to_be_checked()
+        await expect(page.locator("#placeholder-title")).to_have_text("Loading MemFlow")
+        await expect(page.get_by_text("Loading MemFlow.", exact=True)).to_be_visible()
+
+        await double.client.call("POST", "/api/v1/pipeline/unload")
+        double.reset_faults()
+        await load(double.client, "memflow")
+        await expect(page.get_by_text("Loaded: MemFlow")).to_be_visible(timeout=30_000)
+        await expect(page.locator("#placeholder-title")).to_have_text("MemFlow")
+
+
+async def test_a_load_that_failed_on_the_server_is_told(browser: Browser, double: DoubleProcess) -> None:
+    double.set_faults(load_error="the disk is on fire")
+    await double.client.call("POST", "/api/v1/pipeline/load", json_body={"pipeline_id": "memflow"})
+    await wait_status(double.client, "error")
+    async with opened(browser, double.url) as page:
+        await state(page, "idle")
+
+        await expect(page.locator("#loaded")).to_contain_text("the disk is on fire")
