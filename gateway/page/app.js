@@ -10,7 +10,7 @@ import { bindFullscreen, saveSnapshot } from "./screen.js";
 import { Settings } from "./settings.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
 import { Stream, StreamError } from "./stream.js";
-import { hideToken, Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
+import { describe, hideToken, Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const IDLE_POLL_MS = 4_000;
@@ -85,8 +85,9 @@ function render() {
   // In full screen the messages above the picture cannot be seen.
   if (state === "error" && problem && document.fullscreenElement) showPlaceholder(problem.title, problem.message);
   else if (state === "offline") showPlaceholder(entry.name, "The server does not answer.");
-  else if (loading?.loading_pipeline_id === entry.id) showPlaceholder(`Loading ${entry.name}`, `${loading.loading_stage ?? ""} ${text}`);
-  else showPlaceholder(entry.name, text);
+  else if (loading?.loading_pipeline_id === entry.id) {
+    showPlaceholder(`Loading ${entry.name}`, `${describe(loading.loading_stage ?? "").text} ${text}`);
+  } else showPlaceholder(entry.name, text);
 }
 
 /** The line below the settings: what the server holds, and whether the settings differ from that. */

@@ -46,7 +46,7 @@ export function showPlaceholder(title, text) {
 }
 
 /** "Loading engine 2 of 7: its_name..." -> what kind of step it is, its text for people, and how much is done. */
-function describe(text) {
+export function describe(text) {
   const [, place, count] = text.match(/(\d+) of (\d+)/) ?? [];
   return {
     kind: text.split(/\d/)[0].replace(/[\s:.]+$/, ""),
