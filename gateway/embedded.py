@@ -168,7 +168,8 @@ class EmbeddedTriton:
                 try:
                     await asyncio.wait_for(process.wait(), timeout_s)
                 except asyncio.TimeoutError:
-                    logger.warning("Triton did not stop within %.1f s and is killed", timeout_s)
+                    if timeout_s:
+                        logger.warning("Triton did not stop within %.1f s and is killed", timeout_s)
             await self._clean_up()
             return None if process is None else process.returncode
         finally:

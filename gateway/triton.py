@@ -33,7 +33,7 @@ from streaming.specs import SPECS, PipelineSpec
 logger = logging.getLogger(__name__)
 
 _QUICK_S = 2.0  # calls that answer at once when the server is well
-_UNLOAD_S = 5.0  # 1.2 s is typical
+_UNLOAD_S = 15.0  # 1.2 s is typical, a multiple of that on a busy machine
 _CLOSE_S = 2.0
 _POLL_S = 0.05
 _RESTART_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -164,14 +164,16 @@ class TritonServing:
             *(self._unload_within(client, name, timeout_s) for name in names[1:])
         )
         if not all(unloaded) and self._embedded is not None:
-            self._up.clear()  # a new server is the way to get its memory back
+            logger.warning("Triton is started anew, to get the memory back")
+            self._up.clear()
             self._down.set()
 
     async def _unload_within(self, client: InferenceServerClient, name: str, timeout_s: float) -> bool:
         try:
             await within(self._unload_model(client, name), timeout_s)
         except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError) as error:
-            logger.warning("Model %s could not be unloaded: %s", name, error or type(error).__name__)
+            reason = str(error) or f"it takes longer than {timeout_s:.0f} s"
+            logger.warning("Model %s could not be unloaded: %s", name, reason)
             return False
         return True
 
