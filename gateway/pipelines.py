@@ -267,6 +267,7 @@ class Pipelines:
         except asyncio.TimeoutError:
             logger.warning("%d session(s) did not let go of %s in time", loaded.users, loaded.spec.id)
         await self._serving.unload()
+        logger.info("Unloaded %s", loaded.spec.id)
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -16,8 +16,19 @@ _LINE = re.compile(
 )
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _TABLE = ("+--", "| ")
-# Said on every machine without GPU, where it means nothing.
+# Looks like trouble on every machine without GPU, where it means nothing.
 _HARMLESS = ("CudaDriverHelper has not been initialized", "failed to allocate pinned system memory")
+# Three lines for each of a pipeline's engines; the gateway's own log says what is loaded and unloaded.
+_ROUTINE = (
+    "loading: ",
+    "successfully loaded ",
+    "successfully unloaded ",
+    "TRITONBACKEND_ModelInstanceInitialize: ",
+    "Pinned memory pool disabled",
+    "CUDA memory pool disabled",
+    "Started GRPCInferenceService",
+    "Started HTTPService",
+)
 _LONGEST_LINE = 1 << 16
 
 
@@ -32,8 +43,8 @@ class LogLine:
 def parse(line: str) -> LogLine:
     """Severity and text of one line of Triton's output.
 
-    Lines without Triton's prefix were printed by a model (INFO) or are part of Triton's tables (DEBUG). Lines
-    that look like trouble on every machine without GPU are DEBUG too.
+    Lines without Triton's prefix were printed by a model (INFO) or are part of Triton's tables (DEBUG). What
+    is said at every start and load, or looks like trouble on every machine without GPU, is DEBUG too.
     """
     match = _LINE.fullmatch(line)
     if match is None:
@@ -44,7 +55,7 @@ def parse(line: str) -> LogLine:
             text = str(json.loads(text))
         except ValueError:
             text = text[1:-1]
-    level = logging.DEBUG if text.startswith(_HARMLESS) else _LEVELS[match["severity"]]
+    level = logging.DEBUG if text.startswith(_HARMLESS + _ROUTINE) else _LEVELS[match["severity"]]
     return LogLine(level, text.strip())
 
 

@@ -28,6 +28,10 @@ from gateway.triton_log import LogLine, forward, parse
             'F1120 11:27:09.123456 12345 a.cc:3] "broken \\q escape"',
             LogLine(logging.CRITICAL, "broken \\q escape"),
         ),
+        (
+            "I1120 11:27:09.1 1 model_lifecycle.cc:849] \"successfully loaded 'passthrough'\"",
+            LogLine(logging.DEBUG, "successfully loaded 'passthrough'"),
+        ),
         ("printed by a model", LogLine(logging.INFO, "printed by a model")),
         ("I am no log line", LogLine(logging.INFO, "I am no log line")),
         ("+-------+-----+", LogLine(logging.DEBUG, "+-------+-----+")),
