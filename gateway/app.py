@@ -36,6 +36,7 @@ from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving import Serving
+from gateway.uploads import take_bodies_in_pieces
 from gateway.webrtc.codecs import install_encoders
 from gateway.webrtc.ice import IceServers
 from gateway.webrtc.jitter_buffer import install_jitter_buffer
@@ -44,7 +45,6 @@ from gateway.webrtc.sessions import Sessions
 logger = logging.getLogger(__name__)
 
 VERSION = importlib.metadata.version("wanstream")
-_MAX_BODY_BYTES = (50 << 20) + (64 << 10)  # the largest legal asset and its headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     install_jitter_buffer()
     app = Quart(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # no redirects: `//` and a trailing slash are other resources
-    app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY_BYTES
+    take_bodies_in_pieces(app)
     app.config["RESPONSE_TIMEOUT"] = None  # downloads take as long as they take
     app.config["QUART_CORS_SEND_ORIGIN_WILDCARD"] = False
     QuartSchema(

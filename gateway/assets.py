@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -18,13 +18,13 @@ from gateway.client_names import target_inside
 from gateway.errors import ApiError
 from gateway.media import Kind, MediaError
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
+from gateway.uploads import not_stalled
 
 logger = logging.getLogger(__name__)
 
 MAX_UPLOAD_BYTES: Final = 50 << 20
 _TEMPORARY: Final = ".upload-"
 _STALE_S: Final = 24 * 3600.0  # an upload that was cut off by the end of its process
-_PIECE_TIMEOUT_S: Final = 60.0
 _HEAD_BYTES: Final = 12
 
 
@@ -85,7 +85,7 @@ class Assets:
             raise _too_large()
         temporary = self._directory / f"{_TEMPORARY}{uuid.uuid4().hex}{target.suffix}"
         try:
-            await self._receive(temporary, _not_stalled(body))
+            await self._receive(temporary, not_stalled(body))
             async with self._decoding:
                 problem = await asyncio.to_thread(self._accept, temporary, target)
         except OSError as error:
@@ -191,17 +191,6 @@ def _create(path: Path) -> BinaryIO:
 def _thumbnail(path: Path) -> bytes:
     status = path.stat()
     return media.thumbnail(path, (status.st_mtime_ns, status.st_size))
-
-
-async def _not_stalled(body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    pieces = body.__aiter__()
-    while True:
-        try:
-            yield await asyncio.wait_for(pieces.__anext__(), _PIECE_TIMEOUT_S)
-        except StopAsyncIteration:
-            return
-        except asyncio.TimeoutError as error:
-            raise ApiError(408, f"No data came for {_PIECE_TIMEOUT_S:.0f} s; send the file again.") from error
 
 
 def _too_large() -> ApiError:

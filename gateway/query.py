@@ -1,8 +1,24 @@
 """Query parameters, with Scope's 422 shapes."""
 
+from pydantic import BaseModel, Field
 from quart import request
 
 from gateway.errors import Problem, ValidationFailed
+
+
+class UploadQuery(BaseModel):
+    """How a file in a request's body is to be called."""
+
+    filename: str = Field(examples=["picture.png", "folder/style.safetensors"])
+
+
+def file_name() -> str:
+    """`UploadQuery.filename` of the current request. Raises ValidationFailed."""
+    name = request.args.get("filename")
+    if name is None:
+        problem = Problem(type="missing", loc=["query", "filename"], msg="Field required", input=None)
+        raise ValidationFailed([problem])
+    return str(name)
 
 
 def query_int(name: str, default: int, *, minimum: int, maximum: int | None = None) -> int:

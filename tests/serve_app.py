@@ -12,6 +12,7 @@ from quart_schema import QuartSchema
 from werkzeug.exceptions import HTTPException
 
 from gateway.errors import ApiError, ValidationFailed
+from gateway.uploads import take_bodies_in_pieces
 from tests.server.client import HttpClient
 
 
@@ -19,7 +20,7 @@ def make_app(*blueprints: Blueprint) -> Quart:
     """An app with the settings that matter to these blueprints; the whole one is `gateway.app`."""
     app = Quart(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    app.config["MAX_CONTENT_LENGTH"] = (50 << 20) + (64 << 10)
+    take_bodies_in_pieces(app)
     app.config["RESPONSE_TIMEOUT"] = None
     QuartSchema(app)
     for blueprint in blueprints:

@@ -14,6 +14,7 @@ from gateway.assets import Assets
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.media import Kind
 from gateway.openapi import answers, refuses, takes_file
+from gateway.query import UploadQuery, file_name
 
 
 class AssetBody(BaseModel):
@@ -36,10 +37,6 @@ class UploadedBody(AssetBody):
 
 class AssetsQuery(BaseModel):
     type: Kind | None = None
-
-
-class UploadQuery(BaseModel):
-    filename: str = Field(examples=["picture.png"])
 
 
 class ServeQuery(BaseModel):
@@ -66,11 +63,7 @@ def assets_blueprint(assets: Assets) -> Blueprint:
     @validate_response(UploadedBody)
     async def upload() -> dict[str, Any]:
         """Store the request's body as a file, in place of one of that name if there is one."""
-        name = request.args.get("filename")
-        if name is None:
-            problem = Problem(type="missing", loc=["query", "filename"], msg="Field required", input=None)
-            raise ValidationFailed([problem])
-        return await assets.upload(name, request.body, request.content_length)
+        return await assets.upload(file_name(), request.body, request.content_length)
 
     @bp.get("/api/v1/assets/<path:name>")
     @tag(["assets"])

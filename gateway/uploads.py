@@ -1,0 +1,78 @@
+"""Files as the bodies of requests: taken in pieces, no faster than they are stored."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Final
+
+from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent
+from quart import Quart, Request
+from quart.asgi import ASGIHTTPConnection
+from quart.wrappers.request import Body
+
+from gateway.errors import ApiError
+
+_WAITING_BYTES: Final = 4 << 20
+_PIECE_TIMEOUT_S: Final = 60.0
+
+
+def take_bodies_in_pieces(app: Quart) -> None:
+    """Let routes read bodies of any length with `async for`; each route has to limit what it takes.
+
+    Quart itself keeps all that has come and was not read yet, and has one limit for all routes.
+    """
+    app.config["MAX_CONTENT_LENGTH"] = None
+    app.request_class = _Request
+    app.asgi_http_class = _Connection
+
+
+async def not_stalled(body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The pieces of a body. Raises ApiError 408 when none comes for a minute."""
+    pieces = body.__aiter__()
+    while True:
+        try:
+            yield await asyncio.wait_for(pieces.__anext__(), _PIECE_TIMEOUT_S)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError as error:
+            raise ApiError(408, f"No data came for {_PIECE_TIMEOUT_S:.0f} s; send the file again.") from error
+
+
+class _Body(Body):
+    """Knows how much of it waits to be read."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self._waiting_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def append(self, data: bytes) -> None:
+        super().append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > _WAITING_BYTES:
+            self._room.clear()
+
+    async def __anext__(self) -> bytes:
+        piece = await super().__anext__()
+        self._waiting_bytes = 0
+        self._room.set()
+        return piece
+
+    async def room(self) -> None:
+        """Wait until more may come."""
+        await self._room.wait()
+
+
+class _Request(Request):
+    body_class = _Body
+    body: _Body
+
+
+class _Connection(ASGIHTTPConnection):
+    async def handle_messages(self, request: Request, receive: ASGIReceiveCallable) -> None:
+        async def receive_slowly() -> ASGIReceiveEvent:
+            assert isinstance(request, _Request)
+            await request.body.room()
+            return await receive()
+
+        await super().handle_messages(request, receive_slowly)
