@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from email.message import Message
 from pathlib import Path
@@ -67,17 +67,9 @@ class LoraDownloader:
         Raises ApiError: 401, 403, 404 as the service answers them, 507 (disk full), 500 (anything else). A
         part that was stored stays.
         """
-        digest = hashlib.sha256()
         async with self._open(source) as response:
             expected = int(response.headers.get("Content-Length", 0))
-            await asyncio.to_thread(_require_space, path.parent, expected)
-            file = await asyncio.to_thread(path.open, "xb")
-            try:
-                async for piece in response.aiter_raw(_PIECE_BYTES):
-                    await asyncio.to_thread(_store, piece, file, digest, path.parent)
-            finally:
-                await asyncio.to_thread(file.close)
-        return digest.hexdigest()
+            return await store(response.aiter_raw(_PIECE_BYTES), path, expected)
 
     @asynccontextmanager
     async def _open(self, source: LoraSource) -> AsyncIterator[httpx.Response]:
@@ -117,6 +109,22 @@ class LoraDownloader:
             if source.kind == "civitai" and self._secrets.civitai_token and "token" not in url.params:
                 url = url.copy_set_param("token", self._secrets.civitai_token)
         return client.build_request("GET", url, headers=headers)
+
+
+async def store(pieces: AsyncIterable[bytes], path: Path, expected_bytes: int) -> str:
+    """Write a new file; its SHA-256 in hex. expected_bytes: 0 where nobody knows.
+
+    Raises ApiError 507 (disk full) and OSError. A part that was stored stays.
+    """
+    digest = hashlib.sha256()
+    await asyncio.to_thread(_require_space, path.parent, expected_bytes)
+    file = await asyncio.to_thread(path.open, "xb")
+    try:
+        async for piece in pieces:
+            await asyncio.to_thread(_store, piece, file, digest, path.parent)
+    finally:
+        await asyncio.to_thread(file.close)
+    return digest.hexdigest()
 
 
 def _store(piece: bytes, file: Any, digest: Any, directory: Path) -> None:

@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +14,11 @@ from gateway.client_names import target_inside
 from gateway.config import Config, Secrets
 from gateway.errors import ApiError
 from gateway.load_params import LORA_SUFFIX
-from gateway.lora_download import LoraDownloader
+from gateway.lora_download import LoraDownloader, store
 from gateway.lora_manifest import Entries, change_manifest, read_manifest
 from gateway.lora_sources import LoraEndpoints, LoraSource, without_token
 from gateway.safetensors_header import problem_of
+from gateway.uploads import not_stalled
 from gateway.validation import quoted
 
 logger = logging.getLogger(__name__)
@@ -96,9 +97,20 @@ class Loras:
         Raises ApiError: 400 (URL, name, content), 409 (exists), 401, 403, 404 (from the service), 500, 507.
         """
         file, _ = await self._install(self._endpoints.source(url), filename)
-        manifest = await asyncio.to_thread(read_manifest, self._directory)
-        description = await asyncio.to_thread(file.describe, manifest)
-        return {"message": f"Installed '{file.path.stem}'", "file": description}
+        return await self._installed(file)
+
+    async def upload(self, name: str, body: AsyncIterable[bytes], length: int | None) -> dict[str, Any]:
+        """Store the file that a client sends; the answer's body, as that of `install`.
+
+        name: with sub-directories, if wanted. length: of the body in bytes, where known. Raises ApiError: 400
+        (name, content), 408 (stalled), 409 (exists), 500, 507.
+        """
+
+        async def write(part: Path) -> str:
+            return await store(not_stalled(body), part, length or 0)
+
+        file, _ = await self._put(name, write, "the client", {"source": "local"})
+        return await self._installed(file)
 
     async def download(
         self, source: LoraSource, subfolder: str | None, expected_sha256: str | None
@@ -139,11 +151,26 @@ class Loras:
     ) -> tuple[LoraFile, dict[str, Any]]:
         """Download a file; the file and its manifest entry."""
         name = filename or source.file_name or await self._ask_for_name(source)
+        name = f"{subfolder}/{name}" if subfolder else name
+
+        async def write(part: Path) -> str:
+            return await self._downloader.fetch(source, part)
+
+        return await self._put(name, write, source.url.host, source.provenance(), expected_sha256)
+
+    async def _put(
+        self,
+        name: str,
+        write: Callable[[Path], Awaitable[str]],
+        sender: str,
+        provenance: Mapping[str, Any],
+        expected_sha256: str | None = None,
+    ) -> tuple[LoraFile, dict[str, Any]]:
+        """Let `write` store a new file, which returns its SHA-256; the file and its manifest entry."""
         if not name.lower().endswith(LORA_SUFFIX):
             raise ApiError(
                 400, f"'{quoted(name)}' is not a {LORA_SUFFIX} file; other formats are not accepted."
             )
-        name = f"{subfolder}/{name}" if subfolder else name
         target = await asyncio.to_thread(target_inside, self._directory, name)
         exists = ApiError(409, f"'{target.name}' already exists; delete it first or choose another filename.")
         if target.name in self._installing:
@@ -152,11 +179,16 @@ class Loras:
         try:
             if await asyncio.to_thread(target.exists):
                 raise exists
-            file, digest = await self._fetch(source, target, expected_sha256)
+            file, digest = await self._write(target, write, sender, expected_sha256)
         finally:
             self._installing.discard(target.name)
-        logger.info("LoRA %s installed from %s", file.path, source.url.host)
-        return file, await self._enter(file, digest, source.provenance())
+        logger.info("LoRA %s installed from %s", file.path, sender)
+        return file, await self._enter(file, digest, provenance)
+
+    async def _installed(self, file: LoraFile) -> dict[str, Any]:
+        manifest = await asyncio.to_thread(read_manifest, self._directory)
+        description = await asyncio.to_thread(file.describe, manifest)
+        return {"message": f"Installed '{file.path.stem}'", "file": description}
 
     async def delete(self, name: str) -> dict[str, Any]:
         """Delete the file with that stem, at the top level or one directory below; the answer's body.
@@ -183,20 +215,24 @@ class Loras:
             raise ApiError(400, "The URL does not tell the name of the file: send 'filename' too.")
         return name
 
-    async def _fetch(
-        self, source: LoraSource, target: Path, expected_sha256: str | None
+    async def _write(
+        self,
+        target: Path,
+        write: Callable[[Path], Awaitable[str]],
+        sender: str,
+        expected_sha256: str | None,
     ) -> tuple[LoraFile, str]:
-        """Download to `target`; the file and its SHA-256 in hex."""
+        """Store as another file and, when it is a good one, move it to `target`; it, and its SHA-256."""
         part = self._directory / f"{target.name}{_PART}"
         try:
             await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
             await asyncio.to_thread(part.unlink, missing_ok=True)  # of a server that was killed
-            digest = await self._downloader.fetch(source, part)
+            digest = await write(part)
             if expected_sha256 is not None and digest != expected_sha256.lower():
                 raise ApiError(400, f"The file's SHA-256 is {digest}, not the expected one; it was not kept.")
             problem = await asyncio.to_thread(problem_of, part)
             if problem is not None:
-                raise ApiError(400, f"What {source.url.host} sent cannot be used: {problem}.")
+                raise ApiError(400, f"What {sender} sent cannot be used: {problem}.")
             size_bytes = (await asyncio.to_thread(part.stat)).st_size
             await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
             await asyncio.to_thread(part.replace, target)

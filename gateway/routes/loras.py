@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
-from quart_schema import document_request, tag, validate_response
+from quart_schema import document_querystring, document_request, tag, validate_response
 
 from gateway.errors import ApiError
 from gateway.json_body import json_object
 from gateway.lora_sources import LoraEndpoints, LoraSource
 from gateway.loras import Loras
-from gateway.openapi import refuses
+from gateway.openapi import refuses, takes_file
+from gateway.query import UploadQuery, file_name
 from gateway.validation import check
 
 
@@ -113,6 +114,16 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         """Download a file from Hugging Face or CivitAI; answers when it is stored."""
         body = check(_INSTALL, await json_object(request), "body")
         return await loras.install(body.url, body.filename)
+
+    @bp.post("/lora/upload")
+    @tag(["loras"])
+    @document_querystring(UploadQuery)
+    @takes_file("the file itself, of any length")
+    @refuses(400, 408, 409, 422, 500, 507)
+    @validate_response(InstalledBody)
+    async def upload() -> dict[str, Any]:
+        """Store the request's body as a new file."""
+        return await loras.upload(file_name(), request.body, request.content_length)
 
     @bp.post("/lora/download")
     @tag(["loras"])

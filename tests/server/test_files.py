@@ -20,6 +20,8 @@ from tests.server.peer import Peer, until
 
 SIZE = {"height": 96, "width": 128}
 SECRET = "nobody may read this"
+HEADER = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+SAFETENSORS = len(HEADER).to_bytes(8, "little") + HEADER + b"x"
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +65,15 @@ async def test_hostile_uploads_and_installs_write_nothing(server: DoubleProcess)
         for name in (name.replace("png", "safetensors") for name in names if "%" not in name)
     ]
 
+    loras = [
+        (await server.client.call("POST", f"/api/v1/lora/upload?filename={name}", body=SAFETENSORS)).status
+        for name in (name.replace("png", "safetensors") for name in names)
+    ]
+
     assert set(uploads) == {400}
     assert set(installs) == {400}
     assert len(installs) > 10
+    assert set(loras) == {400}
     assert surroundings(server) == before
 
 
@@ -103,9 +111,9 @@ async def test_uploaded_picture_reaches_the_pipeline_by_the_path_of_the_answer(s
 
 async def test_loaded_lora_is_kept_until_it_is_unloaded(server: DoubleProcess) -> None:
     path = server.loras / "sub" / "style.safetensors"
-    path.parent.mkdir()
-    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    uploaded = await server.client.call(
+        "POST", "/api/v1/lora/upload?filename=sub/style.safetensors", body=SAFETENSORS
+    )
     await load(server.client, "longlive", SIZE | {"loras": [{"path": "sub/style.safetensors"}]})
 
     refused = await server.client.call("DELETE", "/api/v1/loras/style")
@@ -113,6 +121,7 @@ async def test_loaded_lora_is_kept_until_it_is_unloaded(server: DoubleProcess) -
     await load(server.client, "longlive", SIZE)
     deleted = await server.client.call("DELETE", "/api/v1/loras/style")
 
+    assert uploaded.json()["file"]["path"] == str(path)
     assert (refused.status, kept) == (409, True)
     assert (deleted.status, path.exists()) == (200, False)
 
@@ -120,7 +129,8 @@ async def test_loaded_lora_is_kept_until_it_is_unloaded(server: DoubleProcess) -
 async def test_server_that_ends_during_a_download_goes_on_with_it_the_next_time(tmp_path: Path) -> None:
     async with HubDouble() as hub:
         hub.add(ARTIFACTS["longlive"])
-        hub.slow = 0.2
+        hub.repositories["Wan-AI/Wan2.1-T2V-1.3B"]["Wan2.1_VAE.pth"] = bytes(100_000)  # 50 s at this pace
+        hub.slow = 0.05
         first = await asyncio.to_thread(DoubleProcess, tmp_path / "home", {"HF_ENDPOINT": hub.url})
         body = {"pipeline_id": "longlive"}
         await first.client.call("POST", "/api/v1/models/download", json_body=body)

@@ -22,6 +22,7 @@ from tests.directory_scan import scan
 from tests.local_http import LocalHttp, Reply, Request
 from tests.serve_app import make_app, serving
 from tests.server.client import Answer, HttpClient
+from tests.server.peer import until
 
 
 def safetensors(**tensors: bytes) -> bytes:
@@ -435,6 +436,64 @@ async def test_hostile_filename_is_refused_and_nothing_is_written(
     assert answer.status == 400, answer.text
     assert scan(tmp_path) == before
     assert place.hub.requests == []
+
+
+# Uploading
+
+
+async def upload(place: Place, query: str, content: bytes) -> Answer:
+    return await place.client.call("POST", f"/api/v1/lora/upload{query}", body=content)
+
+
+async def test_uploaded_file_is_stored_and_listed(place: Place) -> None:
+    answer = await upload(place, "?filename=my%20styles/a.safetensors", CONTENT)
+
+    file = answer.json()["file"]
+    assert answer.status == 200
+    assert await place.listed() == [file]
+    assert file["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+    assert (file["folder"], file["provenance"]["source"]) == ("my styles", "local")
+    assert (place.directory / "my styles" / "a.safetensors").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("query", "content", "status", "text"),
+    [
+        ("", CONTENT, 422, "Field required"),
+        ("?filename=a.pt", CONTENT, 400, "other formats are not accepted"),
+        ("?filename=..%2Fa.safetensors", CONTENT, 400, "without empty parts"),
+        ("?filename=a.safetensors", CONTENT[:-1], 400, "What the client sent cannot be used: "),
+        ("?filename=a.safetensors", b"", 400, "What the client sent cannot be used: "),
+        ("?filename=mine.safetensors", CONTENT, 409, "exists"),
+    ],
+)
+async def test_refused_upload_leaves_everything_as_it_was(
+    place: Place, tmp_path: Path, query: str, content: bytes, status: int, text: str
+) -> None:
+    place.write("mine.safetensors")
+    before = scan(tmp_path)
+
+    answer = await upload(place, query, content)
+
+    assert (answer.status, text in answer.text) == (status, True), answer.text
+    assert scan(tmp_path) == before
+
+
+async def test_upload_that_ends_early_leaves_nothing(place: Place) -> None:
+    address = httpx.URL(place.client.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    path = "/api/v1/lora/upload?filename=a.safetensors"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    writer.write(head.encode() + CONTENT)
+    await writer.drain()
+    part = place.directory / "a.safetensors.part"
+    await until(part.exists, 10, "the file's first bytes are stored")
+
+    writer.close()
+    await until(lambda: not part.exists(), 10, "they are removed")
+    await reader.read()
+
+    assert await place.listed() == []
 
 
 async def test_existing_file_is_kept(place: Place) -> None:
