@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdap
 from pydantic_core import PydanticCustomError
 
 from gateway.errors import ApiError, Problem, ValidationFailed
-from gateway.media import IMAGE_SUFFIXES
+from gateway.media import IMAGE_SUFFIXES, image_pixels
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.strict_json import JsonError, parse_json
 from gateway.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
@@ -200,6 +200,8 @@ def _accept(
         result.remarks.append(_problem("unavailable", key, remark, plain))
     elif name not in ("spout_sender", "spout_receiver"):
         result.values[name] = plain
+        if name in IMAGE_KEYS:
+            result.remarks.extend(_undecodable(key, plain, context))
 
 
 def _without_effect(name: str, value: Any, context: ParameterContext) -> str | None:
@@ -245,6 +247,15 @@ def _images(key: str, value: str | list[str], context: ParameterContext) -> str 
     if isinstance(value, str):
         return _asset(value, context.assets_directory, (key,))
     return [_asset(name, context.assets_directory, (key, i)) for i, name in enumerate(value)]
+
+
+def _undecodable(key: str, value: str | list[str], context: ParameterContext) -> list[Problem]:
+    """Names the images whose header is broken. They are given on: whoever decodes them has the last word."""
+    return [
+        _problem("undecodable", key, f"'{quoted(name, 200)}' cannot be decoded: upload it again", name)
+        for name in ([value] if isinstance(value, str) else value)
+        if image_pixels(context.assets_directory / name) is None
+    ]
 
 
 def _asset(name: str, directory: Path, loc: tuple[str | int, ...]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from gateway.strict_json import JsonError
 from gateway.webrtc.parameter_checks import ParameterContext, parse_message, validate
@@ -48,9 +49,10 @@ def codes(wish: dict[str, Any], *, strict: bool = False, **around: Any) -> list[
 
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
-    for name in ("ref.png", "my pic.JPG", "sub/two.webp", "clip.mp4"):
-        (tmp_path / "assets" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "assets" / name).write_bytes(b"x")
+    (tmp_path / "assets" / "sub").mkdir(parents=True)
+    for name in ("ref.png", "my pic.JPG", "sub/two.webp"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "assets" / name)
+    (tmp_path / "assets" / "clip.mp4").write_bytes(b"x")
     (tmp_path / "assets-x").mkdir()
     (tmp_path / "assets-x" / "other.png").write_bytes(b"x")
     (tmp_path / "assets" / "link.png").symlink_to(tmp_path / "assets-x" / "other.png")
@@ -303,6 +305,17 @@ def test_images_are_given_on_relative_to_the_assets(assets: Path, path: str, rel
     checked = values({"vace_ref_images": [name], "first_frame_image": name}, assets=assets)
 
     assert checked == {"vace_ref_images": [relative], "first_frame_image": relative}
+
+
+def test_image_with_a_broken_header_is_named_and_given_on(assets: Path) -> None:
+    (assets / "ref.png").write_bytes(bytes(64))
+
+    validated = validate({"vace_ref_images": ["my pic.JPG", "ref.png"]}, context(assets=assets), strict=False)
+
+    assert [(p["type"], p["msg"]) for p in validated.remarks] == [
+        ("undecodable", "'ref.png' cannot be decoded: upload it again")
+    ]
+    assert validated.values == {"vace_ref_images": ["my pic.JPG", "ref.png"]}
 
 
 @pytest.mark.parametrize(
