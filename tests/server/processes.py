@@ -57,7 +57,7 @@ class ServerProcess:
         """Start `python -m module --host 127.0.0.1 --port <free> *options` and wait until it answers.
 
         directory: where it runs, and so whose source; None: this one.
-        Raises AssertionError, with the log, when it does not answer within 20 s.
+        Raises AssertionError, with the log, when it does not answer within a minute.
         """
         self.home = home
         self.port = free_port()
@@ -76,7 +76,7 @@ class ServerProcess:
                 stderr=log,
             )
         try:
-            self._wait_until_it_answers(20.0)
+            self._wait_until_it_answers(60.0)
         except BaseException:
             self.kill()
             raise

@@ -321,6 +321,28 @@ def test_a_server_with_a_token_tells_how_to_open_the_page(tmp_path: Path) -> Non
     assert "Bound to 0.0.0.0" not in server.log
 
 
+DEAD_NAME_SERVER = """
+import socket, time
+look_up = socket.getaddrinfo
+def look_up_names_in_vain(host, *rest, **options):
+    if "turn.fastrtc.org" in str(host):
+        print("asked", flush=True)
+        time.sleep(60)
+    return look_up(host, *rest, **options)
+socket.getaddrinfo = look_up_names_in_vain
+"""
+
+
+async def test_a_dead_name_server_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(DEAD_NAME_SERVER)
+
+    with started(tmp_path, {"PYTHONPATH": str(tmp_path), "HF_TOKEN": "hf_x"}, "-N") as server:
+        await until(lambda: "asked" in server.log, 10, "a look-up of the credential service")
+        code = server.stop(signal.SIGTERM, within_s=20)
+
+    assert code == 0
+
+
 async def test_reload_starts_again_with_the_changed_source(tmp_path: Path) -> None:
     tree, home = tmp_path / "a tree", tmp_path / "home"
     for name in ("gateway", "streaming", "model_repository"):
