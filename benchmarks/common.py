@@ -11,14 +11,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 
 from benchmarks.results import REPOSITORY, add_out_option
+from streaming.specs import PipelineSpec
 
 START_TIMEOUT_S = 60.0
+LOAD_TIMEOUT_S = 300.0
 
 
 class BenchmarkError(RuntimeError):
@@ -42,38 +46,36 @@ def echo_server() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def gateway(url: str | None = None) -> Iterator[Server]:
-    """Our server with `passthrough` loaded: the one at `url`, or a new one with an empty home of its own."""
+def gateway(url: str | None = None, home: Path | None = None) -> Iterator[Server]:
+    """Our server: the one at `url`, or a new one with `home` or an empty home of its own."""
     if url is not None:
-        server = Server(url.rstrip("/"), None)
-        load_passthrough(server)
-        yield server
+        yield Server(url.rstrip("/"), None)
         return
     port = free_port()
     command = [sys.executable, "-m", "gateway", "-N", "--host", "127.0.0.1", "--port", str(port)]
     with contextlib.ExitStack() as stack:
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="wanstream-benchmark-"))
+        if home is None:
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wanstream-benchmark-")))
         # As in the echo: no STUN server, peers on one machine need none.
-        env = {"WANSTREAM_HOME": home, "WANSTREAM_ICE_SERVERS": "[]"}
-        server = stack.enter_context(_process(command, port, env))
-        load_passthrough(server)
-        yield server
+        env = {"WANSTREAM_HOME": str(home), "WANSTREAM_ICE_SERVERS": "[]"}
+        yield stack.enter_context(_process(command, port, env))
 
 
-def load_passthrough(server: Server) -> None:
-    """Load the pipeline and wait for it. Raises BenchmarkError."""
+def load_pipeline(server: Server, pipeline: str = "passthrough", **parameters: object) -> dict[str, Any]:
+    """Load a pipeline and wait for it; its status then. Raises BenchmarkError."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
-        answer = client.post("/api/v1/pipeline/load", json={"pipeline_id": "passthrough"})
-        deadline = time.monotonic() + START_TIMEOUT_S
-        status = answer.json()
+        body = {"pipeline_id": pipeline, "load_params": parameters}
+        answer = client.post("/api/v1/pipeline/load", json=body)
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        status: dict[str, Any] = answer.json()
         while answer.status_code == 200 and time.monotonic() < deadline:
             status = client.get("/api/v1/pipeline/status").json()
             if status["status"] == "loaded":
-                return
+                return status
             if status["status"] == "error":
                 break
-            time.sleep(0.1)
-    raise BenchmarkError(f"The pipeline passthrough was not loaded: {status}")
+            time.sleep(0.05)
+    raise BenchmarkError(f"The pipeline {pipeline} was not loaded: {status}")
 
 
 def free_port() -> int:
@@ -134,6 +136,33 @@ def processes_by_role(server: Server) -> dict[str, list[psutil.Process]]:
     return roles
 
 
+def processes_by_model(server: Server) -> dict[str, psutil.Process]:
+    """The server's processes by name: `gateway`, `triton`, and each model's own one; none without a pid."""
+    groups = processes_by_role(server)
+    named = {"gateway": groups["gateway"][0]} if groups["gateway"] else {}
+    named |= {"triton": groups["triton"][0]} if groups["triton"] else {}
+    for process in groups["stub"]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            source = next((part for part in process.cmdline() if part.endswith("/model.py")), None)
+            if source is not None:  # <repository>/<model>/<version>/model.py
+                named[Path(source).parts[-3]] = process
+    return named
+
+
+def demo_engines(home: Path, spec: PipelineSpec, size: tuple[int, int]) -> None:
+    """Export a pipeline's demonstration engines for pictures of this size, unless they are below `home`.
+
+    Raises BenchmarkError with what the export said.
+    """
+    if spec.loop is None:
+        return
+    command = [sys.executable, "-m", "export", spec.id, "--demo", "--home", str(home)]
+    command += ["--size", "{}x{}".format(*size)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchmarkError(f"Engines of {spec.id} could not be exported: {done.stderr[-2000:]}")
+
+
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
     """User and system CPU time that living processes have used."""
     total = 0.0
@@ -175,6 +204,12 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=_size, default=(512, 512), help="WIDTHxHEIGHT of the peers' video")
     parser.add_argument("--fps", type=int, default=30, help="frame rate of the peers' video")
     add_out_option(parser)
+
+
+def size_option(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH in pixels, as `wanstream-export` takes it."""
+    height, width = (int(part) for part in text.lower().split("x"))
+    return height, width
 
 
 def _size(text: str) -> tuple[int, int]:

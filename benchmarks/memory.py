@@ -15,6 +15,7 @@ from benchmarks.common import (
     Server,
     add_common_options,
     gateway,
+    load_pipeline,
     processes_by_role,
     rss_bytes,
 )
@@ -41,6 +42,7 @@ def main() -> None:
     peer = PeerProcess(PeerOptions(height=options.size[0], width=options.size[1], fps=options.fps))
     try:
         with gateway() as server:
+            load_pipeline(server)
             idle = _sample(server, time.monotonic())
             stream, frames = _stream(server, peer, options.minutes)
             cycles = _cycles(server, peer, options.cycles)

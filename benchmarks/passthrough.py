@@ -24,6 +24,7 @@ from benchmarks.common import (
     cpu_seconds,
     echo_server,
     gateway,
+    load_pipeline,
     machine_busy_seconds,
     percentiles,
     processes_by_role,
@@ -89,6 +90,7 @@ def _measure_all(options: argparse.Namespace) -> list[Run]:
     peer_options = PeerOptions(height=options.size[0], width=options.size[1], fps=options.fps)
     try:
         with echo_server() as echo, gateway(options.url) as ours:
+            load_pipeline(ours)
             for sessions in sorted(options.sessions):
                 while len(peers) < sessions:
                     peers.append(PeerProcess(peer_options))

@@ -1,17 +1,20 @@
-"""A WebRTC client in its own process that sends numbered frames and notes when each number comes back.
+"""A WebRTC client in its own process that notes when each picture comes; its own ones have numbers.
 
-The pictures are encoded once, at the start, and then sent in a loop, so that the client leaves the machine's
-cores to the server. Received frames are decoded, as a viewer does.
+The pictures that it sends are encoded once, at the start, and then sent in a loop, so that the client leaves
+the machine's cores to the server. Received frames are decoded, as a viewer does.
 """
 
 import asyncio
 import contextlib
 import functools
+import json
 import multiprocessing as mp
 import signal
 import socket
 import time
 import traceback
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from multiprocessing.connection import Connection
@@ -29,15 +32,21 @@ CONNECT_TIMEOUT_S = 30.0
 LOOP_FRAMES = 300  # longer than any delay, so that a number is never ambiguous
 BITRATE = 1_000_000
 RECEIVE_BUFFER_BYTES = 1 << 20
+SAMPLES = 24  # pictures that a record keeps
+VIDEO_MODE: Mapping[str, Any] = {"input_mode": "video"}
 
 
 @dataclass(frozen=True, slots=True)
 class PeerOptions:
-    """What a peer sends. Sizes in pixels."""
+    """What a peer sends. Sizes in pixels.
+
+    camera: False: it only watches, and the pictures that it gets have no numbers
+    """
 
     height: int
     width: int
     fps: int
+    camera: bool = True
 
 
 @dataclass(slots=True)
@@ -52,6 +61,9 @@ class StreamRecord:
     )  # (number, decoded); None: unreadable
     stalled: int = 0  # frames by which the client fell behind its own rate
     bytes_received: int = 0
+    messages: list[Any] = field(default_factory=list)  # what the server said on the data channel
+    spreads: list[float] = field(default_factory=list)  # standard deviation of each received picture's luma
+    samples: list[Any] = field(default_factory=list)  # the last received pictures, uint8 [H, W, 3] RGB
 
 
 class PeerError(RuntimeError):
@@ -65,7 +77,9 @@ class PeerProcess:
         context = mp.get_context("spawn")
         self._pipe, remote = context.Pipe()
         self._process = context.Process(
-            target=_main, args=(remote, encode_loop(options), options.fps), daemon=True
+            target=_main,
+            args=(remote, encode_loop(options) if options.camera else None, options.fps),
+            daemon=True,
         )
         self._process.start()
         remote.close()
@@ -76,14 +90,26 @@ class PeerProcess:
         assert self._process.pid is not None
         return self._process.pid
 
-    def start_connecting(self, url: str) -> None:
+    def start_connecting(self, url: str, parameters: Mapping[str, Any] = VIDEO_MODE) -> None:
         """Send an offer to the server at `url`; `wait_for_frames` tells how it went."""
-        self._pipe.send(("connect", url))
+        self._pipe.send(("connect", (url, parameters)))
 
     def wait_for_frames(self) -> float:
         """Seconds from sending the offer to the first decoded frame. Raises PeerError."""
         first_frame_s: float = self._answer(CONNECT_TIMEOUT_S + 10)
         return first_frame_s
+
+    def send(self, parameters: Mapping[str, Any]) -> float:
+        """Send a message over the data channel; when it was sent, on the system-wide monotonic clock."""
+        self._pipe.send(("send", parameters))
+        sent: float = self._answer(timeout_s=30)
+        return sent
+
+    def record(self) -> StreamRecord:
+        """What the connection has seen so far; it goes on."""
+        self._pipe.send(("record", None))
+        record: StreamRecord = self._answer(timeout_s=30)
+        return record
 
     def disconnect(self) -> StreamRecord:
         """Close the connection and return what it saw."""
@@ -112,23 +138,29 @@ class PeerProcess:
         return value
 
 
-def _main(pipe: Connection, pictures: list[bytes], fps: int) -> None:
+def _main(pipe: Connection, pictures: list[bytes] | None, fps: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     asyncio.run(_serve(pipe, pictures, fps))
 
 
-async def _serve(pipe: Connection, pictures: list[bytes], fps: int) -> None:
+async def _serve(pipe: Connection, pictures: list[bytes] | None, fps: int) -> None:
     stream: Stream | None = None
     pipe.send((True, None))
     while True:
-        command, url = await asyncio.to_thread(pipe.recv)
+        command, argument = await asyncio.to_thread(pipe.recv)
         if command == "exit":
             return
         try:
             if command == "connect":
-                stream = Stream(url, pictures, fps)
-                pipe.send((True, await stream.open()))
-            elif stream is not None:
+                stream = Stream(argument[0], pictures, fps)
+                pipe.send((True, await stream.open(argument[1])))
+                continue
+            assert stream is not None, "the peer is not connected"
+            if command == "send":
+                pipe.send((True, stream.send(argument)))
+            elif command == "record":
+                pipe.send((True, stream.record))
+            else:
                 pipe.send((True, await stream.close()))
         except Exception:  # process boundary: the parent raises it
             pipe.send((False, traceback.format_exc()))
@@ -198,27 +230,33 @@ class NumberedTrack(MediaStreamTrack):
 class Stream:
     """One connection to a server with Scope's signalling."""
 
-    def __init__(self, url: str, pictures: list[bytes], fps: int) -> None:
+    def __init__(self, url: str, pictures: list[bytes] | None, fps: int) -> None:
         self.record = StreamRecord()
         self._url = url
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._connection.createDataChannel("parameters", ordered=True)
-        self._camera = NumberedTrack(pictures, fps, self.record)
-        sender = self._connection.addTrack(self._camera)
-        # aiortc has no public way to tell a track of encoded packets that a key frame is wanted.
-        setattr(sender, "_send_keyframe", self._camera.send_key_frame)  # noqa: B010
+        self._channel = self._connection.createDataChannel("parameters", ordered=True)
+        self._channel.on("message", self.record.messages.append)
+        self._camera: NumberedTrack | None = None
+        if pictures is None:
+            self._connection.addTransceiver("video", direction="recvonly")
+        else:
+            self._camera = NumberedTrack(pictures, fps, self.record)
+            sender = self._connection.addTrack(self._camera)
+            # aiortc has no public way to tell a track of encoded packets that a key frame is wanted.
+            setattr(sender, "_send_keyframe", self._camera.send_key_frame)  # noqa: B010
+        self._samples: deque[av.VideoFrame] = deque(maxlen=SAMPLES)
         self._first_frame = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._connection.on("track", self._on_track)
 
-    async def open(self) -> float:
+    async def open(self, parameters: Mapping[str, Any] = VIDEO_MODE) -> float:
         """Connect and wait for the first frame; the seconds from sending the offer to it."""
         async with httpx.AsyncClient(base_url=self._url, timeout=CONNECT_TIMEOUT_S) as client:
             await client.get("/health")  # the time to first frame shall not hold the client's own start
             await self._connection.setLocalDescription(await self._connection.createOffer())
             offer = self._connection.localDescription
             self._enlarge_receive_buffers()
-            body = {"sdp": offer.sdp, "type": offer.type, "initialParameters": {"input_mode": "video"}}
+            body = {"sdp": offer.sdp, "type": offer.type, "initialParameters": dict(parameters)}
             self.record.offer_sent = time.monotonic()
             answer = await client.post("/api/v1/webrtc/offer", json=body)
         if answer.status_code != 200:
@@ -234,11 +272,19 @@ class Stream:
         for report in (await self._connection.getStats()).values():
             if report.type == "transport":
                 self.record.bytes_received = report.bytesReceived
-        self._camera.stop()
+        if self._camera is not None:
+            self._camera.stop()
         await self._connection.close()
         if self._reader is not None:
             await self._reader
+        self.record.samples = [frame.to_ndarray(format="rgb24") for frame in self._samples]
         return self.record
+
+    def send(self, parameters: Mapping[str, Any]) -> float:
+        """Send a message over the data channel; the time."""
+        now = time.monotonic()
+        self._channel.send(json.dumps(dict(parameters)))
+        return now
 
     def _enlarge_receive_buffers(self) -> None:
         """As browsers do: Linux' default of 208 KiB holds about 90 packets, less than one key frame."""
@@ -259,4 +305,8 @@ class Stream:
                 if self.record.first_frame is None:
                     self.record.first_frame = now
                     self._first_frame.set()
-                self.record.received.append((read_number(luma_of(frame)), now))
+                luma = luma_of(frame)
+                number = read_number(luma) if self._camera is not None else None
+                self.record.received.append((number, now))
+                self.record.spreads.append(float(luma[::4, ::4].std()))
+                self._samples.append(frame)

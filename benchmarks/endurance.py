@@ -1,0 +1,181 @@
+"""A long stream of a pipeline through a real server: does it stall, go blank, or grow?
+
+    python -m benchmarks.endurance --pipeline longlive --minutes 20
+
+The stream is long enough when its chunks pass the end of the rotary positions (1024 latent frames); the
+result says so. Sizes are those of whole processes and of the server's files in /dev/shm.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks.common import (
+    BenchmarkError,
+    Server,
+    demo_engines,
+    gateway,
+    load_pipeline,
+    percentiles,
+    processes_by_model,
+    size_option,
+)
+from benchmarks.peer import PeerError, PeerOptions, PeerProcess, StreamRecord
+from benchmarks.results import add_out_option, write_result
+from streaming.specs import SPECS, TEXT, PipelineSpec
+
+SAMPLE_PERIOD_S = 5.0
+WARM_UP = 0.2  # of the samples; pools and caches fill first
+BLANK = 2.0  # standard deviation of the luma below which a picture shows nothing
+GROWTH_MB = 0.05  # of the size after the warm-up, over the rest of the stream
+GROWTH_FLOOR_MB = 8.0
+STALL_FACTOR = 5  # times the median chunk
+MB = 1e6
+
+Sample = dict[str, float]
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pipeline", default="longlive", choices=sorted(SPECS))
+    parser.add_argument("--minutes", type=float, default=20.0, help="length of the stream")
+    parser.add_argument("--home", type=Path, required=True, help="where engines are, or are exported to")
+    parser.add_argument("--size", type=size_option, default=(128, 192), help="HEIGHTxWIDTH of the pictures")
+    add_out_option(parser)
+    options = parser.parse_args()
+    spec, size = SPECS[options.pipeline], options.size
+
+    peer = PeerProcess(PeerOptions(height=size[0], width=size[1], fps=30, camera=False))
+    try:
+        demo_engines(options.home, spec, size)
+        with gateway(home=options.home) as server:
+            load_pipeline(server, spec.id, height=size[0], width=size[1])
+            samples, record, metrics = stream(server, peer, 60 * options.minutes)
+    except (BenchmarkError, PeerError) as error:
+        sys.exit(f"The benchmark failed: {error}")
+    finally:
+        peer.close()
+
+    report = judge(spec, samples, record, metrics)
+    settings = {"pipeline": spec.id, "minutes": options.minutes, "size": "{}x{}".format(*size)}
+    result = {"precision": "float32", "settings": settings, **report, "samples": samples}
+    print(f"\n{write_result(options.out, 'endurance', result)}")
+    for name, check in report["checks"].items():
+        print(f"{'ok    ' if check['ok'] else 'FAILED'} {name}: {check['value']} (limit {check['limit']})")
+    sys.exit(0 if all(check["ok"] for check in report["checks"].values()) else 1)
+
+
+def stream(
+    server: Server, peer: PeerProcess, seconds: float
+) -> tuple[list[Sample], StreamRecord, dict[str, Any]]:
+    """Watch one stream; sizes on the way, what came, and the server's own numbers at the end."""
+    peer.start_connecting(
+        server.url, {"input_mode": TEXT, "prompts": [{"text": "a red ball", "weight": 1.0}]}
+    )
+    peer.wait_for_frames()
+    started = time.monotonic()
+    samples = []
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        while time.monotonic() - started < seconds:
+            time.sleep(SAMPLE_PERIOD_S)
+            metrics = session_metrics(client)
+            samples.append(
+                sizes(server) | {"time_s": time.monotonic() - started, "chunks": metrics["chunks"]}
+            )
+            print({name: round(value, 1) for name, value in samples[-1].items()}, flush=True)
+        metrics = session_metrics(client)
+    return samples, peer.disconnect(), metrics
+
+
+def session_metrics(client: httpx.Client) -> dict[str, Any]:
+    """The server's numbers of the only session. Raises BenchmarkError when it has ended."""
+    sessions: dict[str, dict[str, Any]] = client.get("/api/v1/session/metrics").json()["sessions"]
+    if len(sessions) != 1:
+        raise BenchmarkError("The stream has ended by itself; the server's log says why.")
+    return next(iter(sessions.values()))
+
+
+def sizes(server: Server) -> Sample:
+    """MB of each process by its role or model, and of the server's shared memory."""
+    found = {
+        f"{name}_mb": process.memory_info().rss / MB
+        for name, process in processes_by_model(server).items()
+        if process.is_running()
+    }
+    return found | {"shm_mb": sum(path.stat().st_size for path in shared_files(server)) / MB}
+
+
+def shared_files(server: Server) -> list[Path]:
+    """Files in /dev/shm that the processes of the server have open."""
+    paths = set()
+    for process in processes_by_model(server).values():
+        for mapping in process.memory_maps(grouped=True):
+            if mapping.path.startswith("/dev/shm/"):
+                paths.add(Path(mapping.path))
+    return [path for path in paths if path.exists()]
+
+
+def judge(
+    spec: PipelineSpec, samples: Sequence[Sample], record: StreamRecord, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that is to be said about the stream."""
+    assert spec.loop is not None, "a pipeline without a loop has no rotary end"
+    times = [received for _, received in record.received]
+    gaps_ms = [1000 * (after - before) for before, after in itertools.pairwise(times)]
+    seconds = times[-1] - times[0]
+    median_chunk_ms = 1000 * seconds / max(metrics["chunks"], 1)
+    frames = metrics["chunks"] * spec.loop.frames_per_chunk
+    checks = {
+        "latent_frames_past_rotary_end": at_least(frames, spec.loop.rope_positions),
+        "longest_gap_ms": at_most(max(gaps_ms), STALL_FACTOR * median_chunk_ms),
+        "blank_pictures": at_most(sum(spread < BLANK for spread in record.spreads), 0),
+        "failed_chunks": at_most(metrics["failed_chunks"], 0),
+        "problems_told": at_most(len(record.messages), 0),
+    }
+    growth = {}
+    for name in samples[0]:
+        if name.endswith("_mb"):
+            growth[name] = grown([sample.get(name, 0.0) for sample in samples])
+            limit = max(GROWTH_FLOOR_MB, GROWTH_MB * growth[name]["from"])
+            checks[f"growth_of_{name}"] = at_most(growth[name]["by"], limit)
+    return {
+        "checks": checks,
+        "chunks": metrics["chunks"],
+        "frames": len(times),
+        "fps": round(len(times) / seconds, 2),
+        "gap_ms": percentiles(gaps_ms, 50, 95, 99),
+        "sizes": growth,
+    }
+
+
+def grown(values: Sequence[float]) -> dict[str, float]:
+    """From which size, after the warm-up, and by how much until the end; least squares."""
+    warm = values[round(WARM_UP * len(values)) :]
+    slope = float(np.polyfit(range(len(warm)), warm, deg=1)[0]) if len(warm) > 1 else 0.0
+    return {
+        "from": round(warm[0], 1),
+        "max": round(max(warm), 1),
+        "by": round(slope * (len(warm) - 1), 2),
+    }
+
+
+def at_most(value: float, limit: float) -> dict[str, Any]:
+    return {"value": round(value, 2), "limit": round(limit, 2), "ok": value <= limit}
+
+
+def at_least(value: float, limit: float) -> dict[str, Any]:
+    return {"value": round(value, 2), "limit": round(limit, 2), "ok": value >= limit}
+
+
+if __name__ == "__main__":
+    main()
