@@ -130,20 +130,29 @@ def watch(server: Server, client: httpx.Client, counters: "Counters | None", sec
     """Poll a stream's metrics, and read counters and CPU clocks before and after."""
     processes = processes_by_model(server)
     window = Window()
+    known = [next_chunk(client, ChunkSample(-1, 0.0, {}))]
     engines, cpu, machine = read_counters(counters), read_cpu(processes), machine_busy_seconds()
-    chunks, began = only_session(client)["chunks"], time.monotonic()
-    known: list[ChunkSample] = [ChunkSample(chunks - 1, 0.0, {})]  # whose times are of before
+    began = time.monotonic()
     while time.monotonic() - began < seconds:
-        time.sleep(POLL_S)
-        known += new_samples(known, only_session(client))
+        known.append(next_chunk(client, known[-1]))
+    after = read_counters(counters)
     window.samples = known[1:]
     window.seconds = time.monotonic() - began
-    window.chunks = only_session(client)["chunks"] - chunks
-    after = read_counters(counters)
+    window.chunks = known[-1].number - known[0].number
     window.engines = {name: times.since(engines.get(name, EngineTimes())) for name, times in after.items()}
     window.cpu_s = {name: used - cpu[name] for name, used in read_cpu(processes).items()}
     window.machine_s = machine_busy_seconds() - machine
     return window
+
+
+def next_chunk(client: httpx.Client, last: ChunkSample) -> ChunkSample:
+    """Wait for a chunk after `last`. Raises BenchmarkError when none comes."""
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        if found := new_samples([last], only_session(client)):
+            return found[0]
+        time.sleep(POLL_S)
+    raise BenchmarkError(f"No chunk was finished within {ANSWER_S:.0f} s.")
 
 
 def chunk_numbers(work: Workload, window: Window) -> Row:

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from streaming.kept import CACHE, KEPT_INPUT
 from streaming.manifest import PLAN_FILE, DType, EngineManifest, TensorInfo
 
 Variant = Literal["onnxruntime", "tensorrt"]
@@ -47,6 +48,10 @@ def engine_config(
     )
     if variant == "onnxruntime":
         config.backend = "python"
+        if manifest.keeps_caches:
+            for tensor in config.input:
+                tensor.optional = tensor.name.startswith(CACHE)
+            config.input.add(name=KEPT_INPUT, data_type=pb.TYPE_STRING, dims=[1], optional=True)
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         config.parameters[THREADS].string_value = str(threads)
     else:

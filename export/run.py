@@ -27,6 +27,7 @@ from export.repository import write_onnxruntime_model
 from export.store import VERSION_DIRECTORY, EngineStore, Resources
 from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
+from streaming.kept import CACHE
 from streaming.manifest import (
     MANIFEST,
     ONNX_FILE,
@@ -244,6 +245,7 @@ def manifest_of(
         source_checkpoints=engine.sources,
         exporter_version=exporter_version(),
         parity=parity,
+        keeps_caches=any(spec.name.startswith(CACHE) for spec in signature.inputs),
         **engine.graph.facts,
     )
 

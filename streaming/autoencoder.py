@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from streaming.engines import Engine, VaeEngines
+from streaming.kept import CACHE, NEW_CACHE
 
-Caches = tuple[Tensor, ...]
+Caches = tuple[Tensor, ...]  # on device `meta` where the engine keeps them
 Step = Callable[[str], AbstractContextManager[None]]  # surrounds an engine call of this name
-NEW_CACHE = "new_cache_"
 
 
 def encode(
@@ -65,6 +65,6 @@ def _call(
     engine: Engine, name: str, value: Tensor, caches: Sequence[Tensor], output: str
 ) -> tuple[Tensor, Caches]:
     new_caches = [name for name in engine.outputs if name.startswith(NEW_CACHE)]
-    inputs = {name: value.contiguous()} | {f"cache_{i:02d}": cache for i, cache in enumerate(caches)}
+    inputs = {name: value.contiguous()} | {f"{CACHE}{i:02d}": cache for i, cache in enumerate(caches)}
     results = engine.run(inputs, [output, *new_caches])
     return results[output], tuple(results[name] for name in new_caches)

@@ -109,6 +109,7 @@ class EngineManifest(_Record):
     text_len: int | None = None
     text_dim: int | None = None
     loras: tuple[str, ...] = ()
+    keeps_caches: bool = False  # its model on ONNX Runtime can, see `streaming/kept.py`
     tensorrt: TensorRTBuild | None = None
 
     @property

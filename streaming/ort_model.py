@@ -10,6 +10,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from streaming.kept import KEPT_INPUT, KeptCaches, KeptCommand
 from streaming.manifest import ONNX_FILE, check_files, read_manifest
 from streaming.ort import open_session
 
@@ -26,6 +27,7 @@ class OrtModel:
         check_files(directory, manifest)
         self._inputs = tuple(tensor.name for tensor in manifest.inputs)
         self._session = open_session(directory / ONNX_FILE, threads)
+        self._kept = KeptCaches(self._session)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Called by Triton; one response per request, in order."""
@@ -34,10 +36,13 @@ class OrtModel:
     def _respond(self, request: Any) -> Any:
         try:
             names = list(request.requested_output_names())
-            feeds = {
-                name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs
-            }
-            results = self._session.run(names, feeds)  # computes only what is asked for
+            given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
+            feeds = {name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None}
+            kept = pb_utils.get_input_tensor_by_name(request, KEPT_INPUT)
+            if kept is None:
+                results = self._session.run(names, feeds)  # computes only what is asked for
+            else:
+                results = self._kept.run(names, feeds, KeptCommand.decode(kept.as_numpy().reshape(-1)[0]))
             tensors = [pb_utils.Tensor(name, array) for name, array in zip(names, results, strict=True)]
             return pb_utils.InferenceResponse(tensors)
         except Exception as error:  # process boundary: the caller sees only what is sent

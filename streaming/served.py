@@ -6,6 +6,7 @@ from pathlib import Path
 from streaming.embedding_cache import EmbeddingCache
 from streaming.engine_set import ENGINE_SET, MODELS, SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
+from streaming.keeping_engine import KeepingEngine
 from streaming.manifest import ONNX_FILE, EngineError, check_files, read_manifest
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
@@ -38,6 +39,8 @@ def served(models: Path, runner: ModelRunner) -> Place:
             raise EngineError(
                 f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
             )
+        if manifest.keeps_caches and manifest.tensorrt is None:
+            return KeepingEngine(manifest, runner)
         return TritonEngine(manifest, runner)
 
     return place
