@@ -1,0 +1,163 @@
+"""The arithmetic of the benchmarks: where a chunk's time goes, and what a long stream is judged by."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.chunk_plot import plot_chunks
+from benchmarks.chunk_times import (
+    ChunkSample,
+    EngineTimes,
+    against_real_engines,
+    first_frame_of_chunk,
+    gaps_ms,
+    new_samples,
+    overhead,
+    split,
+)
+from benchmarks.endurance import grown, judge
+from benchmarks.latency import table
+from benchmarks.latency_runs import CHANGED, TimedEngine, Window, Workload, chunk_numbers, delays
+from benchmarks.peer import StreamRecord
+from streaming.specs import SPECS, TEXT, VIDEO
+
+LONGLIVE = SPECS["longlive"]
+SAMPLES = [
+    ChunkSample(4, 110.0, {"denoise": 40.0, "decode": 50.0}),
+    ChunkSample(5, 130.0, {"denoise": 60.0, "decode": 50.0, "text": 10.0}),
+]
+
+
+def test_a_chunk_is_split_into_its_steps_and_the_rest() -> None:
+    assert split(SAMPLES, denoise_steps=4) == {
+        "text": 5.0,
+        "denoise": 50.0,
+        "decode": 50.0,
+        "denoise_per_step": 12.5,
+        "outside_of_steps": 15.0,
+    }
+
+
+def test_overhead_is_what_a_chunk_takes_beside_its_engines() -> None:
+    assert overhead(SAMPLES, work_ms_per_chunk=100.0) == {
+        "chunk_ms": 120.0,
+        "engines_ms": 100.0,
+        "transfer_ms": 5.0,
+        "gateway_grpc_loop_ms": 15.0,
+        "ratio": 0.2,
+    }
+    assert against_real_engines(20.0, 500.0) == 0.04
+
+
+def test_counters_are_compared_engine_by_engine() -> None:
+    engines = {"dit": EngineTimes(10, 1, 2, 80, 3), "longlive": EngineTimes(2, 0, 0, 240, 0)}
+    work = Workload(LONGLIVE, TEXT, (160, 288), 1.0, 1, 2)
+
+    numbers = chunk_numbers(work, Window(samples=SAMPLES, seconds=1.0, chunks=2, engines=engines))
+
+    assert numbers["engines"] == {
+        "dit": {"calls_per_chunk": 5.0, "work_ms_per_call": 8.0, "transfer_ms_per_call": 0.6}
+    }
+    assert numbers["overhead"]["engines_ms"] == 40.0  # the pipeline's own model is no engine
+
+
+def test_metrics_that_tell_nothing_new_are_passed_over() -> None:
+    metrics = {"chunks": 6, "last_chunk_ms": 130.0, "timings_ms": {"decode": 50.0}}
+
+    found = new_samples(SAMPLES[:1], metrics)
+
+    assert found == [ChunkSample(5, 130.0, {"decode": 50.0})]
+    assert new_samples(found, metrics) == []
+    assert new_samples([], {"chunks": 0, "last_chunk_ms": None, "timings_ms": {}}) == []
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "mode", "first_frames"),
+    [
+        ("longlive", TEXT, [0, 9, 21]),
+        ("longlive", VIDEO, [0, 13, 25]),
+        ("streamdiffusionv2", VIDEO, [0, 5, 9]),
+    ],
+)
+def test_the_first_picture_of_a_chunk_follows_from_the_chunks_before(
+    pipeline: str, mode: str, first_frames: list[int]
+) -> None:
+    loop = SPECS[pipeline].loop
+    assert loop is not None
+
+    assert [first_frame_of_chunk(loop, mode, number) for number in range(3)] == first_frames
+
+
+def test_a_prompts_delay_ends_with_the_first_picture_of_its_chunk() -> None:
+    work = Workload(LONGLIVE, TEXT, (160, 288), 1.0, 1, 2)
+    record = StreamRecord(received=[(None, index / 10) for index in range(40)])
+    line = "2026-11-26 09:23:00,990 - worker - INFO - [0974d711] Chunk 2 changes denoising_step_list, prompts"
+    found = CHANGED.search(line)
+    assert found is not None
+
+    result = delays(work, [(1.5, int(found.group(1)))], record, {"frames_dropped": 0})
+
+    assert result == {"p50": 600.0, "max": 600.0}
+    assert delays(work, [(1.5, 2)], record, {"frames_dropped": 12}) is None
+
+
+def test_gaps_are_between_neighbours() -> None:
+    assert gaps_ms([1.0, 1.5, 1.75]) == [500.0, 250.0]
+
+
+def test_a_timed_engine_gives_what_the_engine_gives() -> None:
+    class Doubler:
+        inputs, outputs = ("x",), ("y",)
+
+        def run(self, inputs: Any, outputs: Any) -> Any:
+            return {"y": 2 * inputs["x"]}
+
+    times: list[float] = []
+
+    assert TimedEngine(Doubler(), times).run({"x": 4}, ["y"]) == {"y": 8}
+    assert len(times) == 1
+
+
+def test_growth_is_that_after_the_warm_up() -> None:
+    sizes = [1.0, 50.0, *np.linspace(100, 104, 8)]
+
+    assert grown(sizes) == {"from": 100.0, "max": 104.0, "by": 4.0}
+
+
+def test_a_long_stream_fails_for_each_thing_that_went_wrong() -> None:
+    samples = [{"time_s": float(i), "chunks": 40.0 * i, "gateway_mb": 100.0 + 4 * i} for i in range(10)]
+    times = [*np.arange(0, 50, 0.1), 60.0]
+    record = StreamRecord(
+        received=[(None, float(t)) for t in times], spreads=[40.0] * (len(times) - 1) + [0.0]
+    )
+
+    report = judge(LONGLIVE, samples, record, {"chunks": 300, "failed_chunks": 1})
+
+    failed = {name for name, check in report["checks"].items() if not check["ok"]}
+    assert failed == {
+        "latent_frames_past_rotary_end",
+        "longest_gap_ms",
+        "blank_pictures",
+        "failed_chunks",
+        "growth_of_gateway_mb",
+    }
+
+
+def test_a_table_and_a_picture_are_made_of_what_was_measured(tmp_path: Path) -> None:
+    work = Workload(LONGLIVE, TEXT, (160, 288), 1.0, 1, 2)
+    window = Window(samples=SAMPLES, seconds=1.0, chunks=2, engines={"dit": EngineTimes(10, work_ms=200.0)})
+    head = {"pipeline": "longlive", "mode": TEXT, "size": "160x288", "placement": "served"}
+    row = head | chunk_numbers(work, window) | {"fps": 21.5, "rss_mb": {"gateway": 150.0, "longlive": 300.0}}
+    refused = head | {"error": "not loaded"}
+
+    lines = table([row, refused]).splitlines()
+    plot_chunks([row, refused], tmp_path / "chunks.png")
+
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| 20% |" in lines[2]
+    assert "not loaded" in lines[3]
+    with Image.open(tmp_path / "chunks.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 4
