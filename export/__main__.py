@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import click
 
 from export.demo import ensure_demo_models, read_demo
 from export.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
+from export.options import directory_options, engine_store, parse_sizes
 from export.outline import outline
 from export.run import export_pipeline, set_name
-from export.store import EngineStore
 from export.verify import verify_set
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
@@ -21,23 +22,16 @@ from streaming.units import in_units
 DEMO_MODELS = "demo-models"  # below the home directory
 
 
-def parse_size(value: str) -> Size:
-    """HEIGHTxWIDTH in pixels. Raises BadParameter."""
-    parts = value.lower().split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH, such as 320x576.")
-    return int(parts[0]), int(parts[1])
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("pipeline", type=click.Choice(sorted(TRANSFORMER_FILES)))
 @click.option(
     "--size",
+    "--sizes",
     "sizes",
-    type=parse_size,
-    metavar="HEIGHTxWIDTH",
+    type=parse_sizes,
+    metavar="HEIGHTxWIDTH[,...]",
     multiple=True,
-    help="Size of the pictures; may be given several times, the first one is the default.",
+    help="Sizes of the pictures that one set of engines serves; the first one is the default.",
 )
 @click.option("--vae-type", type=click.Choice(sorted(VAE_FILES)), default="wan", show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
@@ -60,25 +54,12 @@ def parse_size(value: str) -> Size:
 )
 @click.option("--verify", is_flag=True, help="Check an earlier export again and write nothing.")
 @click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="WANSTREAM_HOME",
-    default=Path("~/.daydream-scope"),
-    show_default=True,
-    help="Where models and engines are, unless they are named.",
-)
-@click.option(
     "--models",
     type=click.Path(path_type=Path, file_okay=False),
     envvar="DAYDREAM_SCOPE_MODELS_DIR",
     help="Directory of the checkpoints.  [default: models below --home]",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="WANSTREAM_ENGINES_DIR",
-    help="Directory of the engines.  [default: engines below --home]",
-)
+@directory_options
 @click.pass_context
 def main(
     context: click.Context,
@@ -89,7 +70,7 @@ def main(
     verify: bool,
     home: Path,
     models: Path | None,
-    out: Path | None,
+    engines: Path | None,
     **options: Any,
 ) -> None:
     """Turn the checkpoints of PIPELINE into engines that Triton serves.
@@ -100,7 +81,7 @@ def main(
     named = context.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
     try:
         request = _request(home, models if named or not demo else None, demo=demo, **options)
-        store = EngineStore((out or home / "engines").expanduser().absolute())
+        store = engine_store(home, engines)
         if dry_run:
             click.echo(json.dumps(outline(request).as_json(store.root), indent=1))
         elif verify:
@@ -115,15 +96,16 @@ def main(
 
 
 def _request(
-    home: Path, models: Path | None, *, demo: bool, pipeline: str, sizes: tuple[Size, ...], **options: Any
+    home: Path, models: Path | None, *, demo: bool, pipeline: str, sizes: Sequence[list[Size]], **options: Any
 ) -> Request:
     """What is asked for, the demonstration checkpoint written if it is needed."""
     if demo:
         models = models or ensure_demo_models(home / DEMO_MODELS)
-        sizes = sizes or (read_demo(models).size,)
+        sizes = sizes or [[read_demo(models).size]]
     spec = SPECS[pipeline]
     directory = (models or home / "models").expanduser().absolute()
-    return Request(pipeline, directory, sizes or ((spec.height, spec.width),), demo=demo, **options)
+    named = tuple(dict.fromkeys(size for group in sizes for size in group))
+    return Request(pipeline, directory, named or ((spec.height, spec.width),), demo=demo, **options)
 
 
 def _workers() -> int:

@@ -1,75 +1,102 @@
-"""Command line `wanstream-build`: what TensorRT has to build from exported engines."""
+"""Command line `wanstream-build`: exported engines to TensorRT plans, and which of both Triton serves."""
 
 import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
-from export.engine_build import BuildPlan, build_plan, trtexec_command
-from export.store import EngineStore
-from streaming.engine_set import read_engine_set
+from export.build import Build
+from export.engine_build import server_options, trtexec_command
+from export.options import directory_options, engine_store
+from export.repository import Variant
 from streaming.errors import WanstreamError
-
-_NOT_YET = (
-    "Building plans is not part of this version. Use --trtexec, and run its commands in NVIDIA's "
-    "TensorRT container of the release that serves, or --dry-run to see what would be built."
-)
+from streaming.manifest import BuildOptions, HardwareCompatibility
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("engine_set")
-@click.option("--dry-run", is_flag=True, help="Print what would be built, as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print what would be built, as JSON; needs no TensorRT.")
 @click.option("--trtexec", is_flag=True, help="Print the equal commands of NVIDIA's trtexec.")
+@click.option("--record", is_flag=True, help="Serve the plans that these commands have built here.")
+@click.option(
+    "--serve-with",
+    type=click.Choice(get_args(Variant)),
+    help="Build nothing; let Triton serve the plans that are there, or ONNX Runtime again.",
+)
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Optimisation level.")
 @click.option("--workspace", type=click.IntRange(1), default=8, show_default=True, help="GiB of GPU memory.")
 @click.option("--refittable", is_flag=True, help="Allow other weights in the plan, for adapters.")
+@click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
 @click.option(
-    "--engines",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="WANSTREAM_ENGINES_DIR",
-    default=Path("~/.daydream-scope/engines"),
+    "--hardware-compatibility",
+    type=click.Choice(get_args(HardwareCompatibility)),
+    default="none",
     show_default=True,
-    help="Directory of the engines.",
+    help="GPUs that the plans run on beside this one.",
 )
+@click.option("--gpu", "gpus", type=click.IntRange(0), multiple=True, help="Number of a GPU that serves.")
+@click.option("--no-compare", is_flag=True, help="Do not compare new plans with ONNX Runtime.")
+@directory_options
 def main(
     engine_set: str,
-    dry_run: bool,
-    trtexec: bool,
-    level: int,
-    workspace: int,
-    refittable: bool,
-    engines: Path,
+    home: Path,
+    engines: Path | None,
+    *,
+    gpus: tuple[int, ...],
+    no_compare: bool,
+    **options: Any,
 ) -> None:
-    """Plan the TensorRT engines of ENGINE_SET, a name below `sets` that wanstream-export has printed."""
-    store = EngineStore(engines.expanduser().absolute())
+    """Build TensorRT plans for ENGINE_SET, a name below `sets` that wanstream-export has printed.
+
+    Run it on the machine that serves, in NVIDIA's TensorRT container of the same release as Triton's. Plans
+    that are there for this GPU, this TensorRT and these options are kept.
+    """
+    build = Build(
+        engine_set,
+        engine_store(home, engines),
+        click.echo,
+        BuildOptions(
+            level=options["level"],
+            workspace_bytes=options["workspace"] << 30,
+            refittable=options["refittable"],
+            version_compatible=options["version_compatible"],
+            hardware_compatibility=options["hardware_compatibility"],
+        ),
+        gpus or (0,),
+        compare=not no_compare,
+    )
     try:
-        if not dry_run and not trtexec:
-            raise WanstreamError(_NOT_YET)
-        plans = [
-            build_plan(
-                store.engine(name),
-                store.verified(name, hashes=False),
-                store.root / "timing.cache",
-                level=level,
-                workspace_bytes=workspace << 30,
-                refittable=refittable,
-            )
-            for name in read_engine_set(store.sets / engine_set).engines()
-        ]
+        if options["dry_run"]:
+            click.echo(json.dumps(_description(build), indent=1))
+        elif options["trtexec"]:
+            click.echo("\n".join(shlex.join(trtexec_command(plan)) for plan in build.plans()))
+        elif options["serve_with"]:
+            build.serve_with(options["serve_with"])
+        elif options["record"]:
+            build.record()
+        else:
+            build.run()
     except WanstreamError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
-    click.echo(_commands(plans) if trtexec else _json(plans))
 
 
-def _json(plans: list[BuildPlan]) -> str:
-    return json.dumps([plan.model_dump() for plan in plans], indent=1)
-
-
-def _commands(plans: list[BuildPlan]) -> str:
-    return "\n".join(shlex.join(trtexec_command(plan)) for plan in plans)
+def _description(build: Build) -> dict[str, Any]:
+    """Everything about a build: the machine as far as it is known, each engine, and what Triton needs."""
+    machine, memories = build.machine, build.memory()
+    return {
+        "engine_set": build.engine_set,
+        "gpu": machine.gpu,
+        "compute_capability": machine.compute_capability,
+        "driver": machine.driver,
+        "tensorrt": machine.tensorrt,
+        "engines": [plan.model_dump() for plan in build.plans()],
+        "memory": [memory.as_json() for memory in memories],
+        "server_options": server_options(max(m.pool for m in memories), build.options, build.gpus),
+    }
 
 
 if __name__ == "__main__":

@@ -3,21 +3,20 @@
 Precision is decided by the graph: networks are strongly typed, so no precision flag is ever given.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict
-
-from streaming.manifest import ONNX_FILE, PLAN_FILE, EngineManifest, TensorInfo
+from streaming.machine import Machine
+from streaming.manifest import ONNX_FILE, PLAN_FILE, BuildOptions, EngineManifest, TensorInfo
+from streaming.records import Record
 
 Shape = tuple[int, ...]
+_HARDWARE: Final = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ShapeRange(_Record):
+class ShapeRange(Record):
     """Shapes of one input that a profile covers."""
 
     min: Shape
@@ -25,11 +24,12 @@ class ShapeRange(_Record):
     max: Shape
 
 
-class BuildPlan(_Record):
+class BuildPlan(Record):
     """Everything about one build. Paths are those of the engine's directory.
 
     flags                    of the network and the builder; TensorRT 11 is always STRONGLY_TYPED
     profiles                 of the inputs that have dynamic axes
+    timing_cache             measured kernels, one file for each GPU and version of TensorRT
     estimated_plan_bytes     about the weights
     estimated_memory_bytes   of the host while building: graph, weights and plan
     """
@@ -37,29 +37,21 @@ class BuildPlan(_Record):
     engine: str
     onnx: str
     plan: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
     flags: tuple[str, ...]
     profiles: tuple[Mapping[str, ShapeRange], ...]
-    builder_optimization_level: int
-    workspace_bytes: int
+    options: BuildOptions
     timing_cache: str
     estimated_plan_bytes: int
     estimated_memory_bytes: int
 
 
 def build_plan(
-    directory: Path,
-    manifest: EngineManifest,
-    timing_cache: Path,
-    *,
-    level: int = 3,
-    workspace_bytes: int = 8 << 30,
-    refittable: bool = False,
+    directory: Path, manifest: EngineManifest, timing_cache: Path, options: BuildOptions | None = None
 ) -> BuildPlan:
-    """How the engine in `directory` is built.
-
-    level        builder optimisation level, 0 to 5
-    refittable   weights may be changed in the plan later, for adapters; Triton itself never does
-    """
+    """How the engine in `directory` is built."""
+    options = options or BuildOptions()
     profiles = tuple(
         {
             tensor.name: ShapeRange(
@@ -72,33 +64,56 @@ def build_plan(
         }
         for profile in manifest.profiles
     )
+    flags = {"REFIT": options.refittable, "VERSION_COMPATIBLE": options.version_compatible}
     return BuildPlan(
         engine=manifest.name,
         onnx=str(directory / ONNX_FILE),
         plan=str(directory / PLAN_FILE),
-        flags=("STRONGLY_TYPED", *(("REFIT",) if refittable else ())),
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        flags=("STRONGLY_TYPED", *(flag for flag, wanted in flags.items() if wanted)),
         profiles=profiles,
-        builder_optimization_level=level,
-        workspace_bytes=workspace_bytes,
+        options=options,
         timing_cache=str(timing_cache),
         estimated_plan_bytes=manifest.bytes,
         estimated_memory_bytes=3 * manifest.bytes,
     )
 
 
+def server_options(pool_bytes: int, options: BuildOptions, gpus: Sequence[int]) -> list[str]:
+    """What Triton has to be started with. pool_bytes: of inputs and outputs under way, on each GPU."""
+    return [
+        *(f"--cuda-memory-pool-byte-size={gpu}:{pool_bytes}" for gpu in gpus),
+        *(("--backend-config=tensorrt,version-compatible=true",) if options.version_compatible else ()),
+    ]
+
+
+def timing_cache(root: Path, machine: Machine) -> Path:
+    """Where the timings of this GPU and TensorRT are kept; another one's would only be ignored."""
+    parts = (machine.gpu or "no_gpu", machine.tensorrt or "no_tensorrt")
+    return root / "timing" / ("-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts) + ".cache")
+
+
 def trtexec_command(plan: BuildPlan) -> list[str]:
     """The equal command line of NVIDIA's `trtexec`; several profiles follow each other."""
+    options = plan.options
     command = [
         "trtexec",
         f"--onnx={plan.onnx}",
         f"--saveEngine={plan.plan}",
         "--stronglyTyped",
-        f"--builderOptimizationLevel={plan.builder_optimization_level}",
-        f"--memPoolSize=workspace:{plan.workspace_bytes >> 20}M",
+        "--noTF32",
+        f"--builderOptimizationLevel={options.level}",
+        f"--memPoolSize=workspace:{options.workspace_bytes >> 20}M",
         f"--timingCacheFile={plan.timing_cache}",
+        "--skipInference",
     ]
-    if "REFIT" in plan.flags:
+    if options.refittable:
         command.append("--refit")
+    if options.version_compatible:
+        command.append("--versionCompatible")
+    if options.hardware_compatibility != "none":
+        command.append(f"--hardwareCompatibilityLevel={_HARDWARE[options.hardware_compatibility]}")
     for index, profile in enumerate(plan.profiles):
         if len(plan.profiles) > 1:
             command.append(f"--profile={index}")

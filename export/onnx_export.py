@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.graphs.signature import Signature, TensorSpec
 from streaming.engines import OrtEngine
-from streaming.manifest import EngineError
+from streaming.records import EngineError
 
 OPSET = 20
 DATA_SUFFIX = ".data"

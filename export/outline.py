@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from export.engine_build import build_plan
+from export.engine_build import build_plan, timing_cache
 from export.jobs import DTYPES, TRANSFORMER_FILES, Component, Request, components_of
 from export.run import PlannedEngine, engine_set, manifest_of
 from export.store import EngineStore
 from streaming.engine_set import EngineSet
+from streaming.machine import Machine
 from streaming.manifest import ONNX_FILE, EngineManifest, FileInfo
 from streaming.memory_plan import GPU, MemoryPlan, Placement, memory_plan
 from streaming.specs import LoopSpec
@@ -38,12 +39,12 @@ class Outline:
 
     def as_json(self, root: Path) -> dict[str, Any]:
         """The engines, how TensorRT would build them below `root`, and the memory of a load."""
-        store = EngineStore(root)
+        store, cache = EngineStore(root), timing_cache(root, Machine.here())
         return {
             "engine_set": self.engines.name,
             "engines": [manifest.model_dump(mode="json") for manifest in self.manifests.values()],
             "builds": [
-                build_plan(store.engine(name), manifest, root / "timing.cache").model_dump(mode="json")
+                build_plan(store.engine(name), manifest, cache).model_dump(mode="json")
                 for name, manifest in self.manifests.items()
             ],
             "memory": [plan.as_json() for plan in self.memory()],

@@ -3,6 +3,7 @@
 `onnxruntime` runs model.onnx on the CPU, in a Python model; `tensorrt` runs model.plan in Triton's backend.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -10,11 +11,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from streaming.kept import CACHE, KEPT_INPUT
-from streaming.manifest import PLAN_FILE, DType, EngineManifest, TensorInfo
+from streaming.manifest import CONFIG, PLAN_FILE, DType, EngineManifest, TensorInfo
 
 Variant = Literal["onnxruntime", "tensorrt"]
 
-CONFIG: Final = "config.pbtxt"
 THREADS: Final = "threads"
 MODEL_SOURCE: Final = '''"""ONNX Runtime on model.onnx beside this file."""
 
@@ -32,12 +32,12 @@ _DATA_TYPES: Final[dict[DType, int]] = {
 
 
 def engine_config(
-    manifest: EngineManifest, variant: Variant, *, threads: int = 0, gpu: int = 0
+    manifest: EngineManifest, variant: Variant, *, threads: int = 0, gpus: Sequence[int] = (0,)
 ) -> pb.ModelConfig:
     """The complete configuration of an engine's model.
 
     threads   of ONNX Runtime within one operator; 0: one per core (engines of a stream run one at a time)
-    gpu       number of the GPU that runs the plan
+    gpus      numbers of the GPUs that run the plan, an instance on each
     """
     config = pb.ModelConfig(name=manifest.name, max_batch_size=0)
     config.input.extend(
@@ -57,7 +57,7 @@ def engine_config(
     else:
         config.platform = "tensorrt_plan"
         config.default_model_filename = PLAN_FILE
-        group = config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=[gpu])
+        group = config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=1, gpus=gpus)
         if len(manifest.profiles) > 1:
             group.profile.extend(str(index) for index in range(len(manifest.profiles)))
     return config
@@ -76,12 +76,6 @@ def write_onnxruntime_model(directory: Path, version: Path, manifest: EngineMani
     text = config_text(engine_config(manifest, "onnxruntime"))
     (directory / CONFIG).write_text(text, encoding="utf-8")
     (version / "model.py").write_text(MODEL_SOURCE, encoding="utf-8")
-
-
-def cuda_pool_bytes(manifest: EngineManifest, profile: int = 0) -> int:
-    """Bytes of all inputs and outputs of a call of the profile's largest size, for Triton's CUDA pool."""
-    sizes = {axis: found.max for axis, found in (manifest.profiles or ({},))[profile].items()}
-    return sum(tensor.bytes(sizes) for tensor in (*manifest.inputs, *manifest.outputs))
 
 
 def _dims(tensor: TensorInfo) -> list[int]:

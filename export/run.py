@@ -24,13 +24,14 @@ from export.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, 
 from export.load import read_config
 from export.onnx_export import OPSET, check_parity, export_onnx
 from export.repository import write_onnxruntime_model
-from export.store import VERSION_DIRECTORY, EngineStore, Resources
+from export.store import EngineStore, Resources
 from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
 from streaming.kept import CACHE
 from streaming.manifest import (
     MANIFEST,
     ONNX_FILE,
+    VERSION_DIRECTORY,
     DType,
     EngineManifest,
     FileInfo,

@@ -17,10 +17,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from streaming.errors import WanstreamError
-from streaming.manifest import EngineError, EngineManifest, check_files, read_manifest
+from streaming.manifest import EngineManifest, check_files, engine_directory, read_manifest
+from streaming.records import EngineError
 from streaming.units import in_units
 
-VERSION_DIRECTORY = "1"
 _RESERVE_BYTES = 64 << 20
 
 
@@ -71,7 +71,7 @@ class EngineStore:
 
     def engine(self, name: str) -> Path:
         """Directory of an engine's files."""
-        return self.models / name / VERSION_DIRECTORY
+        return engine_directory(self.models, name)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -117,12 +117,28 @@ class EngineStore:
             partial.rename(target)
         except OSError as error:
             raise StoreError(
-                f"'{target}' could not be written ({error}). Check the disk and start the export again: what "
-                "is finished is kept."
+                f"'{target}' could not be written ({error}). Check the disk and run the command again: "
+                "what is finished is kept."
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(self._partial / f"{target.name}.old", ignore_errors=True)
+
+    def write_file(self, target: Path, content: bytes) -> None:
+        """Replace one file, or nothing. Inside `writing` only. Raises StoreError when the disk is full."""
+        partial = self._partial / target.name
+        try:
+            self._partial.mkdir(exist_ok=True)
+            partial.write_bytes(content)
+            _flush(self._partial)
+            partial.replace(target)
+        except OSError as error:
+            raise StoreError(
+                f"'{target}' could not be written ({error}). Check the disk and run the command again: "
+                "what is finished is kept."
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def find(self, name: str, fingerprint: str, *, hashes: bool = True) -> EngineManifest | None:
         """The manifest of an engine that is there, undamaged, and made from the same things; else None."""
@@ -136,10 +152,6 @@ class EngineStore:
         """The manifest of engine `name`, its files compared. Raises EngineError that says what is wrong."""
         directory = self.engine(name)
         manifest = read_manifest(directory)
-        if manifest.name != name:
-            raise EngineError(
-                f"'{directory}' holds engine '{manifest.name}', not '{name}': files were moved. Export again."
-            )
         check_files(directory, manifest, hashes=hashes)
         return manifest
 

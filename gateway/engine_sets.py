@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.serving import Availability, ServingError
 from streaming.engine_set import EngineSet, read_engine_set
-from streaming.manifest import EngineError
+from streaming.records import EngineError
 from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)

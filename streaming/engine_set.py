@@ -3,9 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from streaming.manifest import REMEDY, EngineError
+from streaming.records import EngineError, Record, read_record
 from streaming.specs import LoopSpec
 
 SET = "set.json"
@@ -16,11 +14,7 @@ MODELS = "engine_models"  # directory of the engines' Triton models
 ENGINE_SET = "engine_set"  # directory of the set
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class VaeSet(_Record):
+class VaeSet(Record):
     """Engines of the autoencoder for one size of picture, in pixels."""
 
     height: int
@@ -31,7 +25,7 @@ class VaeSet(_Record):
     decoder_next: str
 
 
-class ModelFacts(_Record):
+class ModelFacts(Record):
     """Dimensions that come with the weights."""
 
     layers: int
@@ -50,7 +44,7 @@ class ModelFacts(_Record):
         return self.spatial_factor * self.patch[1]
 
 
-class FrameCuts(_Record):
+class FrameCuts(Record):
     """How the encoder cuts pixel frames, see `FrameGroups`."""
 
     first: int
@@ -58,7 +52,7 @@ class FrameCuts(_Record):
     repeat_last: bool
 
 
-class EngineSet(_Record):
+class EngineSet(Record):
     """Names of engines by their part. The first entry of `vae` is the default size.
 
     cache_frames   slots of the transformer's cache, in latent frames
@@ -114,12 +108,4 @@ class EngineSet(_Record):
 
 def read_engine_set(directory: Path) -> EngineSet:
     """The set in `directory`. Raises EngineError when there is none that can be read."""
-    path = directory / SET
-    try:
-        return EngineSet.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise EngineError(f"There are no engines in '{directory}': it has no {SET}. {REMEDY}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise EngineError(f"'{path}' is damaged ({where}: {first['msg']}). {REMEDY}") from error
+    return read_record(directory / SET, EngineSet, "There are no engines")

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from streaming.manifest import EngineError, EngineManifest
+from streaming.manifest import EngineManifest
 from streaming.ort import open_session
+from streaming.records import EngineError
 from streaming.sessions import ModelRunner
 from streaming.video import FrameGroups
 

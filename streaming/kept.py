@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from streaming.manifest import EngineError
+from streaming.records import EngineError
 
 KEPT_INPUT: Final = "kept"  # input of the engine's model, a KeptCommand as JSON; absent: all goes by value
 CACHE: Final = "cache_"

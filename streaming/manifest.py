@@ -10,14 +10,13 @@ from math import prod
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from streaming.errors import WanstreamError
+from streaming.records import REMEDY, EngineError, Record, read_record
 
 MANIFEST = "engine.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
-REMEDY = "Export it again: wanstream-export."
+CONFIG = "config.pbtxt"  # of the Triton model, above the version directory
+VERSION_DIRECTORY = "1"  # of every engine's Triton model
 _CHUNK_BYTES = 1 << 22
 
 Kind = Literal[
@@ -33,15 +32,7 @@ DType = Literal["float32", "float16", "bfloat16", "int64"]
 ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 
-class EngineError(WanstreamError):
-    """An engine is absent, damaged, or not the one that is needed."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorInfo(_Record):
+class TensorInfo(Record):
     """One input or output. An axis given as a string is dynamic; axes of one name have one size."""
 
     name: str
@@ -53,7 +44,7 @@ class TensorInfo(_Record):
         return prod((ITEM_BYTES[self.dtype], *(a if isinstance(a, int) else sizes[a] for a in self.shape)))
 
 
-class FileInfo(_Record):
+class FileInfo(Record):
     """A file as it was when the manifest was written."""
 
     file: str
@@ -61,7 +52,7 @@ class FileInfo(_Record):
     sha256: str
 
 
-class AxisRange(_Record):
+class AxisRange(Record):
     """Sizes of a dynamic axis that an optimisation profile covers."""
 
     min: int
@@ -69,21 +60,46 @@ class AxisRange(_Record):
     max: int
 
 
-class TensorRTBuild(_Record):
-    """How a plan was built; it runs on nothing else.
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
+
+class BuildOptions(Record):
+    """How TensorRT builds a plan. Precision is not here: the graph decides it.
+
+    level                    builder optimisation level, 0 to 5
+    workspace_bytes          GPU memory that one layer may use
+    refittable               weights may be changed in the plan later, for adapters; Triton itself never does
+    version_compatible       runs on later TensorRT of the same major version, slower
+    hardware_compatibility   GPUs that the plan runs on beside the one that built it
+    """
+
+    level: int = 3
+    workspace_bytes: int = 8 << 30
+    refittable: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+
+
+class TensorRTBuild(Record):
+    """A plan: how it was built, and for what; it runs on nothing else.
+
+    engine_set         that it was built for, which names the command that builds it again
+    parity             largest difference to ONNX Runtime, relative to the largest element; None: not compared
     activation_bytes   device memory of an execution context, as TensorRT tells it; None: not known
     """
 
-    version: str
+    engine_set: str
+    plan: FileInfo
+    version: str  # of TensorRT
     gpu: str
     compute_capability: str
     driver: str
-    flags: tuple[str, ...]
+    options: BuildOptions
+    parity: float | None
     activation_bytes: int | None = None
 
 
-class EngineManifest(_Record):
+class EngineManifest(Record):
     """An engine and where it comes from. What does not apply to its kind is None. Sizes in pixels."""
 
     name: str
@@ -123,17 +139,35 @@ class EngineManifest(_Record):
         return {axis: max(p[axis].max for p in self.profiles if axis in p) for axis in axes}
 
 
-def read_manifest(directory: Path) -> EngineManifest:
-    """The manifest of the engine in `directory`. Raises EngineError when there is none that can be read."""
-    path = directory / MANIFEST
-    try:
-        return EngineManifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise EngineError(f"There is no engine in '{directory}': it has no {MANIFEST}. {REMEDY}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise EngineError(f"'{path}' is damaged ({where}: {first['msg']}). {REMEDY}") from error
+def engine_directory(models: Path, name: str) -> Path:
+    """Where the files of engine `name` are, in the model repository `models`."""
+    return models / name / VERSION_DIRECTORY
+
+
+def read_manifest(directory: Path, name: str | None = None) -> EngineManifest:
+    """The manifest of the engine in `directory`.
+
+    name: what the engine has to be called; None: its Triton model, above `directory`
+    Raises EngineError when there is none that can be read, or it is another engine's.
+    """
+    name = name or directory.parent.name
+    manifest = read_record(directory / MANIFEST, EngineManifest, "There is no engine")
+    if manifest.name != name:
+        raise EngineError(
+            f"'{directory}' holds engine '{manifest.name}', not '{name}': files were moved. {REMEDY}"
+        )
+    return manifest
+
+
+def check_facts(manifest: EngineManifest, facts: Mapping[str, object]) -> None:
+    """Raises EngineError unless the fields of the manifest have these values."""
+    for name, wanted in facts.items():
+        found = getattr(manifest, name)
+        if found != wanted:
+            raise EngineError(
+                f"Engine '{manifest.name}' is not the one that is needed: its {name} is {found}, not "
+                f"{wanted}. {REMEDY}"
+            )
 
 
 def check_files(directory: Path, manifest: EngineManifest, *, hashes: bool = True) -> None:

@@ -23,7 +23,7 @@ class OrtModel:
         config = json.loads(args["model_config"])
         threads = int(config.get("parameters", {}).get("threads", {}).get("string_value", "1"))
         directory = Path(args["model_repository"]) / args["model_version"]
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, args["model_name"])
         check_files(directory, manifest)
         self._inputs = tuple(tensor.name for tensor in manifest.inputs)
         self._session = open_session(directory / ONNX_FILE, threads)

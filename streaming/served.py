@@ -2,29 +2,38 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from streaming.embedding_cache import EmbeddingCache
 from streaming.engine_set import ENGINE_SET, MODELS, SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
 from streaming.keeping_engine import KeepingEngine
-from streaming.manifest import ONNX_FILE, EngineError, check_files, read_manifest
+from streaming.manifest import ONNX_FILE, check_facts, check_files, engine_directory, read_manifest
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
 from streaming.prompt_encoder import PromptEncoder
+from streaming.records import EngineError
 from streaming.sessions import LoadContext, ModelRunner
 from streaming.specs import PipelineSpec
 from streaming.text import PromptTokenizer
 from streaming.video import FrameGroups
 
-Place = Callable[[str], Engine]  # name of an engine -> the engine, ready to run
+
+class Place(Protocol):
+    """Makes an engine of a model repository ready to run."""
+
+    def __call__(self, name: str, **facts: object) -> Engine:
+        """facts: what the engine's manifest has to say. Raises EngineError if it does not."""
 
 
 def in_process(models: Path, threads: int = 1) -> Place:
     """Engines of the model repository `models`, in ONNX Runtime in this process."""
 
-    def place(name: str) -> Engine:
-        directory = _version(models, name)
-        check_files(directory, read_manifest(directory))
+    def place(name: str, **facts: object) -> Engine:
+        directory = engine_directory(models, name)
+        manifest = read_manifest(directory)
+        check_facts(manifest, facts)
+        check_files(directory, manifest)
         return OrtEngine(directory / ONNX_FILE, threads)
 
     return place
@@ -33,8 +42,9 @@ def in_process(models: Path, threads: int = 1) -> Place:
 def served(models: Path, runner: ModelRunner) -> Place:
     """Engines of the model repository `models`, as models of the Triton server of this process."""
 
-    def place(name: str) -> Engine:
-        manifest = read_manifest(_version(models, name))
+    def place(name: str, **facts: object) -> Engine:
+        manifest = read_manifest(engine_directory(models, name))
+        check_facts(manifest, facts)
         if not runner.is_ready(name):
             raise EngineError(
                 f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
@@ -68,8 +78,16 @@ def open_model(
     tokenizer = PromptTokenizer.from_directory(directory / TOKENIZER, facts.text_len)
     return StreamModel(
         spec=engines.built_for(spec.loop),
-        engines=Engines(place(engines.transformer), place(engines.text_kv), _vae(vae, groups, place)),
-        encode_prompts=PromptEncoder(tokenizer, place(engines.text_encoder), EmbeddingCache(engines.name)),
+        engines=Engines(
+            place(engines.transformer, kind="transformer", pipeline=spec.id, layers=facts.layers),
+            place(engines.text_kv, kind="text_kv", pipeline=spec.id, layers=facts.layers),
+            _vae(vae, groups, place),
+        ),
+        encode_prompts=PromptEncoder(
+            tokenizer,
+            place(engines.text_encoder, kind="text_encoder", text_len=facts.text_len),
+            EmbeddingCache(engines.name),
+        ),
         sizes=ModelSizes(
             facts.layers,
             facts.heads,
@@ -105,14 +123,11 @@ def _needed(parameters: Mapping[str, str], name: str) -> str:
 
 
 def _vae(names: VaeSet, groups: FrameGroups, place: Place) -> VaeEngines:
+    size = {"height": names.height, "width": names.width}
     return VaeEngines(
-        place(names.encoder_first),
-        place(names.encoder_next),
-        place(names.decoder_first),
-        place(names.decoder_next),
+        place(names.encoder_first, kind="vae_encoder_first", **size),
+        place(names.encoder_next, kind="vae_encoder_next", **size),
+        place(names.decoder_first, kind="vae_decoder_first", **size),
+        place(names.decoder_next, kind="vae_decoder_next", **size),
         groups,
     )
-
-
-def _version(models: Path, name: str) -> Path:
-    return models / name / "1"

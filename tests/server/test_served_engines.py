@@ -22,7 +22,7 @@ from export.store import EngineStore
 from gateway.embedded import EmbeddedTriton
 from streaming.engine_set import ENGINE_SET, MODELS, EngineSet
 from streaming.engines import Engine, TorchEngine, TritonEngine
-from streaming.manifest import ONNX_FILE
+from streaming.manifest import MANIFEST, ONNX_FILE
 from streaming.model_pipeline import ModelPipeline
 from streaming.served import in_process, open_model
 from streaming.specs import SPECS
@@ -33,7 +33,7 @@ from tests.server.triton_fixtures import ModelClient, override, running_triton
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONGLIVE = "longlive"
-TENSORRT, DAMAGED = "tensorrt_variant", "damaged"
+TENSORRT, DAMAGED, MOVED = "tensorrt_variant", "damaged", "moved"
 SIZES = {"F": 3, "T": 60, "S+T": 140}  # of a transformer at 64x80 with a cache of four latent frames
 PLACEMENTS = ["torch", "ort", "served"]
 
@@ -44,7 +44,7 @@ def load_parameters(store: EngineStore, engines: EngineSet) -> dict[str, str]:
 
 
 def write_other_models(repository: Path, store: EngineStore, engines: EngineSet) -> Path:
-    """A TensorRT variant of one engine, and an engine whose weights are cut short."""
+    """TensorRT variants of engines, an engine whose weights are cut short, and one under another's name."""
     manifest = store.verified(engines.transformer)
     variant = manifest.model_copy(update={"name": TENSORRT})
     (repository / TENSORRT / "1").mkdir(parents=True)
@@ -55,6 +55,11 @@ def write_other_models(repository: Path, store: EngineStore, engines: EngineSet)
     text = (damaged / "config.pbtxt").read_text().replace(engines.text_kv, DAMAGED)
     (damaged / "config.pbtxt").write_text(text)
     (damaged / "1" / f"{ONNX_FILE}.data").write_bytes(b"short")
+    manifest = store.verified(engines.text_kv).model_copy(update={"name": DAMAGED})
+    (damaged / "1" / MANIFEST).write_text(manifest.model_dump_json())
+    moved = repository / MOVED
+    shutil.copytree(store.models / engines.text_kv, moved)
+    (moved / "config.pbtxt").write_text(text.replace(DAMAGED, MOVED))
     return repository
 
 
@@ -172,6 +177,13 @@ async def test_the_tensorrt_configuration_is_accepted_where_only_the_backend_is_
 async def test_a_damaged_engine_is_not_served(api: triton_aio.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match=r"is damaged: .* has 5 bytes, not"):
         await api.load_model(DAMAGED)
+
+
+async def test_an_engine_under_another_name_is_not_served(
+    engine_set: EngineSet, api: triton_aio.InferenceServerClient
+) -> None:
+    with pytest.raises(InferenceServerException, match=f"holds engine '{engine_set.text_kv}', not '{MOVED}'"):
+        await api.load_model(MOVED)
 
 
 async def test_a_pipeline_whose_engine_is_not_loaded_names_it(

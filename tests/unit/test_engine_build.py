@@ -2,18 +2,47 @@
 
 import json
 import shlex
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
 
+from export.build import Build, random_feeds
 from export.build_cli import main
-from export.engine_build import ShapeRange, build_plan, trtexec_command
-from export.store import EngineStore
+from export.engine_build import (
+    BuildPlan,
+    ShapeRange,
+    build_plan,
+    server_options,
+    timing_cache,
+    trtexec_command,
+)
+from export.store import EngineStore, Resources, StoreError
+from export.tensorrt_build import (
+    BuildError,
+    build_with_tensorrt,
+    largest_difference,
+    onnx_runner,
+    plan_loader,
+)
 from streaming.engine_set import EngineSet
-from streaming.manifest import AxisRange
+from streaming.machine import Machine
+from streaming.manifest import ONNX_FILE, PLAN_FILE, AxisRange, BuildOptions, read_manifest
+from streaming.plans import check_plan, serves_plan
+from streaming.records import EngineError
+from tests.engines import SIZE
 from tests.unit.test_repository import MANIFEST, TWO_PROFILES
+
+H100 = Machine("NVIDIA H100 80GB HBM3", "9.0", "570.86.15", "10.9.0.34")
+MISSING = r"TensorRT is not installed here \(No module named 'tensorrt'\)"
 
 
 def test_a_dynamic_input_has_its_shapes_in_every_profile(tmp_path: Path) -> None:
@@ -29,46 +58,308 @@ def test_a_dynamic_input_has_its_shapes_in_every_profile(tmp_path: Path) -> None
 
 
 def test_precision_is_left_to_the_graph(tmp_path: Path) -> None:
-    plan = build_plan(tmp_path, MANIFEST, tmp_path / "timing.cache", refittable=True)
+    options = BuildOptions(refittable=True, version_compatible=True, hardware_compatibility="ampere_plus")
 
-    assert plan.flags == ("STRONGLY_TYPED", "REFIT")
+    plan = build_plan(tmp_path, MANIFEST, tmp_path / "timing.cache", options)
+
+    assert plan.flags == ("STRONGLY_TYPED", "REFIT", "VERSION_COMPATIBLE")
     command = trtexec_command(plan)
-    assert {"--stronglyTyped", "--refit", "--memPoolSize=workspace:8192M"} <= set(command)
+    assert {"--stronglyTyped", "--refit", "--memPoolSize=workspace:8192M", "--versionCompatible"} <= set(
+        command
+    )
+    assert "--hardwareCompatibilityLevel=ampere+" in command
     assert not {"--fp16", "--bf16", "--fp8", "--int8", "--best"} & set(command)
     assert "--optShapes=tokens:1x12x64" in command
 
 
-def run(exported_engines: tuple[Path, EngineSet], *options: str) -> str:
-    root, engines = exported_engines
-    result = CliRunner().invoke(main, [engines.name, "--engines", str(root / "engines"), *options])
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
+def test_each_gpu_and_version_of_tensorrt_has_timings_of_its_own(tmp_path: Path) -> None:
+    other = replace(H100, tensorrt="10.13.2")
+
+    path = timing_cache(tmp_path, H100)
+
+    assert path == tmp_path / "timing" / "NVIDIA_H100_80GB_HBM3-10.9.0.34.cache"
+    assert timing_cache(tmp_path, other) != path
 
 
-def test_a_dry_run_names_every_engine_of_the_set(exported_engines: tuple[Path, EngineSet]) -> None:
-    plans = json.loads(run(exported_engines, "--dry-run", "--level", "5"))
+def test_triton_gets_a_pool_on_each_gpu() -> None:
+    assert server_options(1000, BuildOptions(version_compatible=True), (0, 2)) == [
+        "--cuda-memory-pool-byte-size=0:1000",
+        "--cuda-memory-pool-byte-size=2:1000",
+        "--backend-config=tensorrt,version-compatible=true",
+    ]
 
+
+def test_the_chain_of_loaders_needs_tensorrt_only_when_it_is_called(
+    exported_engines: tuple[Path, EngineSet], tmp_path: Path
+) -> None:
+    """As far as this goes without a GPU: polygraphy's own words, and ours."""
     store = EngineStore(exported_engines[0] / "engines")
+    name = exported_engines[1].transformer
+    plan = build_plan(store.engine(name), store.verified(name), tmp_path / "timing.cache")
+
+    load = plan_loader(plan)
+
+    with pytest.raises(Exception, match="'tensorrt' is required but could not be imported"):
+        load()
+    with pytest.raises(BuildError, match=MISSING + r".*nvcr\.io/nvidia/tensorrt"):
+        build_with_tensorrt(plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def graph(exported_engines: tuple[Path, EngineSet]) -> tuple[Path, list[dict[str, Any]]]:
+    """The file of an engine, and inputs."""
+    store = EngineStore(exported_engines[0] / "engines")
+    directory = store.engine(exported_engines[1].text_kv)
+    return directory / ONNX_FILE, random_feeds(read_manifest(directory))
+
+
+def test_a_plan_is_compared_with_its_graph_through_polygraphy(
+    graph: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Two runners of ONNX Runtime: equal files agree; other weights, or no numbers, do not."""
+    path, feeds = graph
+    worst = []
+    for name, factor in (("same", 1.0), ("other", 1.5), ("broken", np.nan)):
+        model = onnx.load(str(path))
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("bias"))
+        weight.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), weight.name)
+        )
+        onnx.save(model, str(tmp_path / f"{name}.onnx"))
+        runner = onnx_runner(str(tmp_path / f"{name}.onnx"))
+        worst.append(largest_difference(runner, onnx_runner(str(path)), feeds))
+
+    assert worst[0] == 0
+    assert worst[1] > 1e-3
+    assert worst[2] == float("inf")
+
+
+@dataclass
+class Gpu:
+    """In place of the GPU's builder, which this machine cannot have."""
+
+    difference: float = 1e-5
+    built: list[BuildPlan] = field(default_factory=list)
+
+    def check(self) -> None:
+        pass
+
+    def build(self, plan: BuildPlan) -> bytes:
+        self.built.append(plan)
+        return b"plan of " + plan.engine.encode()
+
+    def activation_bytes(self, content: bytes) -> int | None:
+        return 1000
+
+    def compare(self, plan: BuildPlan, content: bytes, feeds: Sequence[Mapping[str, Any]]) -> float:
+        assert feeds[0].keys() == {tensor.name for tensor in plan.inputs}
+        return self.difference
+
+
+@pytest.fixture
+def build(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> Build:
+    """Of a copy of the small set, on a machine with a GPU."""
+    root, engines = exported_engines
+    shutil.copytree(root / "engines", tmp_path / "engines")
+    store = EngineStore(tmp_path / "engines")
+    return Build(engines.name, store, lambda line: None, machine=H100, builder=Gpu())
+
+
+def built(build: Build) -> list[str]:
+    """Names of the engines whose plans a run builds."""
+    gpu = Gpu()
+    replace(build, builder=gpu).run()
+    return [plan.engine for plan in gpu.built]
+
+
+def test_a_build_records_each_plan_and_serves_it(build: Build) -> None:
+    build.run()
+
+    manifests = build.manifests(hashes=True)
+    assert len(manifests) == 7
+    for manifest in manifests:
+        directory = build.store.engine(manifest.name)
+        check_plan(directory, manifest, H100, hashes=True)
+        assert serves_plan(directory)
+        record = manifest.tensorrt
+        assert record is not None
+        assert (record.engine_set, record.gpu, record.driver) == (build.engine_set, H100.gpu, H100.driver)
+        assert (record.version, record.options) == (H100.tensorrt, BuildOptions())
+        assert (record.parity, record.activation_bytes) == (1e-5, 1000)
+
+
+def test_plans_that_are_there_are_kept_until_something_changes(build: Build) -> None:
+    build.run()
+
+    assert built(build) == []
+    name = build.manifests(hashes=False)[0].name
+    (build.store.engine(name) / PLAN_FILE).write_bytes(b"cut")
+    assert built(build) == [name]
+    assert len(built(replace(build, options=BuildOptions(level=5)))) == 7
+    assert len(built(replace(build, machine=replace(H100, tensorrt="10.13.0")))) == 7
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        (
+            replace(H100, gpu="NVIDIA L40S", compute_capability="8.9"),
+            "it was built for NVIDIA H100 80GB HBM3",
+        ),
+        (replace(H100, tensorrt="10.13.2"), r"it was built by TensorRT 10\.9\.0\.34, and here is 10\.13\.2"),
+    ],
+)
+def test_a_foreign_plan_is_refused_with_the_command_that_builds_it(
+    build: Build, machine: Machine, reason: str
+) -> None:
+    build.run()
+    name = build.manifests(hashes=False)[0].name
+    directory = build.store.engine(name)
+
+    with pytest.raises(EngineError, match=f"{reason}.*: wanstream-build {build.engine_set}"):
+        check_plan(directory, read_manifest(directory), machine)
+
+    check_plan(directory, read_manifest(directory), replace(H100, driver="600.1", tensorrt="10.9.0"))
+    check_plan(directory, read_manifest(directory), Machine())  # a gateway without a GPU
+
+
+@pytest.mark.parametrize(
+    ("options", "machine", "fits"),
+    [
+        (BuildOptions(version_compatible=True), replace(H100, tensorrt="10.13.2"), True),
+        (BuildOptions(version_compatible=True), replace(H100, tensorrt="11.4.0"), False),
+        (
+            BuildOptions(hardware_compatibility="ampere_plus"),
+            replace(H100, gpu="NVIDIA L40S", compute_capability="8.9"),
+            True,
+        ),
+        (
+            BuildOptions(hardware_compatibility="same_compute_capability"),
+            replace(H100, gpu="NVIDIA L40S", compute_capability="8.9"),
+            False,
+        ),
+        (
+            BuildOptions(hardware_compatibility="same_compute_capability"),
+            replace(H100, gpu="NVIDIA H200"),
+            True,
+        ),
+    ],
+)
+def test_compatible_plans_run_where_they_say(
+    build: Build, options: BuildOptions, machine: Machine, fits: bool
+) -> None:
+    replace(build, options=options).run()
+    directory = build.store.engine(build.manifests(hashes=False)[0].name)
+
+    if fits:
+        check_plan(directory, read_manifest(directory), machine)
+    else:
+        with pytest.raises(EngineError, match="it was built"):
+            check_plan(directory, read_manifest(directory), machine)
+
+
+def test_a_plan_that_computes_something_else_is_not_used(build: Build) -> None:
+    with pytest.raises(BuildError, match=r"differs by 0\.5 of the largest element, and 0\.001 is allowed"):
+        replace(build, builder=Gpu(difference=0.5)).run()
+
+    assert not any(serves_plan(build.store.engine(m.name)) for m in build.manifests(hashes=True))
+    assert not any(m.tensorrt for m in build.manifests(hashes=False))
+
+
+def test_a_build_that_stops_half_way_goes_on_later(build: Build) -> None:
+    class Tired(Gpu):
+        def build(self, plan: BuildPlan) -> bytes:
+            if len(self.built) == 3:
+                raise BuildError("out of memory")
+            return super().build(plan)
+
+    with pytest.raises(BuildError, match="out of memory"):
+        replace(build, builder=Tired()).run()
+
+    assert not any(serves_plan(build.store.engine(m.name)) for m in build.manifests(hashes=False))
+    assert len(built(build)) == 4
+
+
+def test_a_build_that_does_not_fit_on_the_disk_does_not_start(build: Build) -> None:
+    gpu = Gpu()
+    small = replace(build, builder=gpu, resources=lambda path: Resources(disk=1000, memory=None))
+
+    with pytest.raises(StoreError, match=r"of disk; 1\.0 kB are free"):
+        small.run()
+
+    assert gpu.built == []
+
+
+def test_triton_serves_what_it_is_told(build: Build) -> None:
+    with pytest.raises(EngineError, match="it was never built"):
+        build.serve_with("tensorrt")
+    build.run()
+    directories = [build.store.engine(m.name) for m in build.manifests(hashes=False)]
+
+    build.serve_with("onnxruntime")
+    assert not any(map(serves_plan, directories))
+    replace(build, gpus=(0, 1)).serve_with("tensorrt")
+    assert all(map(serves_plan, directories))
+    assert all("gpus: 0\n  gpus: 1\n" in (d.parent / "config.pbtxt").read_text() for d in directories)
+
+
+def test_plans_of_trtexec_are_recorded(build: Build) -> None:
+    with pytest.raises(BuildError, match=r"model\.plan' does not exist. Run the commands of --trtexec"):
+        build.record()
+    for manifest in build.manifests(hashes=False):
+        (build.store.engine(manifest.name) / PLAN_FILE).write_bytes(b"made by trtexec")
+
+    build.record()
+
+    assert built(build) == []
+
+
+def run(exported_engines: tuple[Path, EngineSet], *options: str) -> Result:
+    root, engines = exported_engines
+    return CliRunner().invoke(main, [engines.name, "--engines", str(root / "engines"), *options])
+
+
+def test_a_dry_run_tells_everything_without_tensorrt(exported_engines: tuple[Path, EngineSet]) -> None:
+    result = run(exported_engines, "--dry-run", "--level", "5", "--workspace", "2", "--gpu", "1")
+
+    assert result.exit_code == 0, result.stderr
+    description = json.loads(result.stdout)
+    store = EngineStore(exported_engines[0] / "engines")
+    plans = description["engines"]
     assert [plan["engine"] for plan in plans] == list(exported_engines[1].engines())
     assert all(Path(plan["onnx"]).is_file() for plan in plans)
-    assert {plan["builder_optimization_level"] for plan in plans} == {5}
-    assert plans[-1]["estimated_plan_bytes"] == store.verified(plans[-1]["engine"]).bytes
+    assert {plan["options"]["level"] for plan in plans} == {5}
+    assert {plan["options"]["workspace_bytes"] for plan in plans} == {2 << 30}
+    manifest = store.verified(plans[-1]["engine"])
+    assert plans[-1]["estimated_plan_bytes"] == manifest.bytes
+    assert [tensor["name"] for tensor in plans[-1]["inputs"]] == [tensor.name for tensor in manifest.inputs]
+    assert plans[-1]["profiles"][0]["tokens"]["max"] == [1, 140, 64]
+    memory = description["memory"][0]
+    assert (memory["height"], memory["width"]) == SIZE
+    pool = memory["parts"]["copies under way"]
+    assert description["server_options"] == [f"--cuda-memory-pool-byte-size=1:{pool}"]
     assert "tensorrt" not in sys.modules
 
 
 def test_one_command_per_engine_is_printed(exported_engines: tuple[Path, EngineSet]) -> None:
-    commands = [shlex.split(line) for line in run(exported_engines, "--trtexec").splitlines()]
+    result = run(exported_engines, "--trtexec")
 
+    commands = [shlex.split(line) for line in result.stdout.splitlines()]
     assert len(commands) == 7
     assert all(command[0] == "trtexec" for command in commands)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["nothing", "--dry-run"], "There are no engines in"), (["nothing"], "is not part of this version")],
-)
-def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(main, [*arguments, "--engines", str(tmp_path)])
+def test_a_build_without_tensorrt_says_where_there_is_one(exported_engines: tuple[Path, EngineSet]) -> None:
+    result = run(exported_engines)
 
     assert result.exit_code == 1
-    assert message in result.stderr
+    assert "TensorRT is not installed here (No module named 'tensorrt')." in result.stderr
+    assert "nvcr.io/nvidia/tensorrt:<yy.mm>-py3" in result.stderr
+
+
+def test_an_absent_set_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["nothing", "--dry-run", "--home", str(tmp_path)])
+
+    assert result.exit_code == 1
+    assert f"There are no engines in '{tmp_path}/engines/sets/nothing'" in result.stderr

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from export.store import EngineStore
 from streaming.engine_set import EngineSet
-from streaming.manifest import TensorRTBuild
+from streaming.manifest import BuildOptions, TensorRTBuild
 from streaming.memory_plan import (
     CPU,
     GPU,
@@ -139,7 +139,15 @@ def test_a_built_plan_tells_its_activations(
 ) -> None:
     manifest = store.verified(exported_engines[1].transformer, hashes=False)
     build = TensorRTBuild(
-        version="10", gpu="-", compute_capability="9.0", driver="-", flags=(), activation_bytes=123
+        engine_set="",
+        plan=manifest.files[0],
+        version="10",
+        gpu="-",
+        compute_capability="9.0",
+        driver="-",
+        options=BuildOptions(),
+        parity=None,
+        activation_bytes=123,
     )
 
     assert activation_bytes(manifest.model_copy(update={"tensorrt": build})) == 123

@@ -14,9 +14,12 @@ from export.checkpoints import CheckpointError
 from export.jobs import Request
 from export.run import export_pipeline
 from export.store import EngineStore, Resources, StoreError
-from streaming.engine_set import EngineSet, read_engine_set
+from streaming.engine_set import SET, EngineSet, read_engine_set
 from streaming.errors import WanstreamError
-from streaming.manifest import MANIFEST, ONNX_FILE, EngineError, read_manifest
+from streaming.manifest import MANIFEST, ONNX_FILE, read_manifest
+from streaming.records import EngineError
+from streaming.served import in_process, open_model
+from streaming.specs import LONGLIVE
 from tests.engines import SIZE, small_request
 
 
@@ -225,3 +228,31 @@ def test_what_an_engine_is_made_from_decides_about_its_name(exported_engines: tu
     manifest = read_manifest(EngineStore(root / "engines").engine(engines.transformer))
 
     assert manifest.name == f"longlive_transformer_fp32_{manifest.fingerprint[:8]}"
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "fact"),
+    [
+        ("transformer", "text_kv", "kind is text_kv, not transformer"),
+        ("text_encoder", "text_kv", "kind is text_kv, not text_encoder"),
+    ],
+)
+def test_a_set_that_names_a_wrong_engine_is_not_opened(root: Path, part: str, other: str, fact: str) -> None:
+    store = EngineStore(root / "engines")
+    directory = next(store.sets.iterdir())
+    engines = read_engine_set(directory)
+    wrong = engines.model_copy(update={part: getattr(engines, other)})
+    (directory / SET).write_text(wrong.model_dump_json())
+
+    with pytest.raises(EngineError, match=f"is not the one that is needed: its {fact}"):
+        open_model(directory, LONGLIVE, in_process(store.models))
+
+
+def test_autoencoders_of_another_size_are_not_opened(root: Path) -> None:
+    store = EngineStore(root / "engines")
+    directory = next(store.sets.iterdir())
+    text = (directory / SET).read_text()
+    (directory / SET).write_text(text.replace('"height": 64', '"height": 96'))
+
+    with pytest.raises(EngineError, match="its height is 64, not 96"):
+        open_model(directory, LONGLIVE, in_process(store.models))

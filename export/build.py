@@ -1,0 +1,244 @@
+"""Plans for all engines of a set: built, compared, recorded, and put in the place of ONNX Runtime.
+
+Order of writing: the plan, then its record in the engine's manifest, then Triton's configuration. Whatever
+stops a build, what Triton is configured for is complete.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from export.engine_build import BuildPlan, build_plan, timing_cache
+from export.repository import Variant, config_text, engine_config
+from export.store import EngineStore, Resources
+from export.tensorrt_build import (
+    TOLERANCES,
+    BuildError,
+    build_with_tensorrt,
+    check_tensorrt,
+    compare_with_onnx_runtime,
+    context_bytes,
+)
+from streaming.engine_set import read_engine_set
+from streaming.machine import Machine
+from streaming.manifest import (
+    CONFIG,
+    MANIFEST,
+    PLAN_FILE,
+    BuildOptions,
+    EngineManifest,
+    FileInfo,
+    TensorInfo,
+    TensorRTBuild,
+)
+from streaming.memory_plan import MemoryPlan, memory_plan, read_manifests
+from streaming.plans import check_plan
+from streaming.records import EngineError
+from streaming.specs import SPECS
+from streaming.units import in_units
+
+Say = Callable[[str], None]
+Feeds = Sequence[Mapping[str, Any]]  # numpy inputs by name, for each call
+
+
+class Builder(Protocol):
+    """What needs a GPU."""
+
+    def check(self) -> None:
+        """Raises BuildError when plans cannot be built here."""
+
+    def build(self, plan: BuildPlan) -> bytes:
+        """The content of the plan. Raises BuildError."""
+
+    def activation_bytes(self, content: bytes) -> int | None:
+        """Device memory of an execution context of a plan; None: not known."""
+
+    def compare(self, plan: BuildPlan, content: bytes, feeds: Feeds) -> float:
+        """Largest relative difference to ONNX Runtime. Raises BuildError."""
+
+
+class TensorRTBuilder:
+    """The TensorRT of this machine."""
+
+    def check(self) -> None:
+        check_tensorrt()
+
+    def build(self, plan: BuildPlan) -> bytes:
+        return build_with_tensorrt(plan)
+
+    def activation_bytes(self, content: bytes) -> int | None:
+        return context_bytes(content)
+
+    def compare(self, plan: BuildPlan, content: bytes, feeds: Feeds) -> float:
+        return compare_with_onnx_runtime(plan, content, feeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One run of `wanstream-build`.
+
+    gpus      numbers of the GPUs that serve; each gets an instance of every engine
+    compare   run each new plan and its graph in ONNX Runtime on the same inputs
+    """
+
+    engine_set: str
+    store: EngineStore
+    say: Say
+    options: BuildOptions = field(default_factory=BuildOptions)
+    gpus: tuple[int, ...] = (0,)
+    compare: bool = True
+    machine: Machine = field(default_factory=Machine.here)
+    builder: Builder = field(default_factory=TensorRTBuilder)
+    resources: Callable[[Path], Resources] = Resources.now
+
+    def plans(self) -> list[BuildPlan]:
+        """What is to be built, engine by engine. Raises EngineError."""
+        return [self._plan(manifest) for manifest in self.manifests(hashes=False)]
+
+    def manifests(self, *, hashes: bool) -> list[EngineManifest]:
+        """Of the set's engines; their files are compared. Raises EngineError."""
+        engines = read_engine_set(self.store.sets / self.engine_set)
+        return [self.store.verified(name, hashes=hashes) for name in engines.engines()]
+
+    def memory(self) -> list[MemoryPlan]:
+        """What loading the set takes on a GPU, for each of its sizes. Raises EngineError."""
+        engines = read_engine_set(self.store.sets / self.engine_set)
+        loop = SPECS[engines.pipeline].loop
+        assert loop is not None, "only pipelines with a loop have engines"
+        manifests = read_manifests(self.store.models, engines.engines())
+        return [memory_plan(engines, manifests, loop, (vae.height, vae.width)) for vae in engines.vae]
+
+    def run(self) -> None:
+        """Build the plans that are not there for this machine and these options, and serve with them.
+
+        Raises WanstreamError; plans that were finished before stay.
+        """
+        self.builder.check()
+        with self.store.writing():
+            manifests = self.manifests(hashes=True)
+            missing = [manifest for manifest in manifests if not self._is_current(manifest)]
+            self._announce(manifests, missing)
+            for number, manifest in enumerate(missing, 1):
+                self.say(f"[{number}/{len(missing)}] {manifest.name} ...")
+                self._build(manifest)
+            self._configure("tensorrt")
+
+    def record(self) -> None:
+        """Take plans that `trtexec` has built here into service.
+
+        Raises BuildError when one is absent or computes something else.
+        """
+        with self.store.writing():
+            for manifest in self.manifests(hashes=True):
+                path = self.store.engine(manifest.name) / PLAN_FILE
+                if not path.is_file():
+                    raise BuildError(
+                        f"'{path}' does not exist. Run the commands of --trtexec, then this one again."
+                    )
+                record = self._record(manifest, path.read_bytes())
+                self.store.write_file(path.with_name(MANIFEST), record)
+            self._configure("tensorrt")
+
+    def serve_with(self, variant: Variant) -> None:
+        """Configure Triton's models. Raises EngineError if a plan is absent, stale or foreign."""
+        with self.store.writing():
+            self._configure(variant)
+
+    def _configure(self, variant: Variant) -> None:
+        manifests = self.manifests(hashes=False)
+        if variant == "tensorrt":
+            for manifest in manifests:
+                check_plan(self.store.engine(manifest.name), manifest, self.machine)
+        for manifest in manifests:
+            text = config_text(engine_config(manifest, variant, gpus=self.gpus))
+            self.store.write_file(self.store.models / manifest.name / CONFIG, text.encode())
+        self.say(f"Engine set '{self.engine_set}' is served by {NAMES[variant]} from its next load on.")
+
+    def _announce(self, manifests: list[EngineManifest], missing: list[EngineManifest]) -> None:
+        if not missing:
+            self.say(f"All {len(manifests)} plans are there, for this machine and these options.")
+            return
+        disk, memory = sum(m.bytes for m in missing), 3 * max(m.bytes for m in missing)
+        self.say(
+            f"{len(missing)} of {len(manifests)} plans to build for {self.machine.gpu} with TensorRT "
+            f"{self.machine.tensorrt}: about {in_units(disk)} of disk, {in_units(memory)} of memory."
+        )
+        self.resources(self.store.root).check(disk, memory)
+
+    def _is_current(self, manifest: EngineManifest) -> bool:
+        if manifest.tensorrt is None or manifest.tensorrt.options != self.options:
+            return False
+        try:
+            check_plan(self.store.engine(manifest.name), manifest, self.machine, hashes=True)
+        except EngineError:
+            return False
+        return True
+
+    def _build(self, manifest: EngineManifest) -> None:
+        directory = self.store.engine(manifest.name)
+        timing_cache(self.store.root, self.machine).parent.mkdir(exist_ok=True)
+        content = self.builder.build(self._plan(manifest))
+        record = self._record(manifest, content)
+        self.store.write_file(directory / PLAN_FILE, content)
+        self.store.write_file(directory / MANIFEST, record)
+
+    def _plan(self, manifest: EngineManifest) -> BuildPlan:
+        directory, cache = self.store.engine(manifest.name), timing_cache(self.store.root, self.machine)
+        return build_plan(directory, manifest, cache, self.options)
+
+    def _parity(self, manifest: EngineManifest, content: bytes) -> float | None:
+        """Raises BuildError when the plan computes something else than its graph."""
+        allowed = TOLERANCES.get(manifest.precision)
+        if allowed is None:
+            self.say(f"{manifest.name} is not compared: ONNX Runtime has no {manifest.precision} on the CPU.")
+            return None
+        plan = self._plan(manifest)
+        worst = self.builder.compare(plan, content, random_feeds(manifest))
+        if not worst <= allowed:
+            raise BuildError(
+                f"The plan of engine '{manifest.name}' does not compute what its graph does: it differs by "
+                f"{worst:.2g} of the largest element, and {allowed:g} is allowed. It is not used. Try "
+                "another --level, or --no-compare at your own risk."
+            )
+        self.say(f"{manifest.name} differs from ONNX Runtime by at most {worst:.2g} of the largest element.")
+        return worst
+
+    def _record(self, manifest: EngineManifest, content: bytes) -> bytes:
+        """The manifest with what is known about the plan of this content. Raises BuildError."""
+        machine = self.machine
+        if None in (machine.gpu, machine.compute_capability, machine.driver, machine.tensorrt):
+            raise BuildError(
+                "The GPU, its driver or the version of TensorRT is not known here, so the plan could not be "
+                "checked before it is loaded. Run this where plans are built, with a working driver."
+            )
+        build = TensorRTBuild(
+            engine_set=self.engine_set,
+            plan=FileInfo(file=PLAN_FILE, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()),
+            version=str(machine.tensorrt),
+            gpu=str(machine.gpu),
+            compute_capability=str(machine.compute_capability),
+            driver=str(machine.driver),
+            options=self.options,
+            parity=self._parity(manifest, content) if self.compare else None,
+            activation_bytes=self.builder.activation_bytes(content),
+        )
+        return manifest.model_copy(update={"tensorrt": build}).model_dump_json(indent=1).encode()
+
+
+NAMES: dict[Variant, str] = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime on the CPU"}
+
+
+def random_feeds(manifest: EngineManifest) -> list[dict[str, Any]]:
+    """Inputs of the usual call of each profile: normal numbers, and zeros and ones for integers."""
+    random = np.random.default_rng(0)
+
+    def feed(tensor: TensorInfo, sizes: Mapping[str, int]) -> Any:
+        noise = random.standard_normal([sizes.get(a, 0) if isinstance(a, str) else a for a in tensor.shape])
+        return (noise > 0).astype(np.int64) if tensor.dtype == "int64" else noise.astype(tensor.dtype)
+
+    calls = [{name: axis.opt for name, axis in profile.items()} for profile in manifest.profiles] or [{}]
+    return [{tensor.name: feed(tensor, sizes) for tensor in manifest.inputs} for sizes in calls]

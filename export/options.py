@@ -1,0 +1,48 @@
+"""Options that the commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from export.jobs import Size
+from export.store import EngineStore
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def parse_sizes(value: str) -> list[Size]:
+    """HEIGHTxWIDTH in pixels, or several with commas between. Raises BadParameter."""
+    sizes = []
+    for text in value.lower().split(","):
+        parts = text.split("x")
+        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+            raise click.BadParameter(f"{text!r} is not HEIGHTxWIDTH, such as 320x576.")
+        sizes.append((int(parts[0]), int(parts[1])))
+    return sizes
+
+
+def directory_options(command: Command) -> Command:
+    """--home and --engines, of every command that works on engines."""
+    home = click.option(
+        "--home",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="WANSTREAM_HOME",
+        default=Path("~/.daydream-scope"),
+        show_default=True,
+        help="Where models and engines are, unless they are named.",
+    )
+    engines = click.option(
+        "--engines",
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="WANSTREAM_ENGINES_DIR",
+        help="Directory of the engines.  [default: engines below --home]",
+    )
+    return home(engines(command))
+
+
+def engine_store(home: Path, engines: Path | None) -> EngineStore:
+    """The store that the options name."""
+    return EngineStore((engines or home / "engines").expanduser().absolute())
