@@ -176,6 +176,7 @@ def components(request: Request) -> tuple[Component, ...]:
 
     Raises WanstreamError for a request that cannot be met, or files that are absent.
     """
+    _ = request.loop  # what no file can help with is said first
     files = TRANSFORMER_FILES[request.pipeline]
     return components_of(request, read_config(request.models / files.config))
 

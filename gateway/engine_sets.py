@@ -2,11 +2,12 @@
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.engine_checks import check_engines
 from gateway.serving import Availability, ServingError
 from streaming.engine_set import EngineSet, read_engine_set
 from streaming.records import EngineError
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "onnxruntime", "tokenizers", "ftfy", "safetensors")  # of the models of a pipeline
 _CPU_SESSIONS = 8
+FP8 = "fp8"  # the precision that parameter `quantization` asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,15 @@ class EngineSets:
         """The set for these load parameters. Raises ServingError that says what to export."""
         if load_params.get("loras"):
             raise ServingError("LoRA files cannot be used with exported engines yet; load without 'loras'.")
-        if load_params.get("quantization"):
+        quantized = load_params.get("quantization")
+        sets = [found for found in self._of(spec) if (found.content.precision == FP8) == bool(quantized)]
+        if quantized and not sets:
             raise ServingError(
-                f"There are no engines of '{spec.id}' with {load_params['quantization']}; load without it."
+                f"There are no engines of '{spec.id}' with {quantized}; load without it, or run: "
+                f"wanstream-export {spec.id} --precision {FP8}."
             )
         wanted = (load_params["height"], load_params["width"])
-        for found in self._of(spec):
+        for found in sets:
             sizes = [(v.height, v.width) for v in found.content.vae]
             if found.content.vae_type == load_params["vae_type"] and wanted in sizes:
                 return found
@@ -81,8 +86,15 @@ class EngineSets:
             f"{wanted[0]}x{wanted[1]} --vae-type {load_params['vae_type']}."
         )
 
+    def check(self, found: FoundSet, names: Sequence[str]) -> None:
+        """Raises ServingError unless these engines of the set are undamaged and run where Triton is."""
+        try:
+            check_engines(self.models, names, found.content.name, on_cpu=self._on_cpu)
+        except EngineError as error:
+            raise ServingError(str(error)) from error
+
     def _of(self, spec: PipelineSpec) -> list[FoundSet]:
-        """Readable sets of a pipeline, real weights before demonstrations."""
+        """Readable sets of a pipeline: real weights before demonstrations, then what runs best here."""
         sets = []
         for directory in sorted(self._sets.glob("*")):
             try:
@@ -92,4 +104,5 @@ class EngineSets:
                 continue
             if found.content.pipeline == spec.id:
                 sets.append(found)
-        return sorted(sets, key=lambda found: found.content.demo)
+        order = ("fp32", "fp16", "bf16", FP8) if self._on_cpu else ("bf16", "fp16", "fp32", FP8)
+        return sorted(sets, key=lambda f: (f.content.demo, order.index(f.content.precision)))

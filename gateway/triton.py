@@ -20,6 +20,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
+from gateway.engine_checks import why_refused
 from gateway.engine_sets import EngineSets
 from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
 from gateway.shared_frames import SharedFrames
@@ -144,10 +145,14 @@ class TritonServing:
         assert self._engines is not None
         found = await asyncio.to_thread(self._engines.find, spec, load_params)
         names = found.content.engines((load_params["height"], load_params["width"]))
+        await asyncio.to_thread(self._engines.check, found, names)
         for number, name in enumerate(names, 1):
             on_stage(f"Loading engine {number} of {len(names)}: {name}...")
             self._loaded.append(name)
-            await client.load_model(name)
+            try:
+                await client.load_model(name)
+            except InferenceServerException as error:
+                raise ServingError(user_text(error) + why_refused(self._engines.models, name)) from error
         return {ENGINE_SET: str(found.directory), MODELS: str(self._engines.models)}
 
     async def unload(self) -> None:

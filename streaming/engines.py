@@ -7,11 +7,12 @@ as a PyTorch module (tests, goldens) or in ONNX Runtime (tests, benchmarks).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
+from streaming.exchange import received, sent
 from streaming.manifest import EngineManifest
 from streaming.ort import open_session
 from streaming.records import EngineError
@@ -31,7 +32,7 @@ class Engine(Protocol):
         """Names of all outputs, in the graph's order."""
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        """The requested outputs by name. Raises WanstreamError when the engine fails."""
+        """The requested outputs by name. Raises WanstreamError when inputs are wrong or the engine fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +52,34 @@ class TorchEngine:
         return {name: named[name] for name in outputs}
 
 
+_DTYPES: Final = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+    "tensor(int64)": torch.int64,
+}
+
+
 class OrtEngine:
-    """An ONNX file in ONNX Runtime, in this process, on the CPU."""
+    """An ONNX file in ONNX Runtime, in this process, on the CPU.
+
+    Inputs are brought to the types of the graph, as those of a served engine are.
+    """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         """threads: 0 is one per core. Raises WanstreamError when the file is absent or no valid graph."""
+        self._path = path
         self._session = open_session(path, threads)
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self._dtypes = {value.name: _DTYPES[value.type] for value in self._session.get_inputs()}
+        self.inputs = tuple(self._dtypes)
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        feeds: dict[str, Any] = {name: inputs[name].contiguous().numpy() for name in self.inputs}
-        results = self._session.run(list(outputs), feeds)
+        feeds: dict[str, Any] = {name: inputs[name].to(dtype).numpy() for name, dtype in self._dtypes.items()}
+        try:
+            results = self._session.run(list(outputs), feeds)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise EngineError(f"Engine '{self._path}' failed: {error}") from error
         return {name: torch.from_numpy(array) for name, array in zip(outputs, results, strict=True)}
 
 
@@ -72,23 +89,20 @@ class TritonEngine:
     Inputs are brought to the types of its manifest, so engines of different precision work together.
     """
 
-    def __init__(self, manifest: EngineManifest, models: ModelRunner) -> None:
-        """Raises EngineError when the model has a type that cannot go through the server's memory yet."""
+    def __init__(
+        self, manifest: EngineManifest, models: ModelRunner, device: torch.device | None = None
+    ) -> None:
+        """device: where inputs and outputs are; None: the CPU."""
         self._name, self._models = manifest.name, models
+        self._device = device or torch.device("cpu")
         self.inputs = tuple(tensor.name for tensor in manifest.inputs)
         self.outputs = tuple(tensor.name for tensor in manifest.outputs)
-        tensors = (*manifest.inputs, *manifest.outputs)
-        if any(tensor.dtype == "bfloat16" for tensor in tensors):
-            raise EngineError(
-                f"Engine '{manifest.name}' has bfloat16 inputs or outputs, which cannot be passed between "
-                "models yet. Export with: wanstream-export --precision fp16, or fp32."
-            )
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        feeds = {name: inputs[name].to("cpu", dtype).numpy() for name, dtype in self._dtypes.items()}
+        feeds = {name: sent(inputs[name].to(self._device, dtype)) for name, dtype in self._dtypes.items()}
         results = self._models.run(self._name, feeds, list(outputs))
-        return {name: torch.from_numpy(results[name]) for name in outputs}
+        return {name: received(results[name]) for name in outputs}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from streaming.exchange import received, sent
 from streaming.kept import KEPT_INPUT, NEW_CACHE, KeptCommand
 from streaming.manifest import EngineManifest
 from streaming.sessions import ModelRunner
@@ -31,7 +32,7 @@ class KeepingEngine:
         self.outputs = tuple(tensor.name for tensor in manifest.outputs)
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
         self._shapes = {
-            tensor.name: (tensor.shape, getattr(torch, tensor.dtype))
+            tensor.name: (tuple(map(int, tensor.shape)), getattr(torch, tensor.dtype))
             for tensor in manifest.outputs
             if tensor.name.startswith(NEW_CACHE)
         }
@@ -42,7 +43,7 @@ class KeepingEngine:
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         command = self._command(inputs.values())
         feeds: dict[str, Any] = {
-            name: inputs[name].to("cpu", dtype).numpy()
+            name: sent(inputs[name].to("cpu", dtype))
             for name, dtype in self._dtypes.items()
             if not inputs[name].is_meta
         }
@@ -54,7 +55,7 @@ class KeepingEngine:
             self._unwanted.extend((*command.drop, command.keep))  # the engine may not have heard of it
             raise
         stand_ins = self._stand_ins(command.keep)
-        return {n: stand_ins[n] if n in stand_ins else torch.from_numpy(results[n]) for n in outputs}
+        return {n: stand_ins[n] if n in stand_ins else received(results[n]) for n in outputs}
 
     def _command(self, given: Iterable[Tensor]) -> KeptCommand:
         used = {self._sets[tensor].name for tensor in given if tensor.is_meta}

@@ -28,6 +28,7 @@ Kind = Literal[
     "vae_decoder_first",
     "vae_decoder_next",
 ]
+CPU_PRECISIONS = ("fp32", "fp16")
 DType = Literal["float32", "float16", "bfloat16", "int64"]
 ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
@@ -168,6 +169,15 @@ def check_facts(manifest: EngineManifest, facts: Mapping[str, object]) -> None:
                 f"Engine '{manifest.name}' is not the one that is needed: its {name} is {found}, not "
                 f"{wanted}. {REMEDY}"
             )
+
+
+def check_runs_on_cpu(manifest: EngineManifest) -> None:
+    """Raises EngineError for a precision that ONNX Runtime does not have on the CPU."""
+    if manifest.precision not in CPU_PRECISIONS:
+        raise EngineError(
+            f"Engine '{manifest.name}' is {manifest.precision}, which ONNX Runtime cannot run on the CPU. "
+            "Export with --precision fp32 for this machine, or build it for a GPU: wanstream-build."
+        )
 
 
 def check_files(directory: Path, manifest: EngineManifest, *, hashes: bool = True) -> None:

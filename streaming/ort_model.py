@@ -11,7 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from streaming.kept import KEPT_INPUT, KeptCaches, KeptCommand
-from streaming.manifest import ONNX_FILE, check_files, read_manifest
+from streaming.manifest import ONNX_FILE, check_files, check_runs_on_cpu, read_manifest
 from streaming.ort import open_session
 
 
@@ -24,6 +24,7 @@ class OrtModel:
         threads = int(config.get("parameters", {}).get("threads", {}).get("string_value", "1"))
         directory = Path(args["model_repository"]) / args["model_version"]
         manifest = read_manifest(directory, args["model_name"])
+        check_runs_on_cpu(manifest)
         check_files(directory, manifest)
         self._inputs = tuple(tensor.name for tensor in manifest.inputs)
         self._session = open_session(directory / ONNX_FILE, threads)

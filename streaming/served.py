@@ -2,21 +2,35 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+import torch
 
 from streaming.embedding_cache import EmbeddingCache
 from streaming.engine_set import ENGINE_SET, MODELS, SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
 from streaming.keeping_engine import KeepingEngine
-from streaming.manifest import ONNX_FILE, check_facts, check_files, engine_directory, read_manifest
+from streaming.machine import Machine
+from streaming.manifest import (
+    ONNX_FILE,
+    check_facts,
+    check_files,
+    check_runs_on_cpu,
+    engine_directory,
+    read_manifest,
+)
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
+from streaming.plans import check_plan, serves_plan
 from streaming.prompt_encoder import PromptEncoder
 from streaming.records import EngineError
 from streaming.sessions import LoadContext, ModelRunner
 from streaming.specs import PipelineSpec
 from streaming.text import PromptTokenizer
 from streaming.video import FrameGroups
+
+CPU: Final = torch.device("cpu")
+_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Place(Protocol):
@@ -34,35 +48,48 @@ def in_process(models: Path, threads: int = 1) -> Place:
         manifest = read_manifest(directory)
         check_facts(manifest, facts)
         check_files(directory, manifest)
+        check_runs_on_cpu(manifest)
         return OrtEngine(directory / ONNX_FILE, threads)
 
     return place
 
 
-def served(models: Path, runner: ModelRunner) -> Place:
-    """Engines of the model repository `models`, as models of the Triton server of this process."""
+def served(models: Path, runner: ModelRunner, device: torch.device = CPU) -> Place:
+    """Engines of the model repository `models`, as models of the Triton server of this process.
+
+    device: where their inputs and outputs are
+    """
+    machine = Machine.here()
 
     def place(name: str, **facts: object) -> Engine:
-        manifest = read_manifest(engine_directory(models, name))
+        directory = engine_directory(models, name)
+        manifest = read_manifest(directory)
         check_facts(manifest, facts)
+        if serves_plan(directory):
+            check_plan(directory, manifest, machine)
         if not runner.is_ready(name):
             raise EngineError(
                 f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
             )
-        if manifest.keeps_caches and manifest.tensorrt is None:
+        if manifest.keeps_caches and not serves_plan(directory):
             return KeepingEngine(manifest, runner)
-        return TritonEngine(manifest, runner)
+        return TritonEngine(manifest, runner, device)
 
     return place
 
 
 def open_model(
-    directory: Path, spec: PipelineSpec, place: Place, size: tuple[int, int] | None = None
+    directory: Path,
+    spec: PipelineSpec,
+    place: Place,
+    size: tuple[int, int] | None = None,
+    device: torch.device = CPU,
 ) -> StreamModel:
     """All that the streams of a pipeline share.
 
     directory   of the engine set
     size        height and width of the pictures in pixels; None: the set's default
+    device      where caches and latents are, in the transformer's own type
     Raises WanstreamError when the set is absent, is another pipeline's, or has no engines of this size.
     """
     engines = read_engine_set(directory)
@@ -100,6 +127,8 @@ def open_model(
         height=height,
         width=width,
         cache_frames=engines.cache_frames,
+        dtype=_DTYPES[engines.precision],
+        device=device,
     )
 
 
@@ -108,12 +137,20 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
 
     def load(context: LoadContext) -> ModelPipeline:
         given = context.parameters
-        place = served(Path(_needed(given, MODELS)), context.models)
+        models, engine_set = Path(_needed(given, MODELS)), Path(_needed(given, ENGINE_SET))
+        device = _device(models, engine_set)
+        place = served(models, context.models, device)
         size = (int(given["height"]), int(given["width"])) if {"height", "width"} <= given.keys() else None
-        model = open_model(Path(_needed(given, ENGINE_SET)), spec, place, size)
+        model = open_model(engine_set, spec, place, size, device)
         return ModelPipeline(spec, model, int(given.get("base_seed", spec.base_seed)))
 
     return load
+
+
+def _device(models: Path, engine_set: Path) -> torch.device:
+    """The GPU where plans run, so that caches stay there; the CPU for ONNX Runtime."""
+    transformer = engine_directory(models, read_engine_set(engine_set).transformer)
+    return torch.device("cuda", 0) if serves_plan(transformer) and torch.cuda.is_available() else CPU
 
 
 def _needed(parameters: Mapping[str, str], name: str) -> str:

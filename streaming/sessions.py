@@ -49,10 +49,12 @@ class ModelRunner(Protocol):
     def is_ready(self, name: str) -> bool:
         """Whether model `name` is loaded."""
 
-    def run(
-        self, name: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[str]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Run model `name` once. Only in `next_chunk` and `warm_up`. Raises WanstreamError."""
+    def run(self, name: str, inputs: Mapping[str, Any], outputs: list[str]) -> dict[str, Any]:
+        """Run model `name` once. Only in `next_chunk` and `warm_up`. Raises WanstreamError.
+
+        An input is a numpy array, or, where numpy has no such type or the memory is a GPU's, whatever speaks
+        DLPack. Results speak DLPack, and are valid until the next call.
+        """
 
 
 @dataclass(frozen=True, slots=True)

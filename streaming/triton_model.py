@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from streaming.errors import FatalStreamError, WanstreamError
@@ -139,19 +138,32 @@ class TritonModels:
     def is_ready(self, name: str) -> bool:
         return bool(pb_utils.is_model_ready(model_name=name))
 
-    def run(
-        self, name: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[str]
-    ) -> dict[str, npt.NDArray[Any]]:
+    def run(self, name: str, inputs: Mapping[str, Any], outputs: list[str]) -> dict[str, Any]:
+        tensors = [_tensor(key, value) for key, value in inputs.items()]
         request = pb_utils.InferenceRequest(
             model_name=name,
             requested_output_names=outputs,
-            inputs=[pb_utils.Tensor(key, np.ascontiguousarray(value)) for key, value in inputs.items()],
+            inputs=tensors,
+            **_preferred_memory(tensors),
         )
         response = request.exec()
         if response.has_error():
             raise WanstreamError(f"Model '{name}' failed: {response.error().message()}")
         # By name: the order is the callee's, not that of the request.
-        return {key: pb_utils.get_output_tensor_by_name(response, key).as_numpy() for key in outputs}
+        return {key: pb_utils.get_output_tensor_by_name(response, key) for key in outputs}
+
+
+def _tensor(name: str, value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return pb_utils.Tensor(name, np.ascontiguousarray(value))
+    return pb_utils.Tensor.from_dlpack(name, value)
+
+
+def _preferred_memory(inputs: list[Any]) -> dict[str, Any]:
+    """Outputs are wanted where the inputs are; Triton's own choice is the CPU."""
+    if all(tensor.is_cpu() for tensor in inputs):
+        return {}
+    return {"preferred_memory": pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_GPU, 0)}
 
 
 def _command(request: Any) -> ParsedCommand:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from streaming.keeping_engine import KeepingEngine
 from streaming.kept import KEPT_INPUT, MOST_SETS, KeptCaches, KeptCommand
-from streaming.manifest import EngineError, EngineManifest, TensorInfo
+from streaming.manifest import EngineManifest, TensorInfo
 from streaming.ort import open_session
+from streaming.records import EngineError
 
 SHAPE = (1, 4)
 

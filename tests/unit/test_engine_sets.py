@@ -1,0 +1,121 @@
+"""Which set of engines the gateway takes, and what it refuses before Triton is asked."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.build import Build
+from export.store import EngineStore
+from gateway.engine_checks import why_refused
+from gateway.engine_sets import EngineSets
+from gateway.serving import ServingError
+from streaming.engine_set import SET, EngineSet, read_engine_set
+from streaming.manifest import MANIFEST, ONNX_FILE, PLAN_FILE, read_manifest
+from streaming.specs import LONGLIVE
+from tests.engines import SIZE
+from tests.unit.test_engine_build import H100, Gpu
+
+PARAMS: dict[str, Any] = {"height": SIZE[0], "width": SIZE[1], "vae_type": "wan"}
+
+
+@pytest.fixture
+def store(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> EngineStore:
+    """A copy of the small set, real weights as far as anybody knows."""
+    shutil.copytree(exported_engines[0] / "engines", tmp_path / "engines")
+    store = EngineStore(tmp_path / "engines")
+    directory = next(store.sets.iterdir())
+    engines = read_engine_set(directory).model_copy(update={"demo": False})
+    (directory / SET).write_text(engines.model_dump_json())
+    return store
+
+
+def add_set(store: EngineStore, **changes: Any) -> str:
+    """The same engines under the name of another set; returns the name."""
+    first = sorted(store.sets.iterdir())[0]
+    engines = read_engine_set(first).model_copy(update=changes)
+    shutil.copytree(first, store.sets / engines.name)
+    (store.sets / engines.name / SET).write_text(engines.model_dump_json())
+    return engines.name
+
+
+def found_name(store: EngineStore, on_cpu: bool, **params: Any) -> str:
+    return EngineSets(store.root, on_cpu=on_cpu).find(LONGLIVE, PARAMS | params).content.name
+
+
+def test_a_cpu_takes_float32_and_a_gpu_bfloat16(store: EngineStore) -> None:
+    full = read_engine_set(next(store.sets.iterdir())).name
+    half = add_set(store, name="another", precision="bf16")
+
+    assert found_name(store, on_cpu=True) == full
+    assert found_name(store, on_cpu=False) == half
+
+
+def test_a_demonstration_is_the_last_choice(store: EngineStore) -> None:
+    full = read_engine_set(next(store.sets.iterdir())).name
+    add_set(store, name="a_demo", demo=True, precision="bf16")
+
+    assert found_name(store, on_cpu=False) == full
+
+
+def test_quantized_engines_are_taken_when_they_are_asked_for(store: EngineStore) -> None:
+    full = read_engine_set(next(store.sets.iterdir())).name
+    with pytest.raises(ServingError, match="wanstream-export longlive --precision fp8"):
+        found_name(store, on_cpu=False, quantization="fp8_e4m3fn")
+    quantized = add_set(store, name="quantized", precision="fp8")
+
+    assert found_name(store, on_cpu=False) == full
+    assert found_name(store, on_cpu=False, quantization="fp8_e4m3fn") == quantized
+
+
+def check(store: EngineStore, on_cpu: bool = True) -> None:
+    """As a load does before it asks Triton."""
+    sets = EngineSets(store.root, on_cpu=on_cpu)
+    found = sets.find(LONGLIVE, PARAMS)
+    sets.check(found, found.content.engines(SIZE))
+
+
+def cut(directory: Path) -> None:
+    path = directory / f"{ONNX_FILE}.data"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def make_half(directory: Path) -> None:
+    manifest = read_manifest(directory).model_copy(update={"precision": "bf16"})
+    (directory / MANIFEST).write_text(manifest.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "is damaged: .* bytes, not"),
+        (lambda directory: shutil.rmtree(directory), "There is no engine in"),
+        (lambda directory: (directory / ONNX_FILE).unlink(), "is incomplete: .* is missing"),
+        (make_half, "is bf16, which ONNX Runtime cannot run on the CPU"),
+    ],
+    ids=["cut", "absent", "no graph", "bfloat16"],
+)
+def test_an_engine_that_cannot_run_is_refused(
+    store: EngineStore, damage: Callable[[Path], None], message: str
+) -> None:
+    check(store)
+    damage(store.engine(read_engine_set(next(store.sets.iterdir())).text_kv))
+
+    with pytest.raises(ServingError, match=message):
+        check(store)
+
+
+def test_plans_are_for_a_triton_with_a_gpu(store: EngineStore) -> None:
+    name = read_engine_set(next(store.sets.iterdir())).name
+    Build(next(store.sets.iterdir()).name, store, lambda line: None, machine=H100, builder=Gpu()).run()
+    engine = read_engine_set(next(store.sets.iterdir())).text_kv
+
+    check(store, on_cpu=False)
+    assert f"built for {H100.gpu} with TensorRT {H100.tensorrt}" in why_refused(store.models, engine)
+    with pytest.raises(ServingError, match=f"wanstream-build {name} --serve-with onnxruntime"):
+        check(store, on_cpu=True)
+    (store.engine(engine) / PLAN_FILE).write_bytes(b"cut")
+    with pytest.raises(ServingError, match=f"has 3 bytes, not .* wanstream-build {name}"):
+        check(store, on_cpu=False)
