@@ -1,0 +1,22 @@
+#!/bin/sh
+# Serve the pipelines' models and the engines below WANSTREAM_HOME; further arguments go to tritonserver.
+set -eu
+
+pipelines=$(python3 -c 'from gateway.embedded import model_repository; print(model_repository())')
+engines=${WANSTREAM_ENGINES_DIR:-$WANSTREAM_HOME/engines}/models
+mkdir -p "$engines"
+
+# The same options as those of the embedded server; the gateway relies on explicit model control.
+exec tritonserver \
+    --model-repository="$pipelines" \
+    --model-repository="$engines" \
+    --model-control-mode=explicit \
+    --exit-on-error=false \
+    --strict-readiness=false \
+    --disable-auto-complete-config \
+    --exit-timeout-secs=10 \
+    --grpc-keepalive-time=20000 \
+    --grpc-keepalive-timeout=10000 \
+    --grpc-keepalive-permit-without-calls=1 \
+    --backend-config=python,shm-default-byte-size=67108864 \
+    "$@"

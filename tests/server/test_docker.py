@@ -1,0 +1,235 @@
+"""What the images of docker/ are made of, and what they run. No image is built here."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compose_spec import PyCompose
+from dockerfile_parse import DockerfileParser
+
+from gateway.installation import TritonInstallation
+from tests.server.camera import NumberedCamera
+from tests.server.gateway_calls import wait_status
+from tests.server.peer import Peer, numbers_of, until
+from tests.server.processes import ServerProcess, clean_environment, free_port
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which mypy brings
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+HOME = "/data"
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """(instruction, value) of each stage of the Dockerfile, by the stage's name."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    stage: list[tuple[str, str]] = []
+    with (DOCKER / "Dockerfile").open("rb") as file:
+        for entry in DockerfileParser(fileobj=file).structure:
+            if entry["instruction"] == "FROM":
+                stage = found[entry["value"].rpartition(" AS ")[2]] = []
+            stage.append((entry["instruction"], entry["value"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """The services of the compose file, which is valid; variables have their defaults."""
+    text = (DOCKER / "compose.yaml").read_text()
+    defaults = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    assert "$" not in defaults
+    services: dict[str, Any] = PyCompose.from_yaml(defaults).to_dict()["services"]
+    return services
+
+
+def value(stage: list[tuple[str, str]], instruction: str) -> str:
+    """The value of an instruction that a stage has once."""
+    (found,) = (value for name, value in stage if name == instruction)
+    return found
+
+
+# The files
+
+
+def test_the_linters_have_nothing_to_say() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    said = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True)
+    syntax = subprocess.run(["sh", "-n", DOCKER / "serve-triton.sh"], capture_output=True, text=True)
+
+    assert (said.stdout + said.stderr, said.returncode) == ("", 0)
+    assert (syntax.stderr, syntax.returncode) == ("", 0)
+
+
+def test_what_is_copied_is_there_and_not_ignored(stages: dict[str, list[tuple[str, str]]]) -> None:
+    lines = (ROOT / ".dockerignore").read_text().split()
+    sources = {
+        source
+        for stage in stages.values()
+        for name, copied in stage
+        if name == "COPY" and not copied.startswith("--from=")
+        for source in copied.split()[:-1]
+    }
+
+    assert lines[0] == "*"
+    assert sources == {line[1:] for line in lines if line.startswith("!")}
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert set(packages["wheel"]["packages"]) < sources
+
+
+def test_images_install_extras_and_run_commands_that_exist(stages: dict[str, list[tuple[str, str]]]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = re.findall(r"\.whl\)\[([^]]+)\]", (DOCKER / "Dockerfile").read_text())
+    commands = [json.loads(value(stages["gateway"], "ENTRYPOINT"))[0]]
+    commands += [json.loads(value(stages[name], "CMD"))[0] for name in ("triton", "tools")]
+
+    assert extras == ["pipelines", "tensorrt"]
+    assert set(extras) <= project["optional-dependencies"].keys()
+    assert commands == ["wanstream", "serve-triton", "wanstream-build"]
+    assert {"wanstream", "wanstream-build"} <= project["scripts"].keys()
+    assert ("COPY", "docker/serve-triton.sh /usr/local/bin/serve-triton") in stages["triton"]
+    assert os.access(DOCKER / "serve-triton.sh", os.X_OK)
+
+
+def test_both_sides_see_the_same_files_as_the_same_user(
+    stages: dict[str, list[tuple[str, str]]], services: dict[str, Any]
+) -> None:
+    """The gateway tells Triton's models the paths of their engines."""
+    for name in ("gateway", "triton", "tools"):
+        assert services[name]["volumes"] == [f"data:{HOME}"]
+        assert services[name]["build"]["target"] == name
+        assert f"WANSTREAM_HOME={HOME}" in value(stages[name], "ENV")
+        assert value(stages[name], "USER") == "1000:1000"
+
+
+def test_all_images_are_of_one_release(
+    stages: dict[str, list[tuple[str, str]]], services: dict[str, Any]
+) -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text()
+    default = re.search(r"^ARG RELEASE=(\d\d\.\d\d)$", dockerfile, re.M)
+
+    assert default is not None
+    assert {service["build"]["args"]["RELEASE"] for service in services.values()} == {default[1]}
+    for name, image in (("triton", "tritonserver"), ("tools", "tensorrt")):
+        assert value(stages[name], "FROM") == f"nvcr.io/nvidia/{image}:${{RELEASE}}-py3 AS {name}"
+    assert f"| {default[1]} |" in (ROOT / "docs" / "docker.md").read_text()
+
+
+def test_the_services_have_what_they_need(services: dict[str, Any]) -> None:
+    triton, gateway = services["triton"], services["gateway"]
+    (gpu,) = triton["deploy"]["resources"]["reservations"]["devices"]
+
+    assert (gpu["driver"], gpu["capabilities"], gpu["device_ids"]) == ("nvidia", ["gpu"], ["0"])
+    assert services["tools"]["deploy"] == triton["deploy"]
+    assert triton["shm_size"] == "4gb"
+    assert all(str(port).startswith("127.0.0.1:") for port in triton["ports"])
+    assert gateway["network_mode"] == "host"
+    assert gateway["depends_on"]["triton"]["condition"] == "service_healthy"
+    drain_s = int(gateway["environment"]["WANSTREAM_DRAIN_S"])
+    assert seconds(gateway["stop_grace_period"]) >= drain_s + 10
+    assert seconds(triton["stop_grace_period"]) >= 15  # Triton itself waits 10 s for its requests
+    assert services["tools"]["profiles"] == ["tools"]
+
+
+def seconds(duration: str) -> float:
+    minutes, rest = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", duration).groups()  # type: ignore[union-attr]
+    return 60 * int(minutes or 0) + int(rest or 0)
+
+
+# What they run
+
+
+def health_check(stage: list[tuple[str, str]], port: int) -> list[str]:
+    """The command of a stage's health check, for another port."""
+    command: list[str] = json.loads(value(stage, "HEALTHCHECK").partition("CMD")[2])
+    assert (command[0], "127.0.0.1:8000" in command[-1]) == ("python3", True)
+    return [sys.executable, *command[1:-1], command[-1].replace(":8000", f":{port}")]
+
+
+async def is_healthy(command: list[str]) -> bool:
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    return await process.wait() == 0
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment that an image gives: its commands on PATH, its home, Triton with its backends."""
+    installation = TritonInstallation.find()
+    commands, backend = tmp_path / "bin", tmp_path / "backends" / "python"
+    for directory in (commands, backend):
+        directory.mkdir(parents=True)
+    (commands / "serve-triton").symlink_to(DOCKER / "serve-triton.sh")
+    (commands / "tritonserver").symlink_to(installation.server)
+    for source in (*installation.backend.iterdir(), installation.stub):
+        (backend / source.name).symlink_to(source)
+    env = installation.environment(clean_environment(tmp_path / "data"))
+    env["PATH"] = f"{commands}{os.pathsep}{env['PATH']}"
+    yield env
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def running(command: list[str], env: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(*command, env=env)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_the_gateway_s_image_streams_through_triton_s(
+    stages: dict[str, list[tuple[str, str]]],
+    services: dict[str, Any],
+    container: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """Both commands as the compose file gives them, but for ports and the place of Triton's backends."""
+    http, grpc = free_port(), free_port()
+    check = health_check(stages["triton"], http)
+    command = [*services["triton"]["command"], f"--backend-directory={tmp_path / 'backends'}"]
+    command += [f"--http-port={http}", f"--grpc-port={grpc}", "--allow-metrics=false"]
+    before = await is_healthy(check)
+
+    async with running(command, container) as triton:
+        await until(lambda: is_healthy(check), 30, "Triton healthy")
+        env = {"WANSTREAM_TRITON_URL": f"127.0.0.1:{grpc}"}
+        gateway = ServerProcess(
+            "gateway", tmp_path / "data", env, json.loads(value(stages["gateway"], "CMD"))
+        )
+        try:
+            gateway_check = health_check(stages["gateway"], gateway.port)
+            gateway_healthy = await is_healthy(gateway_check)
+            await gateway.client.call(
+                "POST", "/api/v1/pipeline/load", json_body={"pipeline_id": "passthrough"}
+            )
+            await wait_status(gateway.client, "loaded")
+            async with Peer(gateway.client, source=NumberedCamera()) as peer:
+                await peer.connect({"input_mode": "video"})
+                frames = await peer.wait_frames(5)
+        finally:
+            gateway.stop()
+        triton.send_signal(signal.SIGTERM)
+        code = await asyncio.wait_for(triton.wait(), 20)
+
+    assert not before
+    assert gateway_healthy
+    assert numbers_of(frames)
+    assert (tmp_path / "data" / "engines" / "models").is_dir()
+    assert code == 0
+    assert not await is_healthy(gateway_check)
