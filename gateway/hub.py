@@ -104,7 +104,7 @@ class Hub:
 
     async def files(self, repository: str) -> list[HubFile]:
         """All files of a repository's main branch. Raises HubError and HubUnreachableError."""
-        if huggingface_hub.is_offline_mode():
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
             raise HubUnreachableError("HF_HUB_OFFLINE forbids to ask the hub.")
         try:
             return await self._retrying(repository, lambda: self._files(repository))
