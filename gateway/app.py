@@ -38,6 +38,7 @@ from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving import Serving
 from gateway.uploads import take_bodies_in_pieces
 from gateway.webrtc.codecs import install_encoders
+from gateway.webrtc.consent import install_patient_consent
 from gateway.webrtc.ice import IceServers
 from gateway.webrtc.jitter_buffer import install_jitter_buffer
 from gateway.webrtc.sessions import Sessions
@@ -67,6 +68,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     """The gateway in front of `serving`. Starts to connect to it when the app starts to serve."""
     install_encoders(config.bitrate)
     install_jitter_buffer()
+    install_patient_consent()
     app = Quart(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # no redirects: `//` and a trailing slash are other resources
     take_bodies_in_pieces(app)

@@ -23,8 +23,11 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError
 
 from benchmarks.frame_numbers import luma_of, read_number
+from gateway.webrtc.consent import install_patient_consent
 from tests.server.camera import NumberedCamera
 from tests.server.client import Answer, HttpClient
+
+install_patient_consent()  # tests run on busy machines
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from tests.server.processes import ServerProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LONGEST_GAP_S = 1.0
+LONGEST_GAP_S = 10.0  # of a machine that has other work; a stream that was hit does not come back at all
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -73,7 +73,7 @@ async def test_malformed_message_is_reported(name: str, healthy: Peer) -> None:
 
     with undisturbed(healthy):
         healthy.send(MESSAGES[name])
-        message = await healthy.wait_message("parameter_error", 2.0, since=since)
+        message = await healthy.wait_message("parameter_error", LONGEST_GAP_S, since=since)
         await healthy.wait_frames(2, LONGEST_GAP_S)
 
     assert message["errors"]

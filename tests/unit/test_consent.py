@@ -1,0 +1,52 @@
+"""Answers to requests for consent that come late."""
+
+import asyncio
+
+import pytest
+from aioice import Connection, ice, stun
+
+from gateway.webrtc.consent import install_patient_consent
+
+
+class LateAnswers(asyncio.DatagramProtocol):
+    """Answers STUN requests after `delay_s`."""
+
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        request = stun.parse_message(data)
+        answer = stun.Message(stun.Method.BINDING, stun.Class.RESPONSE, request.transaction_id)
+        asyncio.get_running_loop().call_later(self._delay_s, self.transport.sendto, bytes(answer), addr)
+
+
+async def consent(delay_s: float) -> None:
+    """Ask for consent as aioice does. Raises TransactionTimeout when the answer came too late."""
+    loop = asyncio.get_running_loop()
+    there, _ = await loop.create_datagram_endpoint(lambda: LateAnswers(delay_s), local_addr=("127.0.0.1", 0))
+    here, protocol = await loop.create_datagram_endpoint(
+        lambda: ice.StunProtocol(Connection(ice_controlling=True)), local_addr=("127.0.0.1", 0)
+    )
+    request = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+    try:
+        await protocol.request(request, there.get_extra_info("sockname"), retransmissions=0)
+    finally:
+        here.close()
+        there.close()
+
+
+async def test_an_answer_after_more_than_half_a_second_counts() -> None:
+    install_patient_consent()
+
+    await consent(delay_s=1.2)
+
+
+async def test_an_answer_that_never_comes_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_patient_consent()
+    monkeypatch.setattr(stun, "RETRY_RTO", 0.01)
+
+    with pytest.raises(stun.TransactionTimeout):
+        await consent(delay_s=60)
