@@ -32,12 +32,15 @@ class CachedFrame:
 class Ring:
     """Which frames a cache holds. Lengths in latent frames; `held` is in order of age, oldest first.
 
-    The first `sink` frames of `held` are never evicted.
+    The first `sink` frames of `held` are never evicted. When frames do not fit, so many are evicted at once
+    that `keep` are left: all that later chunks read. A sink that averages sees the same evictions then,
+    whatever the capacity.
     """
 
     capacity: int
     sink: int
     held: tuple[CachedFrame, ...] = ()
+    keep: int | None = None  # None: as many as fit
 
     def oldest(self, frames: int) -> "Ring":
         """Only the first `frames` of what is held; 0 clears the ring."""
@@ -59,7 +62,8 @@ class Ring:
         that stays keeps its slot. When more frames come than fit, the surplus ones are never held.
         """
         candidates: list[CachedFrame | int] = [*self.held, *range(len(frames))]
-        surplus = max(len(candidates) - self.capacity, 0)
+        keep = self.capacity if self.keep is None else self.keep
+        surplus = len(candidates) - keep if len(candidates) > self.capacity else 0
         kept = candidates[: self.sink] + candidates[self.sink + surplus :]
         stay = [entry for entry in kept if isinstance(entry, CachedFrame)]
         taken = {entry.slot for entry in stay}

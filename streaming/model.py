@@ -96,7 +96,7 @@ class StreamModel:
         decay = spec.sink_ema_decay
         return KVCache(
             Slots.of(layers, self.tokens_per_frame),
-            Ring(self.cache_frames, spec.sink_size),
+            Ring(self.cache_frames, spec.sink_size, keep=spec.cache_frames),
             None if decay is None else EmaSink(decay, spec.sink_ema_float32),
             padding=spec.padding_keys,
         )

@@ -66,6 +66,10 @@ class LoopSpec:
     normalise_encoded_video: bool = True  # (z - mean) / std after the VAE encoder
     vae_types: tuple[str, ...] = get_args(VaeType)  # autoencoders that this pipeline can run with
 
+    def __post_init__(self) -> None:
+        rotated = self.cached_keys is CachedKeys.ROTATED
+        assert rotated or not self.bank_size, "a frame in the memory bank carries its position in its keys"
+
     @property
     def cache_frames(self) -> int:
         """Latent frames that a later chunk can read: what the cache has to hold between chunks."""
@@ -98,6 +102,10 @@ class LoopSpec:
         """Pixel frames that the VAE encodes for a chunk in video mode."""
         frames = self.chunk_frames(VIDEO, first)
         return 1 + (frames - 1) * TEMPORAL_FACTOR if first else frames * TEMPORAL_FACTOR
+
+
+# Fields of a LoopSpec that a load may choose, for pipelines that have what they are about.
+LOAD_CHOICES: Final = ("record_interval", "sink_ema_float32")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,14 @@
 """A model that can be seen through: its latents are frame numbers, its keys say which frame they belong to.
 
-It stands in for weights where a test asks which frames a stream attends to, at which positions and under
-which prompt. Latent frame f is f everywhere; a key of frame f under prompt text "p" is f + 1000 * p.
+It stands in for weights where a test asks which frames a stream attends to, at which positions, under which
+prompt and with which weight. Latent frame f is f everywhere, the i-th picture decoded from it is f + i / 8,
+and encoding one alone gives that number back. A key of frame f under prompt text "p" is f + 64 * p.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
+from math import exp
 
 import torch
 from torch import Tensor
@@ -13,22 +16,26 @@ from torch import Tensor
 from streaming.engines import Engines, TorchEngine, VaeEngines
 from streaming.model import ModelSizes, StreamModel
 from streaming.noise import Draw
-from streaming.specs import LoopSpec
-from streaming.tokens import rope_tables
+from streaming.specs import CachedKeys, LoopSpec
+from streaming.tokens import MAX_POSITIONS, rope_tables
+from streaming.transformer import HIDDEN
 from streaming.video import WAN_GROUPS
 
 SIZE = 16  # pixels; one token per latent frame
 HEAD_DIM = 12
-PROMPT = 1000
+PROMPT = 64
+PICTURES = 8  # pictures of a latent frame are this part of a frame number apart
+
+Key = tuple[float, int | None, float]  # content, position where it is rotated when read, weight
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of the transformer."""
 
-    frames: tuple[int, ...]  # new ones
-    keys: tuple[int, ...]  # cached ones that it attends to, sorted
-    rotated_right: bool  # the new frames stand at the positions of their numbers
+    frames: tuple[float, ...]  # new ones
+    positions: tuple[int, ...]  # where they stand
+    keys: tuple[Key, ...]  # cached ones that it attends to, sorted
     writes: bool  # asked for keys and values, not for flow
 
 
@@ -54,7 +61,8 @@ class GlassModel:
     calls: list[Call] = field(default_factory=list)
     before_call: Callable[[], None] = field(default=lambda: None)
 
-    def model(self) -> StreamModel:
+    @cached_property
+    def loaded(self) -> StreamModel:
         caches = ("new_cache_00",)
         vae = VaeEngines(
             encoder_first=self._engine(self._encode, ("frames",), ("z", "mu", *caches)),
@@ -63,7 +71,8 @@ class GlassModel:
             decoder_next=self._engine(self._decode, ("z", "cache_00"), ("frames", *caches)),
             groups=WAN_GROUPS,
         )
-        names = ("tokens", "time_sin", "key_bias", "rope_cos", "rope_sin", "cross_kv_00", "kv_00")
+        rope_k = ("rope_k_cos", "rope_k_sin") if self.spec.cached_keys is CachedKeys.UNROTATED else ()
+        names = ("tokens", "time_sin", "key_bias", "rope_cos", "rope_sin", *rope_k, "cross_kv_00", "kv_00")
         transformer = GlassTransformer(self, names, ("flow", "new_kv_00"))
         text_kv = self._engine(
             lambda embedding: embedding.reshape(1, 1, 1, 1, 1), ("prompt_embeds",), ("cross_kv_00",)
@@ -90,12 +99,13 @@ class GlassModel:
 
     def _encode(self, frames: Tensor, *caches: Tensor) -> Sequence[Tensor]:
         count = frames.shape[2] // WAN_GROUPS.later if caches else 1
-        latents = torch.zeros(1, 16, count, 2, 2)
+        latents = frames[:, :1, :count, :2, :2].expand(1, 16, -1, -1, -1)
         return latents, latents, torch.zeros(1)
 
     def _decode(self, z: Tensor, *caches: Tensor) -> Sequence[Tensor]:
-        count = z.shape[2] * WAN_GROUPS.later if caches else 1
-        return torch.zeros(1, 3, count, SIZE, SIZE), torch.zeros(1)
+        parts = torch.arange(WAN_GROUPS.later if caches else 1) / PICTURES
+        pictures = (z[0, 0, 0, 0, 0].round() + parts).reshape(1, 1, -1, 1, 1)
+        return pictures.expand(1, 3, -1, SIZE, SIZE), torch.zeros(1)
 
 
 @dataclass(frozen=True)
@@ -108,14 +118,11 @@ class GlassTransformer:
 
     def run(self, inputs: dict[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         self.glass.before_call()
-        frames = inputs["tokens"][0, :, 0].round()
-        cached = inputs["kv_00"][0, 0, :, 0, 0]
-        seen = cached[inputs["key_bias"][0, 0, 0, : len(cached)] == 0]
-        positions = [int(frame) for frame in frames]
-        cos, sin = rope_tables(positions, 1, 1, HEAD_DIM)
-        rotated = torch.equal(cos, inputs["rope_cos"]) and torch.equal(sin, inputs["rope_sin"])
+        frames = (inputs["tokens"][0, :, 0] * PICTURES).round() / PICTURES
+        positions = _positions(inputs["rope_cos"])
         writes = "new_kv_00" in outputs
-        self.glass.calls.append(Call(tuple(positions), tuple(sorted(map(int, seen))), rotated, writes))
+        call = Call(tuple(frames.tolist()), tuple(positions), tuple(sorted(_seen(inputs))), writes)
+        self.glass.calls.append(call)
         keys = (
             (frames + PROMPT * inputs["cross_kv_00"].flatten()[0])
             .reshape(1, 1, -1, 1, 1)
@@ -123,3 +130,25 @@ class GlassTransformer:
         )
         named = {"flow": torch.zeros_like(inputs["tokens"]), "new_kv_00": keys}
         return {name: named[name] for name in outputs}
+
+
+def _seen(inputs: dict[str, Tensor]) -> list[Key]:
+    """The cached keys that are not hidden."""
+    cached, bias = inputs["kv_00"][0, 0, :, 0, 0].tolist(), inputs["key_bias"][0, 0, 0].tolist()
+    read = _positions(inputs["rope_k_cos"]) if "rope_k_cos" in inputs else [None] * len(cached)
+    return [
+        (content, position, round(exp(score), 4))
+        for content, position, score in zip(cached, read, bias, strict=False)
+        if score > HIDDEN
+    ]
+
+
+def _positions(cos: Tensor) -> list[int]:
+    """Of the rows of a rotary table; frames of a glass model have one token."""
+    return [_table()[row.numpy().tobytes()] for row in cos]
+
+
+@cache
+def _table() -> dict[bytes, int]:
+    cos, _ = rope_tables(range(MAX_POSITIONS), 1, 1, HEAD_DIM)
+    return {row.numpy().tobytes(): position for position, row in enumerate(cos)}

@@ -1,97 +1,59 @@
-"""Which frames a stream attends to: the loop and its ring against a slow model of the specification."""
+"""Which frames a stream attends to: the loop and its cache against a slow model of the specification."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from streaming.kv_cache import Ring
 from streaming.loop import ChunkRequest, StepTimer, generate_chunk
 from streaming.prompts import PromptRequest
 from streaming.session import Session
-from streaming.specs import LONGLIVE, STREAMDIFFUSIONV2, TEXT, VIDEO, LoopSpec, OnPromptChange, PipelineSpec
-from tests.glass_model import PROMPT, SIZE, Call, FrameNumbers, GlassModel
+from streaming.specs import (
+    KREA_REALTIME_VIDEO,
+    LONGLIVE,
+    MEMFLOW,
+    REWARD_FORCING,
+    STREAMDIFFUSIONV2,
+    TEXT,
+    VIDEO,
+    LoopSpec,
+    OnPromptChange,
+    PipelineSpec,
+)
+from tests.glass_model import SIZE, FrameNumbers, GlassModel
+from tests.slow_stream import Ask, SlowStream
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What one chunk is asked for."""
-
-    prompt: int = 1
-    mode: str = TEXT
-    init: bool = False
-    steps: tuple[int, ...] = (1000, 500)
-    manage: bool = True
+class EngineFailure(Exception):
+    """What an engine of a test raises."""
 
 
-@dataclass
-class SlowStream:
-    """pipelines-common.md 6 and 9 and pipeline-longlive.md 4, written as lists. A key is (frame, prompt)."""
-
-    spec: LoopSpec
-    start: int = 0
-    cache: list[tuple[int, int]] = field(default_factory=list)
-    last: Ask | None = None
-    calls: list[Call] = field(default_factory=list)
-
-    def chunk(self, ask: Ask) -> None:
-        spec, last = self.spec, self.last
-        forget = last is None or ask.init or ask.mode != last.mode
-        updated = forget or last is None or ask.prompt != last.prompt
-        steps_changed = last is not None and ask.steps != last.steps and ask.manage
-        at_the_end = self.start >= spec.rope_positions - spec.frames_per_chunk
-        if forget or steps_changed or at_the_end or (updated and ask.manage and ask.mode == VIDEO):
-            self.start, self.cache = 0, []
-        self.last = ask
-        if updated and self.start > 0 and spec.on_prompt_change is OnPromptChange.RECACHE:
-            self.recache(ask.prompt)
-        count = spec.frames_per_chunk
-        if self.start == 0:
-            count = spec.first_video_frames if ask.mode == VIDEO else spec.first_text_frames
-        new, sink = list(range(self.start, self.start + count)), spec.sink_size
-        past = self.cache
-        if len(past) + count > spec.local_attn_size:
-            past = past[:sink] + past[len(past) - (spec.local_attn_size - count - sink) :]
-        for _ in ask.steps:
-            self.call(new, past, writes=False)
-        self.call(new, past, writes=True)
-        self.cache = past + [(frame, ask.prompt) for frame in new]
-        self.start += count
-
-    def recache(self, prompt: int) -> None:
-        n = min(self.start, self.spec.local_attn_size)
-        frames = list(range(self.start - n, self.start))
-        kept = []
-        if frames[0] > 0 and self.spec.global_sink:
-            kept, frames = self.cache[: self.spec.sink_size], frames[self.spec.sink_size :]
-        self.call(frames, kept, writes=True)
-        self.cache = kept + [(frame, prompt) for frame in frames]
-
-    def call(self, frames: list[int], past: list[tuple[int, int]], writes: bool) -> None:
-        keys = sorted(frame + PROMPT * prompt for frame, prompt in past)
-        self.calls.append(Call(tuple(frames), tuple(keys), rotated_right=True, writes=writes))
+def make_chunk(glass: GlassModel, session: Session, ask: Ask) -> None:
+    """Noise alone decides about the latents, so that frames are their numbers."""
+    request = ChunkRequest(
+        prompts=PromptRequest(((str(ask.prompt), 1.0),)),
+        steps=ask.steps,
+        seed=0,
+        mode=ask.mode,
+        init_cache=ask.init,
+        manage_cache=ask.manage,
+        noise_scale=1.0,
+        noise_controller=False,
+        past_weight=ask.past_weight,
+        video=np.zeros((12, SIZE, SIZE, 3), np.uint8),
+    )
+    for _ in generate_chunk(glass.loaded, session, request, FrameNumbers(), StepTimer()):
+        pass
 
 
 def run(glass: GlassModel, asks: list[Ask]) -> Session:
-    """A stream of chunks; noise alone decides about the latents, so that frames are their numbers."""
-    model, noise = glass.model(), FrameNumbers()
-    session = Session.begin(model)
+    session = Session.begin(glass.loaded)
     for ask in asks:
-        request = ChunkRequest(
-            prompts=PromptRequest(((str(ask.prompt), 1.0),)),
-            steps=ask.steps,
-            seed=0,
-            mode=ask.mode,
-            init_cache=ask.init,
-            manage_cache=ask.manage,
-            noise_scale=1.0,
-            noise_controller=False,
-            video=np.zeros((12, SIZE, SIZE, 3), np.uint8),
-        )
-        for _ in generate_chunk(model, session, request, noise, StepTimer()):
-            pass
+        make_chunk(glass, session, ask)
     return session
 
 
@@ -100,43 +62,117 @@ def loop_of(pipeline: PipelineSpec, **changes: object) -> LoopSpec:
     return replace(pipeline.loop, rope_positions=40, **changes)  # type: ignore[arg-type]
 
 
+# A decay of a half, so that averages are exact numbers.
 LOOPS = {
     "longlive": loop_of(LONGLIVE),
     "no_global_sink": loop_of(LONGLIVE, global_sink=False),
     "small_window": loop_of(LONGLIVE, local_attn_size=7, sink_size=2),
-    "no_sink": loop_of(LONGLIVE, sink_size=0),
+    "no_sink_nor_bank": loop_of(MEMFLOW, sink_size=0, record_interval=None),
     "streamdiffusionv2": loop_of(STREAMDIFFUSIONV2),
+    "reward-forcing": loop_of(REWARD_FORCING, sink_ema_decay=0.5),
+    "unequal_eviction": loop_of(REWARD_FORCING, sink_ema_decay=0.5, first_video_advance=None),
+    "memflow": loop_of(MEMFLOW),
+    "every_chunk_recorded": loop_of(MEMFLOW, record_interval=1, bank_size=2),
+    "krea-realtime-video": loop_of(KREA_REALTIME_VIDEO),
+    "bank_and_averaged_sink": loop_of(  # as no pipeline has them together
+        MEMFLOW,
+        frames_per_chunk=2,
+        first_text_frames=2,
+        first_video_frames=3,
+        local_attn_size=5,
+        sink_size=1,
+        sink_ema_decay=0.5,
+        on_prompt_change=OnPromptChange.KEEP,
+        bank_size=2,
+        record_interval=2,
+    ),
 }
-asks = st.builds(
-    Ask,
-    prompt=st.sampled_from([1, 1, 1, 1, 2, 3]),
-    mode=st.sampled_from([TEXT] * 8 + [VIDEO]),
-    init=st.sampled_from([False] * 15 + [True]),
-    steps=st.sampled_from([(1000, 500)] * 9 + [(1000,)]),
-    manage=st.sampled_from([True, True, False]),
-)
-video_asks = asks.map(lambda ask: replace(ask, mode=TEXT if ask.mode == VIDEO else VIDEO))
+
+
+class StreamMachine(RuleBasedStateMachine):
+    """One stream of a pipeline. Every rule makes a chunk, or one that an engine ends early."""
+
+    def __init__(self, spec: LoopSpec) -> None:
+        super().__init__()
+        self.spec, self.slow = spec, SlowStream(spec)
+        self.fail_in: int | None = None  # engine calls until one fails
+        self.compared = 0
+        self.start(0, TEXT)
+
+    @initialize(spare=st.sampled_from([0, 1, 2, 3]), mode=st.sampled_from([TEXT, VIDEO]))
+    def start(self, spare: int, mode: str) -> None:
+        """spare: slots that the engine has beyond what later chunks read; three hold the whole window."""
+        self.glass = GlassModel(self.spec, self.spec.cache_frames + spare, before_call=self.count_down)
+        self.session = Session.begin(self.glass.loaded)
+        self.ask = Ask(mode=mode)
+
+    def count_down(self) -> None:
+        if self.fail_in is not None:
+            self.fail_in -= 1
+            if self.fail_in < 0:
+                raise EngineFailure
+
+    def make(self, ask: Ask) -> None:
+        make_chunk(self.glass, self.session, ask)
+        self.slow.chunk(ask)
+        self.ask = ask
+
+    @rule(count=st.integers(1, 4))
+    def more(self, count: int) -> None:
+        for _ in range(count):
+            self.make(self.ask)
+
+    @rule(prompt=st.sampled_from([1, 2, 3, -1]), manage=st.booleans())
+    def new_prompt(self, prompt: int, manage: bool) -> None:
+        self.make(replace(self.ask, prompt=prompt, manage=manage))
+
+    @rule()
+    def other_mode(self) -> None:
+        self.make(replace(self.ask, mode=TEXT if self.ask.mode == VIDEO else VIDEO))
+
+    @rule()
+    def reset(self) -> None:
+        self.make(replace(self.ask, init=True))
+        self.ask = replace(self.ask, init=False)
+
+    @rule(steps=st.sampled_from([(1000, 500), (1000,)]), manage=st.booleans())
+    def other_steps(self, steps: tuple[int, ...], manage: bool) -> None:
+        self.make(replace(self.ask, steps=steps, manage=manage))
+
+    @rule(weight=st.sampled_from([1.0, 0.5]))
+    def other_weight_of_the_past(self, weight: float) -> None:
+        if self.spec.padding_keys:
+            self.make(replace(self.ask, past_weight=weight))
+
+    @rule(prompt=st.sampled_from([1, 2]), after=st.integers(0, 9))
+    def failing_chunk(self, prompt: int, after: int) -> None:
+        """A chunk that fails is as if it had never been asked for."""
+        ask, made = replace(self.ask, prompt=prompt), len(self.glass.calls)
+        self.fail_in = after
+        try:
+            make_chunk(self.glass, self.session, ask)
+        except EngineFailure:
+            del self.glass.calls[made:]
+        else:
+            self.slow.chunk(ask)
+            self.ask = ask
+        finally:
+            self.fail_in = None
+
+    @invariant()
+    def every_call_attends_to_what_the_specification_says(self) -> None:
+        new = slice(self.compared, None)
+        assert self.glass.calls[new] == self.slow.calls[new]
+        assert self.session.start == self.slow.start
+        self.compared = len(self.slow.calls)
 
 
 @pytest.mark.parametrize("name", LOOPS)
-@settings(max_examples=40, deadline=None)
-@given(
-    spare=st.sampled_from([0, 0, 1, 3]),
-    asked=st.lists(asks, min_size=1, max_size=16) | st.lists(video_asks, min_size=1, max_size=16),
-)
-def test_every_call_attends_to_the_frames_of_the_specification(
-    name: str, spare: int, asked: list[Ask]
-) -> None:
-    spec = LOOPS[name]
-    slow = SlowStream(spec)
-    glass = GlassModel(spec, spec.cache_frames + spare)
-
-    session = run(glass, asked)
-    for ask in asked:
-        slow.chunk(ask)
-
-    assert glass.calls == slow.calls
-    assert session.start == slow.start
+def test_every_call_attends_to_the_frames_of_the_specification(name: str) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: StreamMachine(LOOPS[name]),
+        settings=settings(max_examples=20, stateful_step_count=12, deadline=None),
+    )
 
 
 @pytest.mark.parametrize(("mode", "last"), [(TEXT, 1020), (VIDEO, 1018)])
@@ -150,7 +186,7 @@ def test_a_long_stream_starts_again_where_the_positions_end(mode: str, last: int
     again = firsts.index(0, 1)
     assert firsts[again - 1] == last
     assert firsts[again:] == firsts[: 345 - again]
-    assert all(call.rotated_right for call in glass.calls)
+    assert all(call.positions == tuple(map(int, call.frames)) for call in glass.calls)
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -160,7 +196,7 @@ def test_the_cache_stays_as_large_as_it_was_built_and_holds_no_more_than_the_win
 
     session = run(glass, [Ask(prompt=k // 7) for k in range(60)])
 
-    assert [layer.shape[2] for layer in session.kv.slots.layers] == [spec.cache_frames]
+    assert [layer.shape[2] for layer in session.kv.slots.layers] == [spec.cache_tokens(1)]
     assert len(session.kv.ring.held) <= spec.cache_frames
     assert session.clean.shape[1] <= spec.local_attn_size
 
