@@ -67,3 +67,11 @@ def exported_engines(shared_directory: Path) -> tuple[Path, EngineSet]:
             export_small(root)
     (engine_set,) = map(read_engine_set, sets.iterdir())
     return root, engine_set
+
+
+@pytest.fixture(scope="session")
+def traced_graphs(shared_directory: Path) -> Path:
+    """A directory for the graphs of stream goldens: tracing takes most of the time of their tests."""
+    directory = shared_directory / "traced"
+    directory.mkdir(exist_ok=True)
+    return directory

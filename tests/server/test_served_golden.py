@@ -16,6 +16,8 @@ from streaming.manifest import MANIFEST, EngineManifest, TensorInfo, file_info
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.place import Exported
 from tests.golden.replays import text, transformer, vae
+from tests.golden.replays.exported_stream import ExportedStreams
+from tests.golden.replays.stream import replay_stream
 from tests.server.grpc_models import GrpcModels
 from tests.server.triton_fixtures import running_triton
 
@@ -27,6 +29,15 @@ REPLAYS: dict[str, Callable[[GoldenCase, Exported], None]] = {
     "wan/t5_encoder": text.t5_encoder,
     "wan/tae_stream": vae.tae_stream,
 }
+# One stream of each pipeline, through its whole loop.
+STREAMS = {
+    "krea/v2v",
+    "longlive/prompt_switch",
+    "memflow/prompt_switch_memory_bank",
+    "reward_forcing/v2v_first_chunk",
+    "streamdiffusionv2/v2v_noise_controller",
+}
+SERVED_STREAMS = [case for case in discover(golden_directory()) if str(case) in STREAMS]
 SERVED = [case for case in discover(golden_directory()) if str(case) in REPLAYS]
 
 
@@ -63,14 +74,17 @@ def manifest_of(name: str, path: Path, signature: Signature) -> EngineManifest:
     )
 
 
-@pytest.mark.parametrize("served_case", SERVED, ids=str)
-async def test_a_served_engine_reproduces_the_reference(
-    served_case: GoldenCase, repository: Path, tmp_path: Path, triton: EmbeddedTriton
-) -> None:
-    models = GrpcModels(triton.grpc_url)
+Serve = Callable[[Path, Signature], Engine]
 
-    def serve(path: Path, signature: Signature) -> Engine:
-        name = f"{served_case.path.stem}_{path.parent.name}"
+
+@pytest.fixture
+def serve(repository: Path, triton: EmbeddedTriton, request: pytest.FixtureRequest) -> Serve:
+    """From an exported file to an engine on the server; the file moves."""
+    models = GrpcModels(triton.grpc_url)
+    case = request.getfixturevalue("served_case")
+
+    def load(path: Path, signature: Signature) -> Engine:
+        name = f"{str(case).replace('/', '_')}_{path.parent.name}"
         version = repository / name / "1"
         version.parent.mkdir()
         path.parent.rename(version)
@@ -80,9 +94,29 @@ async def test_a_served_engine_reproduces_the_reference(
         models.client.load_model(name)
         return TritonEngine(manifest, models)
 
+    return load
+
+
+@pytest.mark.parametrize("served_case", SERVED, ids=str)
+async def test_a_served_engine_reproduces_the_reference(
+    served_case: GoldenCase, tmp_path: Path, serve: Serve
+) -> None:
     def replay() -> None:
         with torch.inference_mode():
             REPLAYS[str(served_case)](served_case, Exported(tmp_path, serve))
+
+    await asyncio.to_thread(replay)
+
+    assert served_case.compared >= set(served_case.expected())
+
+
+@pytest.mark.parametrize("served_case", SERVED_STREAMS, ids=str)
+async def test_a_stream_on_served_engines_reproduces_the_reference(
+    served_case: GoldenCase, tmp_path: Path, serve: Serve, traced_graphs: Path
+) -> None:
+    def replay() -> None:
+        with torch.no_grad():
+            replay_stream(served_case, ExportedStreams(tmp_path, traced_graphs, serve))
 
     await asyncio.to_thread(replay)
 
