@@ -14,12 +14,13 @@ from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.serving import Availability
 from gateway.validation import FilePath, Integer, Number, Seed, check, located, quoted
-from streaming.specs import SPECS, LoraMergeMode, PipelineSpec, Quantization, SizeRange, VaeType
+from streaming.specs import LOAD_CHOICES, SPECS, LoraMergeMode, PipelineSpec, Quantization, SizeRange, VaeType
 
 Loc = tuple[str | int, ...]
 
 LORA_SUFFIX: Final = ".safetensors"
 _MAX_LORAS: Final = 32
+_MAX_INTERVAL: Final = 1000  # chunks
 _MERGE_MODE: Final[LoraMergeMode] = "permanent_merge"
 _VAE_TYPE: Final[VaeType] = "wan"
 
@@ -238,6 +239,10 @@ def _fields(spec: PipelineSpec) -> dict[str, TypeAdapter[Any]]:
     }
     if spec.loop is not None:
         fields |= {"base_seed": Seed, "seed": Seed, "vae_type": VaeType}
+    if spec.loop is not None and spec.loop.bank_size:
+        fields["record_interval"] = Annotated[Integer, Field(ge=1, le=_MAX_INTERVAL)] | None
+    if spec.loop is not None and spec.loop.sink_ema_decay is not None:
+        fields["sink_ema_float32"] = bool
     if spec.supports_quantization:
         fields["quantization"] = Quantization | None
     if spec.supports_vace:
@@ -248,7 +253,9 @@ def _fields(spec: PipelineSpec) -> dict[str, TypeAdapter[Any]]:
     return {name: TypeAdapter(kind) for name, kind in fields.items()}
 
 
-_NULL_MEANS_NONE: Final = frozenset({"quantization", "loras"})  # for the others null is the default
+_NULL_MEANS_NONE: Final = frozenset(
+    {"quantization", "loras", "record_interval"}
+)  # for the others null is the default
 
 
 def _checked(spec: PipelineSpec, given: Mapping[str, Any], loc: Loc) -> tuple[dict[str, Any], list[str]]:
@@ -300,7 +307,7 @@ def _effective(
         params["vace_enabled"] = availability.vace and values.get("vace_enabled", True)
     if spec.loop is not None:
         params["vae_type"] = values.get("vae_type", _VAE_TYPE)
-    return params
+    return params | {name: values[name] for name in LOAD_CHOICES if name in values}
 
 
 def _default_quantization(spec: PipelineSpec, vram_gib: float | None) -> Literal["fp8_e4m3fn"] | None:

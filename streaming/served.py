@@ -1,8 +1,10 @@
 """From an engine set on disk to a model that streams; where its engines run is the caller's choice."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -25,7 +27,7 @@ from streaming.plans import check_plan, serves_plan
 from streaming.prompt_encoder import PromptEncoder
 from streaming.records import EngineError
 from streaming.sessions import LoadContext, ModelRunner
-from streaming.specs import PipelineSpec
+from streaming.specs import LOAD_CHOICES, PipelineSpec
 from streaming.text import PromptTokenizer
 from streaming.video import FrameGroups
 
@@ -141,7 +143,7 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
         device = _device(models, engine_set)
         place = served(models, context.models, device)
         size = (int(given["height"]), int(given["width"])) if {"height", "width"} <= given.keys() else None
-        model = open_model(engine_set, spec, place, size, device)
+        model = open_model(engine_set, with_choices(spec, given), place, size, device)
         return ModelPipeline(spec, model, int(given.get("base_seed", spec.base_seed)))
 
     return load
@@ -151,6 +153,12 @@ def _device(models: Path, engine_set: Path) -> torch.device:
     """The GPU where plans run, so that caches stay there; the CPU for ONNX Runtime."""
     transformer = engine_directory(models, read_engine_set(engine_set).transformer)
     return torch.device("cuda", 0) if serves_plan(transformer) and torch.cuda.is_available() else CPU
+
+
+def with_choices(spec: PipelineSpec, given: Mapping[str, str]) -> PipelineSpec:
+    """The spec with what a load chose of its loop; values are JSON."""
+    chosen: dict[str, Any] = {name: json.loads(given[name]) for name in LOAD_CHOICES if name in given}
+    return spec if spec.loop is None else replace(spec, loop=replace(spec.loop, **chosen))
 
 
 def _needed(parameters: Mapping[str, str], name: str) -> str:

@@ -64,6 +64,16 @@ LAYOUTS: dict[str, tuple[str, str | None, Callable[[State, Path], None]]] = {
         "generator_ema",
         lambda state, path: torch.save({"generator": {"x": torch.zeros(1)}, "generator_ema": state}, path),
     ),
+    "first of several names": (
+        "a.pt",
+        ("generator_ema", "generator"),
+        lambda state, path: torch.save({"generator": {"x": torch.zeros(1)}, "generator_ema": state}, path),
+    ),
+    "second of several names": (
+        "a.pt",
+        ("generator_ema", "generator"),
+        lambda state, path: torch.save({"generator": state}, path),
+    ),
     "entry asked for, flat file": ("a.pt", "generator", torch.save),
     "model. prefix": (
         "a.safetensors",

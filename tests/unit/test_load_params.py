@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.load_params import LoadContext, LoadRequest, lora_adapters, parse_load_request
 from gateway.serving import Availability
+from streaming.served import with_choices
 from streaming.specs import SPECS, PipelineSpec
 
 JSON = st.recursive(
@@ -198,6 +199,33 @@ def test_both_names_of_the_seed_work_and_report_one_value(given: dict[str, Any],
 @pytest.mark.parametrize("name", ["lora_merge_mode", "lora_merge_strategy"])
 def test_both_names_of_the_merge_mode_work(name: str) -> None:
     assert load("longlive", {name: "runtime_peft"}).params["lora_merge_mode"] == "runtime_peft"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "chosen"),
+    [
+        ("memflow", {"record_interval": 5}),
+        ("memflow", {"record_interval": None}),
+        ("reward-forcing", {"sink_ema_float32": True}),
+    ],
+)
+def test_what_a_load_chooses_of_a_loop_is_in_force(pipeline: str, chosen: dict[str, Any]) -> None:
+    request = load(pipeline, chosen)
+    spec = with_choices(request.spec, {name: json.dumps(value) for name, value in request.params.items()})
+
+    (name,) = chosen
+    assert request.params[name] == chosen[name]
+    assert getattr(spec.loop, name) == chosen[name]
+    assert request.warnings == []
+    assert name not in load(pipeline).params  # the loop's own default
+
+
+def test_choices_are_checked_and_belong_to_their_pipelines() -> None:
+    wrong = problems({"pipeline_id": "memflow", "load_params": {"record_interval": 0}})
+    elsewhere = load("longlive", {"record_interval": 3, "sink_ema_float32": True})
+
+    assert wrong[0].loc[-1] == "record_interval"
+    assert len(elsewhere.warnings) == 2
 
 
 def test_unknown_keys_are_ignored_with_a_warning_and_known_ui_keys_without() -> None:
