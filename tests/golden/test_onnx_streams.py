@@ -16,6 +16,7 @@ def exported_streams(tmp_path_factory: pytest.TempPathFactory, traced_graphs: Pa
     return ExportedStreams(tmp_path_factory.mktemp("onnx"), traced_graphs)
 
 
+@pytest.mark.timeout(600)  # the first of a shape is traced
 def test_reproduces_the_reference_in_onnx_runtime(
     stream_case: GoldenCase, exported_streams: ExportedStreams
 ) -> None:

@@ -110,6 +110,7 @@ async def test_a_served_engine_reproduces_the_reference(
     assert served_case.compared >= set(served_case.expected())
 
 
+@pytest.mark.timeout(600)  # the first of a shape is traced
 @pytest.mark.parametrize("served_case", SERVED_STREAMS, ids=str)
 async def test_a_stream_on_served_engines_reproduces_the_reference(
     served_case: GoldenCase, tmp_path: Path, serve: Serve, traced_graphs: Path

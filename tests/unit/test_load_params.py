@@ -224,7 +224,7 @@ def test_choices_are_checked_and_belong_to_their_pipelines() -> None:
     wrong = problems({"pipeline_id": "memflow", "load_params": {"record_interval": 0}})
     elsewhere = load("longlive", {"record_interval": 3, "sink_ema_float32": True})
 
-    assert wrong[0].loc[-1] == "record_interval"
+    assert wrong[0]["loc"][-1] == "record_interval"
     assert len(elsewhere.warnings) == 2
 
 
