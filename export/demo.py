@@ -9,12 +9,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -28,8 +29,9 @@ from export.graphs.vae import VaeConfig, WanVae
 from export.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
 
 DEMO: Final = "demo.json"
-_SIZE: Final = {"height": 128, "width": 192}
-_PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
+_SIZE: Final = (128, 192)
+TRAINED: Final = Path(__file__).parent / "nano" / "weights"
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _TRANSFORMER: Final = TransformerConfig(
     dim=128, ffn_dim=512, num_heads=4, num_layers=2, text_dim=128, text_len=128
 )
@@ -73,7 +75,7 @@ def ensure_demo_models(directory: Path) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        write_demo_models(partial)
+        write_demo_models(partial, trained_weights())
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     finally:
@@ -81,13 +83,58 @@ def ensure_demo_models(directory: Path) -> Path:
     return directory
 
 
-def write_demo_models(
-    directory: Path,
-    transformer: TransformerConfig = _TRANSFORMER,
-    vae: VaeConfig = _VAE,
-    size: Mapping[str, int] = _SIZE,
-) -> None:
-    """Write random weights of these sizes for every pipeline that can be exported, and a tokenizer."""
+@dataclass(frozen=True, eq=False, slots=True)
+class DemoWeights:
+    """The parts of a demonstration checkpoint, by the keys of real ones.
+
+    size: height and width in pixels of the pictures that it is meant for
+    """
+
+    config: TransformerConfig
+    size: Size
+    transformer: dict[str, Tensor]
+    vae: dict[str, Tensor]
+    text_encoder: dict[str, Tensor]
+    tokenizer: Tokenizer
+
+
+def write_demo_models(directory: Path, weights: DemoWeights) -> None:
+    """Write the files of every pipeline that can be exported; all of them have the same transformer."""
+    shapes = {key: tuple(value.shape) for key, value in weights.transformer.items()}
+    for files in TRANSFORMER_FILES.values():
+        entry = files.entry if isinstance(files.entry, str) else None
+        _save(directory / files.weights, weights.transformer, entry)
+        if files.adapter is not None:
+            _save(directory / files.adapter[0], _empty_adapter(shapes), "generator_lora")
+        _write_json(directory / files.config, _config_json(weights.config))
+    _save(directory / VAE_FILES["wan"], weights.vae)
+    _save(directory / TEXT_ENCODER, weights.text_encoder)
+    _make_parent(directory / TOKENIZER / "tokenizer.json")
+    weights.tokenizer.save(str(directory / TOKENIZER / "tokenizer.json"))
+    _write_json(
+        directory / TOKENIZER / "tokenizer_config.json",
+        {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN},
+    )
+    _write_json(directory / DEMO, {"height": weights.size[0], "width": weights.size[1]})
+
+
+def trained_weights(directory: Path = TRAINED) -> DemoWeights:
+    """The nano checkpoint, or another one in the layout that `export.nano` writes."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return DemoWeights(
+        config=TransformerConfig.from_json(config),
+        size=(config["height"], config["width"]),
+        transformer=load_file(directory / "transformer.safetensors"),
+        vae=load_file(directory / "vae.safetensors"),
+        text_encoder=load_file(directory / "text_encoder.safetensors"),
+        tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
+    )
+
+
+def random_weights(
+    transformer: TransformerConfig = _TRANSFORMER, vae: VaeConfig = _VAE, size: Size = _SIZE
+) -> DemoWeights:
+    """Random weights of these sizes, the same on every machine, and a tokenizer."""
     tokenizer = demo_tokenizer()
     encoder = TextEncoderConfig(
         vocab=tokenizer.get_vocab_size(),
@@ -101,32 +148,23 @@ def write_demo_models(
     with torch.device("meta"):
         generator = checkpoint_shapes(Transformer(transformer), TextKV(transformer))
         vae_shapes, text_shapes = checkpoint_shapes(WanVae(vae)), checkpoint_shapes(TextEncoder(encoder))
-    for files in TRANSFORMER_FILES.values():
-        state = random_state(generator, seed=1)
-        _save(directory / files.weights, state, files.entry if isinstance(files.entry, str) else None)
-        if files.adapter is not None:
-            _save(directory / files.adapter[0], _empty_adapter(generator), "generator_lora")
-        _write_json(directory / files.config, _config_json(transformer))
-    _save(directory / VAE_FILES["wan"], random_state(vae_shapes, seed=2))
-    _save(directory / TEXT_ENCODER, random_state(text_shapes, seed=3))
-    _make_parent(directory / TOKENIZER / "tokenizer.json")
-    tokenizer.save(str(directory / TOKENIZER / "tokenizer.json"))
-    _write_json(
-        directory / TOKENIZER / "tokenizer_config.json",
-        {"pad_token": _PAD, "eos_token": _END, "unk_token": _UNKNOWN},
+    return DemoWeights(
+        config=transformer,
+        size=size,
+        transformer=random_state(generator, seed=1),
+        vae=random_state(vae_shapes, seed=2),
+        text_encoder=random_state(text_shapes, seed=3),
+        tokenizer=tokenizer,
     )
-    _write_json(directory / DEMO, size)
 
 
 def demo_tokenizer() -> Tokenizer:
     """One token per byte, so that every prompt differs from every other; the end token follows."""
-    vocabulary = {token: i for i, token in enumerate((_PAD, _END, _UNKNOWN, *sorted(ByteLevel.alphabet())))}
-    tokenizer = Tokenizer(BPE(vocabulary, [], unk_token=_UNKNOWN))
-    tokenizer.add_special_tokens([_PAD, _END, _UNKNOWN])
+    vocabulary = {token: i for i, token in enumerate((PAD, END, UNKNOWN, *sorted(ByteLevel.alphabet())))}
+    tokenizer = Tokenizer(BPE(vocabulary, [], unk_token=UNKNOWN))
+    tokenizer.add_special_tokens([PAD, END, UNKNOWN])
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])]
-    )
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, vocabulary[END])])
     return tokenizer
 
 

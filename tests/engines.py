@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from export.demo import write_demo_models
+from export.demo import random_weights, write_demo_models
 from export.graphs.transformer import TransformerConfig
 from export.graphs.vae import VaeConfig
 from export.jobs import Request
@@ -20,7 +20,7 @@ SIZE = (64, 80)
 def small_request(models: Path, pipeline: str = "longlive") -> Request:
     """A pipeline with a window of seven latent frames; the checkpoints are written to `models` if absent."""
     if not models.exists():
-        write_demo_models(models, TRANSFORMER, VAE, {"height": SIZE[0], "width": SIZE[1]})
+        write_demo_models(models, random_weights(TRANSFORMER, VAE, SIZE))
     return Request(pipeline, models, (SIZE,), window=7, demo=True)
 
 
@@ -28,6 +28,5 @@ def export_small(root: Path, pipeline: str = "longlive") -> tuple[EngineStore, E
     """Export the small set below `root`. Pipelines share the engines that they have in common."""
     torch.set_num_threads(1)
     store = EngineStore(root / "engines")
-    return store, export_pipeline(
-        small_request(root / "models", pipeline), store, lambda line: None, workers=2
-    )
+    request = small_request(root / "models", pipeline)
+    return store, export_pipeline(request, store, lambda line: None, workers=2)

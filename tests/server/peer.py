@@ -69,13 +69,19 @@ class Peer:
         audio: bool = False,
         data_channel: bool = True,
         configuration: RTCConfiguration | None = None,
+        keep_pictures: bool = False,
     ) -> None:
-        """configuration: of the connection; by default without STUN and TURN servers."""
+        """configuration: of the connection; by default without STUN and TURN servers.
+
+        keep_pictures: `pictures` gets every frame, uint8 [H, W, 3] RGB
+        """
         self.client = client
         self.pc = RTCPeerConnection(configuration or RTCConfiguration(iceServers=[]))
         self.channel: RTCDataChannel | None = None
         self.session_id: str | None = None
         self.frames: list[Received] = []
+        self.pictures: list[Any] = []
+        self._keep_pictures = keep_pictures
         self.messages: list[dict[str, Any]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.pc.on("track", self._on_track)
@@ -193,6 +199,8 @@ class Peer:
             except MediaStreamError:
                 return
             number = read_number(luma_of(frame)) if frame.width >= 128 and frame.height >= 64 else None
+            if self._keep_pictures:
+                self.pictures.append(frame.to_ndarray(format="rgb24"))
             self.frames.append(Received(time.monotonic(), frame.pts, frame.width, frame.height, number))
 
 

@@ -11,7 +11,7 @@ from tests.server.gateway_calls import load, pipeline_status, sessions
 from tests.server.peer import Peer
 from tests.server.processes import ServerProcess, clean_environment
 
-HEIGHT, WIDTH = 128, 192
+HEIGHT, WIDTH = 96, 96
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,91 @@
+"""Muon for matrices and kernels, Adam for everything else: tiny networks learn several times faster with it.
+
+Muon: Jordan et al. 2024, orthogonalised momentum; here the update's scale is that of Liu et al. 2025
+(0.2 * sqrt(larger side)), so that one rate serves both.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+_NS: Final = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic Newton-Schulz iteration
+_NS_STEPS: Final = 5
+
+
+class MuonAdam:
+    """One optimiser over two groups; `rate` is set by the caller before each step."""
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        momentum: float = 0.95,
+        decay: float = 0.0,
+        adam_factor: float = 0.7,
+    ) -> None:
+        self.matrices, self.others = list(matrices), list(others)
+        self.momentum, self.decay, self.adam_factor = momentum, decay, adam_factor
+        self._momenta = [torch.zeros_like(p) for p in self.matrices]
+        self._adam = torch.optim.Adam(self.others, lr=0.0, betas=(0.9, 0.98))
+        self._by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, p in enumerate(self.matrices):
+            self._by_shape[tuple(p.flatten(1).shape)].append(i)
+
+    @torch.no_grad()
+    def step(self, rate: float, clip: float = 1.0) -> float:
+        """Update with the gradients, then forget them. Returns the gradients' norm before clipping."""
+        norm = nn.utils.clip_grad_norm_([*self.matrices, *self.others], clip)
+        for (rows, columns), members in self._by_shape.items():
+            updates = []
+            for i in members:
+                gradient, buffer = self.matrices[i].grad, self._momenta[i]
+                assert gradient is not None, "a matrix without gradient"
+                buffer.lerp_(gradient, 1 - self.momentum)
+                updates.append(gradient.lerp(buffer, self.momentum).reshape(rows, columns))
+            scale = 0.2 * max(rows, columns) ** 0.5
+            for i, update in zip(members, orthogonalise(torch.stack(updates)), strict=True):
+                parameter = self.matrices[i]
+                parameter.mul_(1 - rate * self.decay)
+                parameter.add_(update.view_as(parameter), alpha=-rate * scale)
+        for group in self._adam.param_groups:
+            group["lr"] = rate * self.adam_factor
+        self._adam.step()
+        for p in (*self.matrices, *self.others):
+            p.grad = None
+        return float(norm)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"momenta": self._momenta, "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        momenta, adam = state["momenta"], state["adam"]
+        assert isinstance(momenta, list)
+        assert isinstance(adam, dict)
+        for own, saved in zip(self._momenta, momenta, strict=True):
+            own.copy_(saved)
+        self._adam.load_state_dict(adam)
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """Nearest semi-orthogonal matrices, about: [n, rows, columns], by Newton-Schulz."""
+    wide = x.shape[1] > x.shape[2]
+    if wide:
+        x = x.transpose(1, 2)
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).bfloat16()
+    a, b, c = _NS
+    for _ in range(_NS_STEPS):
+        gram = x @ x.transpose(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.float()
+    return x.transpose(1, 2) if wide else x
+
+
+def warm_cosine(step: int, steps: int, peak: float, floor: float, warm_up: int) -> float:
+    """Rate of a step: linear up to `peak`, then along a cosine down to `floor`."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    done = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+    return floor + (peak - floor) * 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
