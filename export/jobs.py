@@ -316,8 +316,14 @@ _VAE_KINDS: Final[tuple[Kind, ...]] = (
 )
 
 
+# Latent frames in one call of a `next` graph: a chunk's input is encoded at once, its frames are decoded one
+# by one, so that the first picture comes early. What lies between the layers grows with it.
+_MOST_ENCODED, _MOST_DECODED = 3, 1
+
+
 def _vae_graph(vae_type: VaeType, kind: Kind, size: Size) -> Graph:
     first = kind.endswith("first")
+    most = _MOST_ENCODED if "encoder" in kind else _MOST_DECODED
     graph_class = EncoderGraph if "encoder" in kind else DecoderGraph
 
     def build(vae: Autoencoder) -> tuple[nn.Module, Signature]:
@@ -325,7 +331,7 @@ def _vae_graph(vae_type: VaeType, kind: Kind, size: Size) -> Graph:
         return graph, graph.signature(*size)
 
     def frames(count: int) -> AxisRange:
-        return AxisRange(min=count, opt=count, max=4 * count)
+        return AxisRange(min=count, opt=count, max=most * count)
 
     return Graph(
         kind=kind,
