@@ -1,4 +1,4 @@
-"""LongLive with random weights, small enough for a unit test: real graphs, the product's loop."""
+"""A pipeline with random weights, small enough for a unit test: real graphs, the product's loop."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
 from streaming.protocol import Meta
 from streaming.sessions import Images, Stream
-from streaming.specs import LONGLIVE
+from streaming.specs import LONGLIVE, CachedKeys, PipelineSpec
 from tests.random_weights import randomized
 
 HEIGHT, WIDTH = 16, 32
@@ -33,9 +33,12 @@ VAES: dict[str, Callable[[], Autoencoder]] = {
 
 
 @cache
-def modules(vae_type: str, dtype: torch.dtype) -> tuple[Transformer, TextKV, Autoencoder]:
+def modules(
+    vae_type: str, dtype: torch.dtype, unroped_cache: bool = False
+) -> tuple[Transformer, TextKV, Autoencoder]:
     """Weights that all pipelines of a test run share."""
-    parts = randomized(Transformer(CONFIG), 1), randomized(TextKV(CONFIG), 2), randomized(VAES[vae_type](), 3)
+    transformer = randomized(Transformer(CONFIG, unroped_cache), 1)
+    parts = transformer, randomized(TextKV(CONFIG), 2), randomized(VAES[vae_type](), 3)
     for part in parts:
         for owner in part.modules():
             if not getattr(owner, "float32_parameters", False):
@@ -88,17 +91,18 @@ def tiny_pipeline(
     rope_positions: int = 1024,
     vae_type: str = "wan",
     dtype: torch.dtype = torch.float32,
+    spec: PipelineSpec = LONGLIVE,
 ) -> ModelPipeline:
     """A pipeline whose engines tell `hook` before they run."""
-    transformer, text_kv, vae = modules(vae_type, dtype)
+    assert spec.loop is not None
+    loop = replace(spec.loop, rope_positions=rope_positions)
+    transformer, text_kv, vae = modules(vae_type, dtype, loop.cached_keys is CachedKeys.UNROTATED)
     hook = hook or Hook()
 
     def engine(module: Callable[..., Any], signature: Signature) -> Engine:
         names = [tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs)]
         return HookedEngine(TorchEngine(module, *names), hook)
 
-    assert LONGLIVE.loop is not None
-    loop = replace(LONGLIVE.loop, rope_positions=rope_positions)
     coders = [g(vae, first) for g in (EncoderGraph, DecoderGraph) for first in (True, False)]
     model = StreamModel(
         spec=loop,
@@ -114,7 +118,7 @@ def tiny_pipeline(
         cache_frames=loop.cache_frames,
         dtype=dtype,
     )
-    return ModelPipeline(LONGLIVE, model, base_seed=42)
+    return ModelPipeline(spec, model, base_seed=42)
 
 
 def parameters(**changes: Any) -> dict[str, Any]:
