@@ -19,7 +19,7 @@ from tests.server.gateway_calls import session_parameters, sessions
 from tests.server.peer import Peer, until
 
 _FRAMES_EVERY = 20  # batches
-_ANSWER_WITHIN_S = 10.0
+_ANSWER_WITHIN_S = 60.0  # on a machine that has other work
 _MAX_GROWTH_BYTES = 100 << 20  # caches fill, and a double notes every chunk; a leak per message exceeds it
 
 Batch = list[Message]

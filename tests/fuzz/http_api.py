@@ -29,7 +29,7 @@ async def fuzz_http(
     the document forbids. only, without: operation ids. Files of schemathesis go into `directory`.
     """
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--no-color"]
-    command += [f"--max-time={max(1, round(seconds))}", f"--seed={seed}", "--request-timeout=10"]
+    command += [f"--max-time={max(1, round(seconds))}", f"--seed={seed}", "--request-timeout=60"]
     command += _CHECKS
     command += [f"--include-operation-id={name}" for name in only]
     command += [f"--exclude-operation-id={name}" for name in without]
@@ -42,7 +42,7 @@ async def fuzz_http(
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), seconds + 60)
+        output, _ = await asyncio.wait_for(process.communicate(), seconds + 180)
     finally:
         if process.returncode is None:
             process.kill()
