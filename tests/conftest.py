@@ -1,6 +1,7 @@
 """What tests of several kinds share."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import settings
 
 from export.store import EngineStore
 from streaming.engine_set import EngineSet, read_engine_set
-from tests.engines import export_small
+from tests.engines import export_all, export_small
 from tests.golden.case import discover, golden_directory
 from tests.golden.registry import must_wait
 
@@ -75,3 +76,16 @@ def traced_graphs(shared_directory: Path) -> Path:
     directory = shared_directory / "traced"
     directory.mkdir(exist_ok=True)
     return directory
+
+
+@pytest.fixture(scope="session")
+def all_engines(shared_directory: Path, exported_engines: tuple[Path, EngineSet]) -> Path:
+    """A directory like that of `exported_engines`, with engines of every pipeline that can be exported."""
+    root = shared_directory / "all_exported"
+    with FileLock(shared_directory / "all_exported.lock"):
+        if not root.exists():
+            partial = shared_directory / "all_exported.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            export_all(exported_engines[0], partial)
+            partial.rename(root)
+    return root

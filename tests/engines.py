@@ -1,20 +1,22 @@
-"""A small exported engine set for tests: a demonstration checkpoint of the smallest sizes."""
+"""Small exported engine sets for tests: demonstration checkpoints of the smallest sizes."""
 
+import os
+import shutil
 from pathlib import Path
-
-import torch
+from typing import Final
 
 from export.demo import random_weights, write_demo_models
 from export.graphs.transformer import TransformerConfig
 from export.graphs.vae import VaeConfig
-from export.jobs import Request
+from export.jobs import TRANSFORMER_FILES, Request
 from export.run import export_pipeline
 from export.store import EngineStore
-from streaming.engine_set import EngineSet
+from streaming.engine_set import SET, EngineSet, read_engine_set
 
 TRANSFORMER = TransformerConfig(dim=16, ffn_dim=24, num_heads=2, num_layers=1, text_dim=16, text_len=12)
 VAE = VaeConfig(dim=4)
 SIZE = (64, 80)
+BROKEN_VAE: Final = "lightvae"  # a set of `export_all` that is listed and cannot be loaded
 
 
 def small_request(models: Path, pipeline: str = "longlive") -> Request:
@@ -26,7 +28,21 @@ def small_request(models: Path, pipeline: str = "longlive") -> Request:
 
 def export_small(root: Path, pipeline: str = "longlive") -> tuple[EngineStore, EngineSet]:
     """Export the small set below `root`. Pipelines share the engines that they have in common."""
-    torch.set_num_threads(1)
     store = EngineStore(root / "engines")
     request = small_request(root / "models", pipeline)
     return store, export_pipeline(request, store, lambda line: None, workers=2)
+
+
+def export_all(longlive: Path, root: Path) -> None:
+    """Copy the small LongLive of `export_small` to `root` and export every other pipeline beside it.
+
+    LongLive gets a second set, with VAE type BROKEN_VAE, one of whose engines is not there.
+    """
+    shutil.copytree(longlive, root, copy_function=os.link)
+    sets = EngineStore(root / "engines").sets
+    (small,) = map(read_engine_set, sets.iterdir())
+    broken = small.model_copy(update={"name": "broken", "vae_type": BROKEN_VAE, "transformer": "absent"})
+    (sets / broken.name).mkdir()
+    (sets / broken.name / SET).write_text(broken.model_dump_json())
+    for pipeline in sorted(TRANSFORMER_FILES.keys() - {small.pipeline}):
+        export_small(root, pipeline)

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ ALLOW_CAMERA = "--use-fake-ui-for-media-stream"
 DENY_CAMERA = "--use-fake-ui-for-media-stream=deny"
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
+RECORDER = Path(__file__).parent / "pages" / "recorder.js"
+QUICKSTART = (Path(__file__).parent / "pages" / "quickstart.html").as_uri()
 
 _ARGUMENTS = (
     "--headless=new",
@@ -49,9 +52,14 @@ async def chromium(*arguments: str) -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, url: str, **context: Any) -> AsyncIterator[Page]:
-    """A page in a profile of its own. Fails at the end when the page's scripts had an uncaught error."""
+async def opened(browser: Browser, url: str, *, record: bool = False, **context: Any) -> AsyncIterator[Page]:
+    """A page in a profile of its own. Fails at the end when the page's scripts had an uncaught error.
+
+    record: keep every decoded picture, for tests.server.recording
+    """
     profile = await browser.new_context(**{"viewport": DESKTOP, **context})
+    if record:
+        await profile.add_init_script(path=RECORDER)
     page = await profile.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -75,12 +83,12 @@ async def state(page: Page, *wanted: str, within_s: float = 20.0) -> str:
     return str(await page.evaluate("window.wanstream.state"))
 
 
-async def start(page: Page, pipeline: str = "Passthrough") -> None:
+async def start(page: Page, pipeline: str = "Passthrough", within_s: float = 20.0) -> None:
     """Choose a pipeline, press Start, wait for the picture."""
     await state(page, "idle")
     await page.get_by_role("radio", name=pipeline, exact=True).check()
     await page.get_by_role("button", name="Start").click()
-    await state(page, "streaming")
+    await state(page, "streaming", within_s=within_s)
 
 
 def field(page: Page, label: str) -> Locator:

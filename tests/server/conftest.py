@@ -20,6 +20,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="session")
+def demo_server(all_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The product with an embedded Triton and tiny engines (64x80 pixels) of every pipeline that has some.
+
+    Its pictures are textures that depend on pipeline, prompt and seed and on nothing else, many per second.
+    The bitrate is far above the product's, so that a decoded picture is close to what the pipeline made.
+    """
+    env = {"WANSTREAM_ENGINES_DIR": str(all_engines / "engines")}
+    env |= {f"WANSTREAM_VIDEO_BITRATE_{name}": "20000000" for name in ("MIN", "DEFAULT", "MAX")}
+    process = ServerProcess(GATEWAY, tmp_path_factory.mktemp("demo"), env, ["-N"])
+    yield process
+    process.stop(within_s=60.0)  # it unloads many models
+
+
+@pytest.fixture(scope="session")
 def double_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
     """A gateway whose six pipelines are all served by the double; no Triton."""
     process = DoubleProcess(tmp_path_factory.mktemp("double"))

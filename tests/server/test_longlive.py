@@ -1,43 +1,20 @@
-"""LongLive from the gateway to the pictures: exported demonstration engines in the embedded Triton."""
-
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+"""LongLive from the gateway to the pictures: small exported engines in the embedded Triton."""
 
 import pytest
 
+from tests.engines import SIZE
 from tests.server.gateway_calls import load, pipeline_status, sessions
 from tests.server.peer import Peer
-from tests.server.processes import ServerProcess, clean_environment
+from tests.server.processes import ServerProcess
 
-HEIGHT, WIDTH = 96, 96
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home directory with the engines that `wanstream-export longlive --demo` makes."""
-    home = tmp_path_factory.mktemp("longlive")
-    command = [sys.executable, "-m", "export", "longlive", "--demo"]
-    done = subprocess.run(
-        command, env=clean_environment(home), capture_output=True, text=True, timeout=170, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return home
-
-
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[ServerProcess]:
-    process = ServerProcess("gateway", home, options=["-N"])
-    yield process
-    process.stop()
+HEIGHT, WIDTH = SIZE
 
 
 @pytest.mark.timeout(400)
-async def test_a_prompt_becomes_video_of_the_demonstration_size(server: ServerProcess) -> None:
-    await load(server.client, "longlive", within_s=90)
-    status = await pipeline_status(server.client)
-    async with Peer(server.client) as peer:
+async def test_a_prompt_becomes_video_of_the_exported_size(demo_server: ServerProcess) -> None:
+    await load(demo_server.client, "longlive", within_s=90)
+    status = await pipeline_status(demo_server.client)
+    async with Peer(demo_server.client) as peer:
         await peer.connect({"prompts": "a red ball"})
 
         frames = await peer.wait_frames(25, within_s=60)
@@ -47,9 +24,9 @@ async def test_a_prompt_becomes_video_of_the_demonstration_size(server: ServerPr
     assert {(f.height, f.width) for f in frames} == {(HEIGHT, WIDTH)}
 
 
-async def test_parameters_change_while_it_streams(server: ServerProcess) -> None:
-    await load(server.client, "longlive", within_s=90)
-    async with Peer(server.client) as peer:
+async def test_parameters_change_while_it_streams(demo_server: ServerProcess) -> None:
+    await load(demo_server.client, "longlive", within_s=90)
+    async with Peer(demo_server.client) as peer:
         await peer.connect({"prompts": "a red ball"})
         await peer.wait_frames(12, within_s=60)
 
@@ -58,29 +35,29 @@ async def test_parameters_change_while_it_streams(server: ServerProcess) -> None
         await peer.wait_frames(40, within_s=60)
         peer.send({"reset_cache": True})
         await peer.wait_frames(20, within_s=60)
-        numbers = await sessions(server.client)
+        numbers = await sessions(demo_server.client)
 
         assert numbers[str(peer.session_id)]["failed_chunks"] == 0
         assert [m for m in peer.messages if m["type"] == "parameter_error"] == []
 
 
-async def test_two_viewers_have_streams_of_their_own(server: ServerProcess) -> None:
-    await load(server.client, "longlive", within_s=90)
-    async with Peer(server.client) as one, Peer(server.client) as two:
+async def test_two_viewers_have_streams_of_their_own(demo_server: ServerProcess) -> None:
+    await load(demo_server.client, "longlive", within_s=90)
+    async with Peer(demo_server.client) as one, Peer(demo_server.client) as two:
         await one.connect({"prompts": "a red ball"})
         await two.connect({"prompts": "a green field"})
 
         await one.wait_frames(12, within_s=90)
         await two.wait_frames(12, within_s=90)
-        numbers = await sessions(server.client)
+        numbers = await sessions(demo_server.client)
 
     assert {number["failed_chunks"] for number in numbers.values()} == {0}
 
 
-async def test_a_size_without_engines_is_refused_with_the_sizes_there_are(server: ServerProcess) -> None:
+async def test_a_size_without_engines_is_refused_with_the_sizes_there_are(demo_server: ServerProcess) -> None:
     body = {"pipeline_id": "longlive", "load_params": {"height": 320, "width": 576}}
 
-    answer = await server.client.call("POST", "/api/v1/pipeline/load", json_body=body)
+    answer = await demo_server.client.call("POST", "/api/v1/pipeline/load", json_body=body)
 
     assert answer.status == 400
     assert f"{HEIGHT}x{WIDTH}" in answer.json()["detail"]

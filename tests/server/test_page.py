@@ -11,6 +11,7 @@ from playwright.async_api import Browser
 
 from tests.server.browser import (
     PHONE,
+    QUICKSTART,
     movement,
     names_of_controls,
     opened,
@@ -25,7 +26,6 @@ from tests.server.gateway_calls import sessions
 from tests.server.processes import ServerProcess
 
 MOVING = 0.01  # share of pixels that change clearly: the fake camera's are more, a frozen picture's fewer
-QUICKSTART = (Path(__file__).parent / "pages" / "quickstart.html").as_uri()
 
 pytest_plugins = "tests.server.page_fixtures"
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -1,7 +1,6 @@
 """Pipelines in the embedded Triton, from exported engines to pictures: the same as in this process."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from streaming.memory_plan import CPU, memory_plan, read_manifests
 from streaming.model_pipeline import ModelPipeline, ModelStream
 from streaming.served import in_process, open_model, with_choices
 from streaming.specs import SPECS
-from tests.engines import SIZE, export_small
+from tests.engines import SIZE
 from tests.server.triton_fixtures import ModelClient, running_triton
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
@@ -29,13 +28,8 @@ BOAT, BIRD = ([{"text": text, "weight": 1.0}] for text in ("a boat", "a bird"))
 
 
 @pytest.fixture(scope="module")
-def store(exported_engines: tuple[Path, EngineSet], tmp_path_factory: pytest.TempPathFactory) -> EngineStore:
-    """The small engines, and what these pipelines need beside them."""
-    root = tmp_path_factory.mktemp("pipelines")
-    shutil.copytree(exported_engines[0], root, dirs_exist_ok=True)
-    for pipeline in PIPELINES:
-        export_small(root, pipeline)
-    return EngineStore(root / "engines")
+def store(all_engines: Path) -> EngineStore:
+    return EngineStore(all_engines / "engines")
 
 
 @pytest.fixture(scope="module")
