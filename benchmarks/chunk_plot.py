@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.chunk_times import STEPS
 
-COLOURS = ("#9467bd", "#8c564b", "#e377c2", "#17becf", "#1f77b4", "#ff7f0e", "#bcbd22", "#2ca02c")
+COLOURS = ("#9467bd", "#8c564b", "#e377c2", "#17becf", "#1f77b4", "#ff7f0e", "#2ca02c")
 REST, REST_COLOUR = "transfer, gateway, gRPC, loop beside the steps", "#7f7f7f"
 WIDTH, HEIGHT, MARGIN, LEGEND = 1000, 220, 60, 24
 MOST_BARS = 100

@@ -6,8 +6,8 @@
 
 Measured: time to first picture (offer to first decoded picture; prompt new, and known), chunk time by step,
 pictures per second and their gaps, prompt to picture, memory, CPU. `overhead` is what a chunk takes beside
-the work of its engines, by Triton's own counters. Missing engines are exported from the demonstration
-checkpoint into --home before anything is measured.
+the work of its engines, by Triton's own counters, `beside H100` the same beside published times of real
+engines. Missing engines are exported from the demonstration checkpoint into --home first.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.chunk_plot import plot_chunks
+from benchmarks.chunk_times import beside_real_engines
 from benchmarks.common import BenchmarkError, Server, demo_engines, gateway, load_pipeline, size_option
 from benchmarks.latency_runs import MODES, Row, Workload, measure_in_process, measure_served
 from benchmarks.results import add_out_option, write_result
@@ -94,6 +95,8 @@ def measure(spec: PipelineSpec, options: argparse.Namespace, home: Path) -> list
                     row = measure_in_process(home / "engines", work, options.threads)
             except BenchmarkError as error:
                 row = {"placement": placement, "error": str(error)}
+            pixels = options.size[0] * options.size[1]
+            row["beside_real_engines"] = beside_real_engines(spec.id, row.get("overhead", {}), pixels)
             rows.append(head | {"load_average_before": round(load, 1)} | row)
             print(table(rows[-1:]), flush=True)
     return rows
@@ -145,6 +148,7 @@ def table(rows: Sequence[Row]) -> str:
         "transfer",
         "gateway, gRPC, loop",
         "overhead",
+        "beside H100",
         "prompt to picture ms p50 / max",
         "VP8 ms per picture",
         "memory MB, gateway / Triton / models",
@@ -157,14 +161,15 @@ def table(rows: Sequence[Row]) -> str:
 def cells(row: Row) -> list[str]:
     name = f"{row['pipeline']}, {row['mode']}, {row['placement'].replace('_', ' ')}"
     if "error" in row:
-        return [name, row["error"], *[""] * 13]
+        return [name, row["error"], *[""] * 14]
     first, gap, delay = (
         row.get("first_frame_ms", {}),
         row.get("gap_ms", {}),
         row.get("prompt_to_picture_ms") or {},
     )
     steps, beside = row["split_ms"], row.get("overhead", {})
-    context = [steps[key] for key in ("clean", "recompute", "recache") if key in steps]
+    real = row.get("beside_real_engines")
+    context = [steps[key] for key in ("clean", "context", "recache") if key in steps]
     memory = row["rss_mb"]
     models = sum(size for model, size in memory.items() if model not in ("gateway", "triton"))
     return [
@@ -180,6 +185,7 @@ def cells(row: Row) -> list[str]:
         _text(beside.get("transfer_ms"), 1),
         _text(beside.get("gateway_grpc_loop_ms"), 1),
         f"{beside['ratio']:.0%}" if beside else "",
+        f"{real['ratio']:.1%}" if real else "",
         _joined(delay.get("p50"), delay.get("max")),
         _text(row.get("video_encode_ms_per_frame"), 1),
         _joined(memory.get("gateway"), memory.get("triton"), models),

@@ -11,7 +11,7 @@ from benchmarks.chunk_plot import plot_chunks
 from benchmarks.chunk_times import (
     ChunkSample,
     EngineTimes,
-    against_real_engines,
+    beside_real_engines,
     first_frame_of_chunk,
     gaps_ms,
     new_samples,
@@ -49,7 +49,15 @@ def test_overhead_is_what_a_chunk_takes_beside_its_engines() -> None:
         "gateway_grpc_loop_ms": 15.0,
         "ratio": 0.2,
     }
-    assert against_real_engines(20.0, 500.0) == 0.04
+
+
+def test_overhead_beside_real_engines_is_scaled_to_their_pictures() -> None:
+    beside = {"chunk_ms": 120.0, "engines_ms": 100.0}
+
+    found = beside_real_engines("longlive", beside, pixels=480 * 832 // 4)
+
+    assert found == {"height": 480, "width": 832, "engines_ms": 579.7, "overhead_ms": 80.0, "ratio": 0.138}
+    assert beside_real_engines("krea-realtime-video", beside, 1) is None
 
 
 def test_counters_are_compared_engine_by_engine() -> None:
