@@ -26,7 +26,6 @@ NOT_YET: frozenset[str] = frozenset(
         "lora.formats",
         "lora.malformed",
         "lora.stacking",
-        "memflow.sma_routing",
         "vace.causal",
         "vace.chunk_preprocess",
         "vace.context_wanvae",

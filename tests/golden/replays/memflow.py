@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from streaming.memory_bank import Block, compress, mean_of
+from streaming.memory_bank import Block, compress, mean_of, route
 from tests.golden.case import GoldenCase
 
 
 def bank_compression(case: GoldenCase) -> None:
     """The blocks that stay, in their order, and the new one behind them."""
     tokens = case.config["tokens_per_frame"]
-    for k, _ in enumerate(case.steps or [None] * count(case)):
+    for k in range(count(case)):
         given = {name: case.tensors[f"step{k}.in.{name}"] for name in ("bank_k", "bank_v", "new_k", "new_v")}
         bank = torch.stack([given["bank_k"], given["bank_v"]])
         blocks = [Block.of(kv) for kv in bank.split(tokens, dim=2)]
@@ -26,9 +26,26 @@ def bank_compression(case: GoldenCase) -> None:
         case.assert_close(f"step{k}.out.bank_v", result[1])
 
 
+def sma_routing(case: GoldenCase) -> None:
+    """Keys and values of the blocks that each head attends to."""
+    tokens = case.config["tokens_per_frame"]
+    for k in range(count(case)):
+        q, keys, values = (case.tensors[f"step{k}.in.{name}"] for name in ("q", "global_k", "global_v"))
+
+        chosen = route(q, keys, tokens, case.config["top_k"])
+
+        for name, given in (("k", keys), ("v", values)):
+            blocks = given.unflatten(1, (-1, tokens)).movedim(3, 1)  # [B, N, blocks, tokens, D]
+            index = chosen[..., None, None].expand(-1, -1, -1, *blocks.shape[3:])
+            case.assert_close(f"step{k}.out.{name}", blocks.gather(2, index).flatten(2, 3).movedim(1, 2))
+
+
 def count(case: GoldenCase) -> int:
-    """Calls of a case that does not list them."""
+    """Calls of a case."""
     return len({name.partition(".")[0] for name in case.tensors})
 
 
-REPLAYS: dict[str, Callable[[GoldenCase], None]] = {"memflow.bank_compression": bank_compression}
+REPLAYS: dict[str, Callable[[GoldenCase], None]] = {
+    "memflow.bank_compression": bank_compression,
+    "memflow.sma_routing": sma_routing,
+}
