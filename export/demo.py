@@ -8,7 +8,7 @@ and seed. Any directory of the same layout (wan.md 7.1) takes its place, such as
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -98,10 +98,12 @@ class DemoWeights:
     tokenizer: Tokenizer
 
 
-def write_demo_models(directory: Path, weights: DemoWeights) -> None:
-    """Write the files of every pipeline that can be exported; all of them have the same transformer."""
+def write_demo_models(
+    directory: Path, weights: DemoWeights, pipelines: Collection[str] = TRANSFORMER_FILES
+) -> None:
+    """Write the files of these pipelines; all of them have the same transformer."""
     shapes = {key: tuple(value.shape) for key, value in weights.transformer.items()}
-    for files in TRANSFORMER_FILES.values():
+    for files in map(TRANSFORMER_FILES.__getitem__, pipelines):
         entry = files.entry if isinstance(files.entry, str) else None
         _save(directory / files.weights, weights.transformer, entry)
         if files.adapter is not None:
@@ -132,7 +134,10 @@ def trained_weights(directory: Path = TRAINED) -> DemoWeights:
 
 
 def random_weights(
-    transformer: TransformerConfig = _TRANSFORMER, vae: VaeConfig = _VAE, size: Size = _SIZE
+    transformer: TransformerConfig = _TRANSFORMER,
+    vae: VaeConfig = _VAE,
+    size: Size = _SIZE,
+    dtype: torch.dtype = torch.float32,
 ) -> DemoWeights:
     """Random weights of these sizes, the same on every machine, and a tokenizer."""
     tokenizer = demo_tokenizer()
@@ -151,9 +156,9 @@ def random_weights(
     return DemoWeights(
         config=transformer,
         size=size,
-        transformer=random_state(generator, seed=1),
-        vae=random_state(vae_shapes, seed=2),
-        text_encoder=random_state(text_shapes, seed=3),
+        transformer=random_state(generator, 1, dtype),
+        vae=random_state(vae_shapes, 2, dtype),
+        text_encoder=random_state(text_shapes, 3, dtype),
         tokenizer=tokenizer,
     )
 
@@ -168,17 +173,20 @@ def demo_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def random_state(shapes: Mapping[str, Shape], seed: int) -> dict[str, Tensor]:
-    """Random tensors that keep activations near one, float32: gains around one, biases around zero."""
+def random_state(
+    shapes: Mapping[str, Shape], seed: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Random tensors that keep activations near one: gains around one, biases around zero."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for key, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
         fan_in = noise[0].numel()
         if key.endswith(".bias"):
-            state[key] = 0.02 * noise
+            values = 0.02 * noise
         else:
-            state[key] = 1 + 0.1 * noise if fan_in == 1 else noise / fan_in**0.5
+            values = 1 + 0.1 * noise if fan_in == 1 else noise / fan_in**0.5
+        state[key] = values.to(dtype)
     return state
 
 
