@@ -3,7 +3,7 @@
     python -m benchmarks.export_1_3b --precisions bf16,fp32
 
 Writes random weights in the layout of the real files (transformer and autoencoder of full size; the text
-encoder has the real width and two layers, for UMT5-XXL would take 11 GB and changes nothing about the rest) to
+encoder has the real width and two layers, for UMT5-XXL would take 11 GB and change nothing else) to
 a temporary directory, and exports them in a process of its own for each precision. Engines are deleted after
 they were measured. Memory and disk do not depend on the size of the pictures, which is small: the comparison
 of float32 engines with PyTorch runs them.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from export.demo import ensure_demo_models, read_demo
 from export.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
@@ -89,7 +90,13 @@ def main(
             size = in_units(sum(manifest.bytes for manifest in manifests))
             click.echo(f"{len(manifests)} engines are complete and undamaged: {size}.")
         else:
-            export_pipeline(request, store, click.echo, workers=_workers() if demo else 1)
+            with tqdm(unit=" engines", disable=None, leave=False) as bar:  # None: only on a terminal
+
+                def step(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                export_pipeline(request, store, tqdm.write, workers=_workers() if demo else 1, step=step)
     except WanstreamError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

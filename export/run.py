@@ -53,6 +53,11 @@ _DTYPE_NAMES: Final[dict[torch.dtype, DType]] = {
 }
 
 Say = Callable[[str], None]
+Step = Callable[[int, int], None]  # engines that are finished, and how many there are to export
+
+
+def _no_step(done: int, total: int) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,13 @@ def export_pipeline(
     say: Say,
     *,
     workers: int = 1,
+    step: Step = _no_step,
     resources: Callable[[Path], Resources] = Resources.now,
 ) -> EngineSet:
     """Export what is missing of a pipeline's engines, and write the set.
 
     say         gets a line per step
+    step        is called after each engine
     workers     processes that export at the same time; each loads the weights that it needs
     resources   what the machine has left
 
@@ -90,9 +97,9 @@ def export_pipeline(
         missing = [e for e in planned if store.find(e.name, e.fingerprint) is None]
         _announce(parts, planned, missing, store, say, resources, workers)
         if workers > 1:
-            _export_in_parallel(request, missing, store, say, workers)
+            _export_in_parallel(request, missing, store, say, workers, step)
         else:
-            _export_in_turn(missing, store, say)
+            _export_in_turn(missing, store, say, step)
         config = read_config(request.models / TRANSFORMER_FILES[request.pipeline].config)
         vae = next(e.component for e in planned if e.graph.kind.startswith("vae")).load()
         result = engine_set(request, planned, config, vae)
@@ -155,7 +162,7 @@ def _announce(
     resources(store.root).check(sum(wanted), memory)
 
 
-def _export_in_turn(missing: list[PlannedEngine], store: EngineStore, say: Say) -> None:
+def _export_in_turn(missing: list[PlannedEngine], store: EngineStore, say: Say, step: Step) -> None:
     """One component after the other, so that only one is in memory."""
     numbers = {engine.name: i for i, engine in enumerate(missing, 1)}
     for part, engines in _by_component(missing):
@@ -163,10 +170,11 @@ def _export_in_turn(missing: list[PlannedEngine], store: EngineStore, say: Say) 
         for engine in engines:
             say(f"[{numbers[engine.name]}/{len(missing)}] {engine.name} ...")
             _export(engine, load, store)
+            step(numbers[engine.name], len(missing))
 
 
 def _export_in_parallel(
-    request: Request, missing: list[PlannedEngine], store: EngineStore, say: Say, workers: int
+    request: Request, missing: list[PlannedEngine], store: EngineStore, say: Say, workers: int, step: Step
 ) -> None:
     """In processes of their own: tracing a small graph takes seconds of one core."""
     context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
@@ -177,6 +185,7 @@ def _export_in_parallel(
             for number, job in enumerate(as_completed(jobs), 1):
                 job.result()
                 say(f"[{number}/{len(missing)}] {jobs[job].name}")
+                step(number, len(missing))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -3,17 +3,25 @@
 import errno
 import multiprocessing
 import multiprocessing.synchronize
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from export.__main__ import main
 from export.checkpoints import CheckpointError
 from export.jobs import Request
 from export.run import export_pipeline
 from export.store import EngineStore, Resources, StoreError
+from export.verify import verify_set
 from streaming.engine_set import SET, EngineSet, read_engine_set
 from streaming.errors import WanstreamError
 from streaming.manifest import MANIFEST, ONNX_FILE, read_manifest
@@ -256,3 +264,54 @@ def test_autoencoders_of_another_size_are_not_opened(root: Path) -> None:
 
     with pytest.raises(EngineError, match="its height is 64, not 96"):
         open_model(directory, LONGLIVE, in_process(store.models))
+
+
+def export_command(root: Path, *options: object) -> list[str]:
+    arguments = ("longlive", "--demo", "--home", root, "--models", root / "models", "--window", 7, *options)
+    return [sys.executable, "-m", "export", *map(str, arguments)]
+
+
+def test_a_killed_export_leaves_no_engine_and_the_next_one_goes_on(root: Path) -> None:
+    store = EngineStore(root / "engines")
+    engines = read_engine_set(next(store.sets.iterdir()))
+    for name in (engines.text_kv, engines.text_encoder):
+        shutil.rmtree(store.models / name)
+    command = export_command(root)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while process.poll() is None and not any((root / "engines").glob(".partial/*/1")):
+            time.sleep(0.01)
+        assert process.poll() is None, "the export ended before it could be killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    assert not (store.models / engines.text_encoder).exists()
+    with pytest.raises(EngineError, match="There is no engine in"):
+        verify_set(store, engines.name)
+    assert any(line.startswith("2 engines to export, 5 are there") for line in export_again(root))
+    assert len(verify_set(store, engines.name)) == 7
+
+
+def test_a_file_system_that_takes_no_more_is_named_and_nothing_half_made_is_left(root: Path) -> None:
+    store = EngineStore(root / "engines")
+    name = read_engine_set(next(store.sets.iterdir())).vae[0].decoder_first
+    shutil.rmtree(store.models / name)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
+    try:
+        with pytest.raises(StoreError, match=r"could not be written \(.*File too large.*\)\. Check the disk"):
+            export_again(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    assert not (store.models / name).exists()
+    assert not (root / "engines" / ".partial").exists()
+
+
+def test_an_export_beside_another_one_is_told_to_wait(root: Path) -> None:
+    with EngineStore(root / "engines").writing():
+        done = CliRunner().invoke(main, export_command(root)[3:])
+
+    assert done.exit_code == 1
+    assert "Another export is writing to" in done.stderr
