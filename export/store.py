@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from streaming.errors import WanstreamError
+from streaming.host_memory import available_memory
 from streaming.manifest import EngineManifest, check_files, engine_directory, read_manifest
 from streaming.records import EngineError
 from streaming.units import in_units
@@ -38,7 +39,7 @@ class Resources:
     @classmethod
     def now(cls, directory: Path) -> "Resources":
         """Of the file system of `directory`, which exists, and of the main memory."""
-        return cls(shutil.disk_usage(directory).free, _available_memory())
+        return cls(shutil.disk_usage(directory).free, available_memory())
 
     def check(self, disk: int, memory: int) -> None:
         """Raises StoreError unless an export that needs so many bytes of each can run."""
@@ -74,15 +75,17 @@ class EngineStore:
         return engine_directory(self.models, name)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, *, wait: bool = False) -> Iterator[None]:
         """Hold the right to write, and clear away what a killed export left.
+
+        wait: until another export that runs has ended
 
         Raises StoreError when another export runs, or when the directory cannot be written.
         """
         try:
             for directory in (self.root, self.models, self.sets):
                 directory.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock", timeout=0)
+            lock = FileLock(self.root / ".lock", timeout=-1 if wait else 0)
             lock.acquire()
         except Timeout as error:
             raise StoreError(
@@ -166,12 +169,3 @@ def _flush(directory: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def _available_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if available is None else int(available.split()[1]) << 10

@@ -12,6 +12,7 @@ TOKENIZER = "tokenizer"
 # Load parameters by which the gateway tells a pipeline's model where its engines are.
 MODELS = "engine_models"  # directory of the engines' Triton models
 ENGINE_SET = "engine_set"  # directory of the set
+ON_DEMAND = "text_encoder_on_demand"  # "true": the text encoder is loaded for each new prompt only
 
 
 class VaeSet(Record):

@@ -175,6 +175,14 @@ def read_manifests(models: Path, names: tuple[str, ...]) -> dict[str, EngineMani
     return {name: read_manifest(models / name / "1") for name in names}
 
 
+def engines_that_make_room(engines: EngineSet, manifests: Mapping[str, EngineManifest]) -> list[str]:
+    """Those of `manifests` that may be unloaded while the text encoder runs, in the order of loading.
+
+    Not those that keep the caches of the streams themselves.
+    """
+    return [name for name, m in manifests.items() if name != engines.text_encoder and not m.keeps_caches]
+
+
 def activation_bytes(manifest: EngineManifest) -> int:
     """What an engine needs between its layers: measured if its plan was built, else an estimate.
 

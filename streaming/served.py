@@ -1,7 +1,7 @@
 """From an engine set on disk to a model that streams; where its engines run is the caller's choice."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import torch
 
 from streaming.embedding_cache import EmbeddingCache
-from streaming.engine_set import ENGINE_SET, MODELS, SET, TOKENIZER, VaeSet, read_engine_set
+from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND, SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
 from streaming.keeping_engine import KeepingEngine
 from streaming.machine import Machine
@@ -19,10 +19,14 @@ from streaming.manifest import (
     check_files,
     check_runs_on_cpu,
     engine_directory,
+    file_info,
+    fingerprint,
     read_manifest,
 )
+from streaming.memory_plan import engines_that_make_room, read_manifests
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
+from streaming.on_demand import EngineOnDemand
 from streaming.plans import check_plan, serves_plan
 from streaming.prompt_encoder import PromptEncoder
 from streaming.records import EngineError
@@ -31,6 +35,7 @@ from streaming.specs import LOAD_CHOICES, PipelineSpec
 from streaming.text import PromptTokenizer
 from streaming.video import FrameGroups
 
+PROMPTS: Final = "prompts"  # directory of the prompt embeddings, beside that of the engines' models
 CPU: Final = torch.device("cpu")
 _DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -56,10 +61,13 @@ def in_process(models: Path, threads: int = 1) -> Place:
     return place
 
 
-def served(models: Path, runner: ModelRunner, device: torch.device = CPU) -> Place:
+def served(
+    models: Path, runner: ModelRunner, device: torch.device = CPU, make_room: Sequence[str] = ()
+) -> Place:
     """Engines of the model repository `models`, as models of the Triton server of this process.
 
-    device: where their inputs and outputs are
+    device      where their inputs and outputs are
+    make_room   engines that are unloaded while the text encoder is in memory; none: it is always there
     """
     machine = Machine.here()
 
@@ -69,6 +77,8 @@ def served(models: Path, runner: ModelRunner, device: torch.device = CPU) -> Pla
         check_facts(manifest, facts)
         if serves_plan(directory):
             check_plan(directory, manifest, machine)
+        if make_room and manifest.kind == "text_encoder":
+            return EngineOnDemand(TritonEngine(manifest, runner, device), name, runner, make_room)
         if not runner.is_ready(name):
             raise EngineError(
                 f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
@@ -86,12 +96,14 @@ def open_model(
     place: Place,
     size: tuple[int, int] | None = None,
     device: torch.device = CPU,
+    cache: EmbeddingCache | None = None,
 ) -> StreamModel:
     """All that the streams of a pipeline share.
 
     directory   of the engine set
     size        height and width of the pictures in pixels; None: the set's default
     device      where caches and latents are, in the transformer's own type
+    cache       of prompt embeddings; None: one in memory
     Raises WanstreamError when the set is absent, is another pipeline's, or has no engines of this size.
     """
     engines = read_engine_set(directory)
@@ -115,7 +127,7 @@ def open_model(
         encode_prompts=PromptEncoder(
             tokenizer,
             place(engines.text_encoder, kind="text_encoder", text_len=facts.text_len),
-            EmbeddingCache(engines.name),
+            cache or EmbeddingCache(engines.name),
         ),
         sizes=ModelSizes(
             facts.layers,
@@ -141,12 +153,29 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
         given = context.parameters
         models, engine_set = Path(_needed(given, MODELS)), Path(_needed(given, ENGINE_SET))
         device = _device(models, engine_set)
-        place = served(models, context.models, device)
         size = (int(given["height"]), int(given["width"])) if {"height", "width"} <= given.keys() else None
-        model = open_model(engine_set, with_choices(spec, given), place, size, device)
+        others: list[str] = []
+        if given.get(ON_DEMAND) == "true":
+            content = read_engine_set(engine_set)
+            others = engines_that_make_room(content, read_manifests(models, content.engines(size)))
+        place = served(models, context.models, device, others)
+        cache = prompt_cache(models, engine_set)
+        model = open_model(engine_set, with_choices(spec, given), place, size, device, cache)
         return ModelPipeline(spec, model, int(given.get("base_seed", spec.base_seed)))
 
     return load
+
+
+def prompt_cache(models: Path, directory: Path) -> EmbeddingCache:
+    """The embeddings of earlier prompts, beside the engines: a place that whoever runs them can reach.
+
+    models: directory of the engines' Triton models. directory: of the engine set.
+    """
+    engines = read_engine_set(directory)
+    encoder = read_manifest(engine_directory(models, engines.text_encoder))
+    tokenizer = [file_info(path).sha256 for path in sorted((directory / TOKENIZER).iterdir())]
+    identity = fingerprint([encoder.fingerprint, tokenizer, engines.model.text_len])
+    return EmbeddingCache(identity, models.parent / PROMPTS)
 
 
 def _device(models: Path, engine_set: Path) -> torch.device:

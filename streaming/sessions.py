@@ -56,6 +56,12 @@ class ModelRunner(Protocol):
         DLPack. Results speak DLPack, and are valid until the next call.
         """
 
+    def load(self, name: str) -> None:
+        """Load model `name`; no effect if it is loaded. As `run`, only in `next_chunk` and `warm_up`."""
+
+    def unload(self, name: str) -> None:
+        """Unload model `name` and wait until it is gone; no effect if it is not loaded."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:

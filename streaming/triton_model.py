@@ -35,6 +35,7 @@ from streaming.sessions import (
 
 _START, _END = 1, 2  # Triton's sequence flags
 _NO_FRAMES = np.zeros((0, 1, 1, 3), np.uint8)
+_POLL_S = 0.05
 
 
 class StreamingModel:
@@ -151,6 +152,18 @@ class TritonModels:
             raise WanstreamError(f"Model '{name}' failed: {response.error().message()}")
         # By name: the order is the callee's, not that of the request.
         return {key: pb_utils.get_output_tensor_by_name(response, key) for key in outputs}
+
+    def load(self, name: str) -> None:
+        try:
+            pb_utils.load_model(model_name=name)
+        except pb_utils.TritonModelException as error:
+            raise WanstreamError(f"Model '{name}' cannot be loaded: {error}") from error
+
+    def unload(self, name: str) -> None:
+        if self.is_ready(name):
+            pb_utils.unload_model(model_name=name)
+            while self.is_ready(name):
+                time.sleep(_POLL_S)
 
 
 def _tensor(name: str, value: Any) -> Any:

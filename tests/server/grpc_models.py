@@ -29,3 +29,9 @@ class GrpcModels:
         wanted = [triton_grpc.InferRequestedOutput(key) for key in outputs]
         result = self.client.infer(name, tensors, outputs=wanted)
         return {key: result.as_numpy(key).copy() for key in outputs}
+
+    def load(self, name: str) -> None:
+        self.client.load_model(name)
+
+    def unload(self, name: str) -> None:
+        self.client.unload_model(name)

@@ -20,11 +20,12 @@ from export.repository import config_text, engine_config
 from export.run import plan
 from export.store import EngineStore
 from gateway.embedded import EmbeddedTriton
-from streaming.engine_set import ENGINE_SET, MODELS, EngineSet
+from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND, EngineSet
 from streaming.engines import Engine, TorchEngine, TritonEngine
 from streaming.manifest import MANIFEST, ONNX_FILE
 from streaming.model_pipeline import ModelPipeline
-from streaming.served import in_process, open_model
+from streaming.served import PROMPTS, in_process, open_model
+from streaming.sessions import Images
 from streaming.specs import SPECS
 from tests.engines import SIZE, small_request
 from tests.server.grpc_models import GrpcModels
@@ -163,6 +164,81 @@ async def test_a_served_stream_makes_the_pictures_of_one_in_this_process(
             assert difference.max() <= 1, f"{changes}: {difference.max()}"
             assert made.std() > 5  # not one colour: the comparison means something
         await client.unload()
+
+
+async def made_by(client: ModelClient, sequence: int, **changes: Any) -> Images:
+    """The pictures of the next chunk, uint8 [T, H, W, 3]."""
+    responses = await client.generate(sequence, **changes)
+    return np.concatenate([response.frames for response in responses if response.frames.size])
+
+
+async def test_sessions_of_one_server_make_what_each_makes_alone_and_a_cancelled_chunk_leaves_no_trace(
+    store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
+) -> None:
+    """Two viewers take turns while one of them gives up a chunk; then each of them again, alone."""
+    viewers = {
+        1: {"prompts": "a fox", "base_seed": 1, "denoising_step_list": [1000, 500]},
+        2: {"prompts": "a deep blue sea", "base_seed": 2, "denoising_step_list": [1000]},
+    }
+    together: dict[int, list[Images]] = {number: [] for number in viewers}
+
+    async with ModelClient(triton, LONGLIVE) as client:
+        await client.load(load_parameters(store, engine_set))
+        for number, parameters in viewers.items():
+            await client.start(number, **parameters)
+        for k in range(3):
+            if k == 1:
+                async for response in client.stream(1, {"op": "generate", "parameters": {"prompts": "x"}}):
+                    if response.frames.size:
+                        break  # the rest of the chunk is cancelled
+            for number in viewers:
+                changes = {"prompts": "snow"} if (number, k) == (1, 2) else {}
+                together[number].append(await made_by(client, number, **changes))
+        for number, parameters in viewers.items():
+            await client.start(number + 10, **parameters)
+            for k, expected in enumerate(together[number]):
+                changes = {"prompts": "snow"} if (number, k) == (1, 2) else {}
+                np.testing.assert_array_equal(await made_by(client, number + 10, **changes), expected)
+        await client.unload()
+
+    assert not np.array_equal(together[1][0], together[2][0])
+
+
+async def test_a_text_encoder_on_demand_takes_turns_with_the_other_engines(
+    store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
+) -> None:
+    """It is gone before and after a prompt; known prompts, in memory or on the disk, do not need it."""
+    models, others = GrpcModels(triton.grpc_url), [*engine_set.engines()]
+    others.remove(engine_set.text_encoder)
+    parameters = load_parameters(store, engine_set)
+    prompt = {"prompts": "a prompt that nobody has used", "denoising_step_list": [1000]}
+
+    async with ModelClient(triton, LONGLIVE) as client:
+        await client.load(parameters)
+        await client.start(1, **prompt, base_seed=3)
+        resident = await made_by(client, 1)
+        await client.unload()
+        shutil.rmtree(store.root / PROMPTS)
+        models.unload(engine_set.text_encoder)
+        await client.load(parameters | {ON_DEMAND: "true"})
+        await client.start(2, **prompt, base_seed=3)
+        on_demand = await made_by(client, 2)
+        ready = [name for name in engine_set.engines() if models.is_ready(name)]
+        hidden = store.models / engine_set.text_encoder
+        hidden.rename(store.root / "hidden")  # from now on it cannot be loaded
+        try:
+            await client.start(3, **prompt, base_seed=3)
+            from_cache = await made_by(client, 3)
+        finally:
+            (store.root / "hidden").rename(hidden)
+        await client.unload()
+    models.unload(engine_set.text_encoder)  # as the gateway does in case it is loaded; it is not
+    models.load(engine_set.text_encoder)
+
+    np.testing.assert_array_equal(on_demand, resident)
+    np.testing.assert_array_equal(from_cache, resident)
+    assert ready == others
+    assert len(list((store.root / PROMPTS).glob("*.safetensors"))) == 1
 
 
 async def test_the_tensorrt_configuration_is_accepted_where_only_the_backend_is_missing(

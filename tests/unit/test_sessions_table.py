@@ -294,6 +294,11 @@ class NoModels:
     def run(self, name: str, inputs: Mapping[str, Any], outputs: list[str]) -> dict[str, Any]:
         raise WanstreamError(f"There is no model {name}.")
 
+    def load(self, name: str) -> None:
+        raise WanstreamError(f"There is no model {name}.")
+
+    def unload(self, name: str) -> None: ...
+
 
 @pytest.mark.parametrize("video", [None, np.zeros((0, 4, 4, 3), np.uint8)])
 def test_passthrough_without_pictures_says_what_to_do(tmp_path: Any, video: Images | None) -> None:
