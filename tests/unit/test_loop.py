@@ -1,6 +1,7 @@
 """Whole streams on real graphs with random weights: seeds, sessions, resets, and chunks that end early."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -233,6 +234,24 @@ def test_a_stream_passes_the_end_of_the_positions_by_starting_again() -> None:
     assert [len(frames) for frames in pictures] == [9, 12, 12, 12, 12] * 2 + [9, 12]
     assert_same(pictures[5:10], pictures[:5])
     assert session_of(stream).start == 6
+
+
+def test_many_passes_over_the_positions_leave_a_session_as_large_as_the_first_one_and_finite() -> None:
+    """With a new prompt in every pass, so that nothing of an earlier one may be kept."""
+    stream = tiny_pipeline(rope_positions=18).open_stream()
+    passes: list[list[int]] = []
+
+    for number in range(3):
+        sizes = []
+        for k in range(5):
+            chunk(stream, prompts=f"prompt {number}" if k >= 2 else f"prompt {number - 1}")
+            sizes.append(len(pickle.dumps(session_of(stream))))  # with the whole storage of every view
+            assert session_of(stream).clean.isfinite().all()
+        passes.append(sizes)
+
+    assert session_of(stream).start == 15
+    for sizes in passes[1:]:
+        assert sizes == pytest.approx(passes[0], rel=0.01)
 
 
 def test_d1_a_change_of_mode_starts_everything_again() -> None:
