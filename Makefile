@@ -1,5 +1,4 @@
-# `make serve` sets up and runs the server, `make test` sets up and passes the tests, `make demo` runs the server
-# with LongLive on a tiny random-weight checkpoint.
+# `make serve` sets up and runs the server, `make test` sets up and passes the tests.
 # PYTHON=python3.12 picks an interpreter, ARGS="--port 9000" passes options to the server.
 
 VENV ?= .venv
@@ -8,15 +7,10 @@ ARGS ?=
 # Processes that run the tests; more than the cores, because many tests wait. 0: in this one.
 JOBS ?= 3
 
-.PHONY: serve demo test lint unit setup setup-dev clean
+.PHONY: serve test lint unit setup setup-dev clean
 
 serve: setup
 	$(BIN)/wanstream $(ARGS)
-
-demo:
-	@VENV=$(VENV) scripts/setup.sh demo
-	$(BIN)/wanstream-export longlive --demo
-	PIPELINE=longlive $(BIN)/wanstream $(ARGS)
 
 test: lint
 	$(BIN)/pytest -n $(JOBS)

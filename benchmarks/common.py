@@ -57,7 +57,7 @@ def gateway(url: str | None = None, home: Path | None = None) -> Iterator[Server
         if home is None:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wanstream-benchmark-")))
         # As in the echo: no STUN server, peers on one machine need none.
-        env = {"WANSTREAM_HOME": str(home), "WANSTREAM_ICE_SERVERS": "[]"}
+        env = {"WANSTREAM_HOME": str(home), "WANSTREAM_ICE_SERVERS": "[]", "WANSTREAM_DEMO": "off"}
         yield stack.enter_context(_process(command, port, env))
 
 

@@ -10,17 +10,16 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from export.demo import ensure_demo_models, read_demo
+from export.demo import ensure_demo_models
 from export.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
 from export.options import directory_options, engine_store, parse_sizes
 from export.outline import outline
 from export.run import export_pipeline, set_name
 from export.verify import verify_set
+from streaming.demo import DEMO_MODELS, read_demo
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
 from streaming.units import in_units
-
-DEMO_MODELS = "demo-models"  # below the home directory
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,6 +52,7 @@ DEMO_MODELS = "demo-models"  # below the home directory
     is_flag=True,
     help="Print as JSON what the released weights become: engines, TensorRT builds, GPU memory.",
 )
+@click.option("--wait", is_flag=True, help="Wait until another export into the same directory has ended.")
 @click.option("--verify", is_flag=True, help="Check an earlier export again and write nothing.")
 @click.option(
     "--models",
@@ -68,6 +68,7 @@ def main(
     *,
     demo: bool,
     dry_run: bool,
+    wait: bool,
     verify: bool,
     home: Path,
     models: Path | None,
@@ -96,7 +97,8 @@ def main(
                     bar.total = total
                     bar.update(done - bar.n)
 
-                export_pipeline(request, store, tqdm.write, workers=_workers() if demo else 1, step=step)
+                workers = _workers() if demo else 1
+                export_pipeline(request, store, tqdm.write, workers=workers, step=step, wait=wait)
     except WanstreamError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -22,47 +21,20 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from export.checkpoints import CheckpointError, Shape, checkpoint_shapes
+from export.checkpoints import Shape, checkpoint_shapes
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
+from streaming.demo import DEMO, TRAINED_CONFIG, trained_directory
 
-DEMO: Final = "demo.json"
 _SIZE: Final = (128, 192)
-TRAINED: Final = Path(__file__).parent / "nano" / "weights"
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _TRANSFORMER: Final = TransformerConfig(
     dim=128, ffn_dim=512, num_heads=4, num_layers=2, text_dim=128, text_len=128
 )
 _VAE: Final = VaeConfig(dim=8)
 _ADAPTER_RANK: Final = 1
-
-
-class DemoInfo(BaseModel):
-    """Content of demo.json: the size of picture in pixels."""
-
-    model_config = ConfigDict(frozen=True)
-
-    height: int
-    width: int
-
-    @property
-    def size(self) -> Size:
-        return self.height, self.width
-
-
-def read_demo(models: Path) -> DemoInfo:
-    """demo.json of a directory of models. Raises CheckpointError when there is none, or it is damaged."""
-    path = models / DEMO
-    try:
-        return DemoInfo.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"'{models}' has no {DEMO}, so it is no demonstration checkpoint. Use: --size HEIGHTxWIDTH."
-        ) from error
-    except ValidationError as error:
-        raise CheckpointError(f"'{path}' is damaged: {error.errors()[0]['msg']}. Write it again.") from error
 
 
 def ensure_demo_models(directory: Path) -> Path:
@@ -120,9 +92,10 @@ def write_demo_models(
     _write_json(directory / DEMO, {"height": weights.size[0], "width": weights.size[1]})
 
 
-def trained_weights(directory: Path = TRAINED) -> DemoWeights:
+def trained_weights(directory: Path | None = None) -> DemoWeights:
     """The nano checkpoint, or another one in the layout that `export.nano` writes."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    directory = directory or trained_directory()
+    config = json.loads((directory / TRAINED_CONFIG).read_text(encoding="utf-8"))
     return DemoWeights(
         config=TransformerConfig.from_json(config),
         size=(config["height"], config["width"]),

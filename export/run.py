@@ -78,6 +78,7 @@ def export_pipeline(
     *,
     workers: int = 1,
     step: Step = _no_step,
+    wait: bool = False,
     resources: Callable[[Path], Resources] = Resources.now,
 ) -> EngineSet:
     """Export what is missing of a pipeline's engines, and write the set.
@@ -85,13 +86,14 @@ def export_pipeline(
     say         gets a line per step
     step        is called after each engine
     workers     processes that export at the same time; each loads the weights that it needs
+    wait        for another export into the same directory, instead of raising
     resources   what the machine has left
 
     Raises WanstreamError: files that are absent or damaged, too little disk or memory, another export, a
     graph that breaks a rule. Engines that were finished before stay.
     """
     parts = components(request)
-    with store.writing():
+    with store.writing(wait=wait):
         say(f"Reading the checkpoints in {request.models} ...")
         planned = [engine for part in parts for engine in plan(part)]
         missing = [e for e in planned if store.find(e.name, e.fingerprint) is None]
@@ -177,7 +179,10 @@ def _export_in_parallel(
     request: Request, missing: list[PlannedEngine], store: EngineStore, say: Say, workers: int, step: Step
 ) -> None:
     """In processes of their own: tracing a small graph takes seconds of one core."""
-    context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
+    # Forked from a process that has imported, which takes as long as a graph, but never run anything: threads
+    # of torch do not survive a fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "onnxscript", "torch.export"])
     with ProcessPoolExecutor(workers, context, _one_thread) as pool:
         # The last ones take longest, so they begin first.
         jobs = {pool.submit(_export_by_name, request, e.name, store): e for e in reversed(missing)}
@@ -229,7 +234,7 @@ def parity_sizes(graph: Graph) -> list[dict[str, int]]:
         for profile in graph.profiles
         for end in ("min", "opt")
     ]
-    return ends or [dict(graph.example)]
+    return [sizes for i, sizes in enumerate(ends) if sizes not in ends[:i]] or [dict(graph.example)]
 
 
 def manifest_of(

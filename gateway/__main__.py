@@ -17,6 +17,7 @@ import click
 
 from gateway.app import VERSION, create_app
 from gateway.config import Config
+from gateway.demo import DemoEngines
 from gateway.embedded import EmbeddedTriton, model_repository
 from gateway.engine_sets import EngineSets
 from gateway.logs import setup_logging
@@ -108,10 +109,17 @@ def git_commit() -> str:
     return found.stdout.strip()
 
 
-def make_serving(config: Config) -> Serving:
+def engine_sets(config: Config) -> EngineSets:
+    """The engines of this server; an embedded one makes those of the demonstration itself."""
+    directories, embedded = config.directories, config.triton_url is None
+    demo = DemoEngines(directories.home, directories.engines) if embedded and config.demo else None
+    return EngineSets(directories.engines, on_cpu=embedded, demo=demo)
+
+
+def make_serving(config: Config, engines: EngineSets) -> Serving:
     """The serving side that the settings ask for. Raises WanstreamError when they cannot be used."""
     repository = model_repository()
-    engines = EngineSets(config.directories.engines, on_cpu=config.triton_url is None)
+    limit = None if config.memory_limit_mb is None else config.memory_limit_mb * 1_000_000
     if config.triton_url is not None:
         if "://" in config.triton_url or ":" not in config.triton_url:
             raise WanstreamError(
@@ -123,9 +131,11 @@ def make_serving(config: Config) -> Serving:
             external_url=config.triton_url,
             metrics_url=config.triton_metrics_url,
             engines=engines,
+            memory_limit_bytes=limit,
         )
     engines.models.mkdir(parents=True, exist_ok=True)
-    return TritonServing(repository, embedded=EmbeddedTriton([repository, engines.models]), engines=engines)
+    triton = EmbeddedTriton([repository, engines.models])
+    return TritonServing(repository, embedded=triton, engines=engines, memory_limit_bytes=limit)
 
 
 def _serve(config: Config, *, open_browser: bool) -> None:
@@ -143,7 +153,11 @@ def _serve(config: Config, *, open_browser: bool) -> None:
 
 
 async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
-    app = create_app(config, make_serving(config))
+    engines = engine_sets(config)
+    opening = engines.opening()
+    if config.prewarm is None and opening is not None:
+        config = dataclasses.replace(config, prewarm=opening.id)
+    app = create_app(config, make_serving(config, engines))
     url = page_url(config.host, config.port)
 
     @app.while_serving

@@ -171,7 +171,7 @@ async def _prewarm(services: Services, pipeline_id: str) -> None:
     try:
         await services.loader.request({"pipeline_id": pipeline_id})
     except (ApiError, ValidationFailed) as error:
-        logger.error("PIPELINE=%s cannot be loaded: %s", pipeline_id, error)
+        logger.error("The pipeline to begin with, %s, cannot be loaded: %s", pipeline_id, error)
         services.pipelines.reject(str(error))
 
 

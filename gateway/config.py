@@ -91,8 +91,10 @@ class Config:
     port: int = 8000
     triton_url: str | None = None  # host:port of an external server's gRPC endpoint; None: embedded
     triton_metrics_url: str | None = None  # http://host:port/metrics of an external server
+    memory_limit_mb: int | None = None  # of engines and sessions; None: what is free
     max_sessions: int | None = None  # None: the pipeline's own default
-    prewarm: str | None = None  # pipeline to load at start (PIPELINE)
+    prewarm: str | None = None  # pipeline to load at start (PIPELINE); None: the demonstration, if it is used
+    demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
     turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token
@@ -131,8 +133,10 @@ class Config:
             ),
             triton_url=values.get("WANSTREAM_TRITON_URL"),
             triton_metrics_url=values.get("WANSTREAM_TRITON_METRICS_URL"),
+            memory_limit_mb=_integer(values, "WANSTREAM_MEMORY_LIMIT_MB", minimum=1),
             max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
             prewarm=values.get("PIPELINE"),
+            demo=_choice(values, "WANSTREAM_DEMO", ("on", "off"), "on") == "on",
             cors_origins=tuple(o.strip() for o in origins.split(",") if o.strip()) if origins else None,
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
             turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),

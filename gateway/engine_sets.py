@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.demo import DemoEngines
 from gateway.engine_checks import check_engines
-from gateway.serving import Availability, ServingError
+from gateway.serving import Availability, ServingError, StageCallback
+from streaming.demo import DEMO_PIPELINES
 from streaming.engine_set import EngineSet, read_engine_set
 from streaming.records import EngineError
-from streaming.specs import PipelineSpec
+from streaming.specs import SPECS, PipelineSpec
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "onnxruntime", "tokenizers", "ftfy", "safetensors")  # of the models of a pipeline
-_CPU_SESSIONS = 8
 FP8 = "fp8"  # the precision that parameter `quantization` asks for
 
 
@@ -31,11 +32,15 @@ class FoundSet:
 class EngineSets:
     """The directory into which `wanstream-export` writes."""
 
-    def __init__(self, directory: Path, *, on_cpu: bool) -> None:
-        """on_cpu: the models run in this Python environment, in ONNX Runtime."""
+    def __init__(self, directory: Path, *, on_cpu: bool, demo: DemoEngines | None = None) -> None:
+        """on_cpu: the models run in this Python environment, in ONNX Runtime.
+
+        demo: makes engines for pipelines that have none; None: they have to be exported by hand.
+        """
         self._sets = directory / "sets"
         self.models = directory / "models"
         self._on_cpu = on_cpu
+        self._demo = demo
 
     def availability(self, spec: PipelineSpec) -> Availability:
         """Whether there are engines for `spec`, and for which sizes."""
@@ -48,6 +53,8 @@ class EngineSets:
                 f"Pipeline '{spec.id}' needs packages that are not installed: {', '.join(missing)}. "
                 "Run: pip install 'wanstream[export]'.",
             )
+        if self._demo is not None and self._waits_for_demo(spec):
+            return _servable([self._demo.size], ("wan",))
         sets = [found.content for found in self._of(spec)]
         if not sets:
             return Availability(
@@ -55,19 +62,38 @@ class EngineSets:
                 f"The engines of '{spec.id}' are not exported. Run: wanstream-export {spec.id}, or "
                 f"wanstream-export {spec.id} --demo for a tiny stand-in with random weights.",
             )
-        return Availability(
-            True,
-            supported_resolutions=list(dict.fromkeys((v.height, v.width) for s in sets for v in s.vae)),
-            vae_types=tuple(dict.fromkeys(s.vae_type for s in sets)),
-            needs_models=False,
-            vace=False,
-            max_sessions=_CPU_SESSIONS if self._on_cpu else None,
-        )
+        sizes = dict.fromkeys((v.height, v.width) for s in sets for v in s.vae)
+        has_fp8 = any(s.precision == FP8 for s in sets)
+        return _servable(list(sizes), tuple(dict.fromkeys(s.vae_type for s in sets)), has_fp8=has_fp8)
+
+    def opening(self) -> PipelineSpec | None:
+        """The pipeline that a server begins with if nobody names one: a demonstration, or none.
+
+        Real weights take long to load and much memory, so they wait until somebody asks.
+        """
+        for spec in map(SPECS.__getitem__, DEMO_PIPELINES if self._demo is not None else ()):
+            if self.availability(spec).available and not self._has_real(spec):
+                return spec
+        return None
+
+    async def prepare(self, spec: PipelineSpec, on_stage: StageCallback) -> None:
+        """Make the demonstration engines if these are what `spec` is served by, and they are not there yet.
+
+        Raises ServingError. May be cancelled.
+        """
+        if self._demo is not None and self._waits_for_demo(spec):
+            await self._demo.make(spec, on_stage)
+
+    def _waits_for_demo(self, spec: PipelineSpec) -> bool:
+        if self._demo is None or not self._demo.offers(spec) or self._has_real(spec):
+            return False
+        return not self._of(spec) or not self._demo.is_current(spec)
+
+    def _has_real(self, spec: PipelineSpec) -> bool:
+        return any(not found.content.demo for found in self._of(spec))
 
     def find(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> FoundSet:
         """The set for these load parameters. Raises ServingError that says what to export."""
-        if load_params.get("loras"):
-            raise ServingError("LoRA files cannot be used with exported engines yet; load without 'loras'.")
         quantized = load_params.get("quantization")
         sets = [found for found in self._of(spec) if (found.content.precision == FP8) == bool(quantized)]
         if quantized and not sets:
@@ -106,3 +132,17 @@ class EngineSets:
                 sets.append(found)
         order = ("fp32", "fp16", "bf16", FP8) if self._on_cpu else ("bf16", "fp16", "fp32", FP8)
         return sorted(sets, key=lambda f: (f.content.demo, order.index(f.content.precision)))
+
+
+def _servable(
+    sizes: list[tuple[int, int]], vae_types: tuple[str, ...], *, has_fp8: bool = False
+) -> Availability:
+    return Availability(
+        True,
+        supported_resolutions=sizes,
+        vae_types=vae_types,
+        needs_models=False,
+        loras=False,
+        quantizations=("fp8_e4m3fn",) if has_fp8 else (),
+        vace=False,
+    )

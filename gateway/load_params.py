@@ -72,6 +72,7 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
         raise ApiError(400, availability.reason or f"Pipeline {spec.id} cannot be loaded on this server.")
     values, warnings = _checked(spec, choice.load_params, choice.loc)
     warnings = [*choice.warnings, *warnings, *_vram_warnings(spec, context.vram_gib)]
+    _require_engines(spec, values, availability)
     params = _effective(spec, values, availability, context.vram_gib)
     explicit_size = "height" in values or "width" in values
     if explicit_size:
@@ -302,7 +303,9 @@ def _effective(
         seed = values.get("base_seed", spec.base_seed)
         params |= {"seed": seed, "base_seed": seed}
     if spec.supports_quantization:
-        params["quantization"] = values.get("quantization", _default_quantization(spec, vram_gib))
+        default = _default_quantization(spec, vram_gib)
+        default = default if default in availability.quantizations else None
+        params["quantization"] = values.get("quantization", default)
     if spec.supports_vace:
         params["vace_enabled"] = availability.vace and values.get("vace_enabled", True)
     if spec.loop is not None:
@@ -337,6 +340,20 @@ def _require_resolution(spec: PipelineSpec, params: Mapping[str, Any], availabil
         f"{spec.id} is not built for {params['height']}x{params['width']} (height x width) on this server; "
         f"supported: {listed}.",
     )
+
+
+def _require_engines(spec: PipelineSpec, values: Mapping[str, Any], availability: Availability) -> None:
+    """Refuse now what no engine can do, so that a loaded pipeline stays."""
+    if values.get("loras") and not availability.loras:
+        raise ApiError(
+            400,
+            f"LoRA files cannot be used with the exported engines of {spec.id} yet; load without 'loras'.",
+        )
+    wanted = values.get("quantization")
+    if wanted is not None and wanted not in availability.quantizations:
+        raise ApiError(
+            400, f"There are no engines of {spec.id} with {wanted} here; load with 'quantization' null."
+        )
 
 
 def _require_lora_files(names: Iterable[str], directories: Sequence[Path]) -> None:

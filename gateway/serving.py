@@ -47,6 +47,8 @@ class Availability:
     supported_resolutions: list[tuple[int, int]] | None = None  # (height, width); None: any
     vae_types: tuple[str, ...] = ("wan",)  # autoencoders whose engines exist
     needs_models: bool = True  # whether the checkpoints are needed; not once engines are exported
+    loras: bool = True  # whether LoRA files can be loaded, for pipelines that support them
+    quantizations: tuple[str, ...] = ("fp8_e4m3fn",)  # for which engines exist
     vace: bool = True  # whether the VACE branch exists, for pipelines that support it
     max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
 

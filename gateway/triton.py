@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from tritonclient.utils import InferenceServerException
 from gateway.embedded import EmbeddedTriton
 from gateway.engine_checks import why_refused
 from gateway.engine_sets import EngineSets
+from gateway.memory import Memory
 from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
 from gateway.shared_frames import SharedFrames
 from gateway.triton_session import TritonSession, user_text
 from gateway.waiting import within
-from streaming.engine_set import ENGINE_SET, MODELS
+from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND
 from streaming.errors import WanstreamError
 from streaming.protocol import Op
 from streaming.specs import SPECS, PipelineSpec
@@ -54,11 +56,13 @@ class TritonServing:
         metrics_url: str | None = None,
         embedded: EmbeddedTriton | None = None,
         engines: EngineSets | None = None,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         """repository: where the pipelines' `config.pbtxt` are. Give one of external_url and embedded.
 
         external_url: host:port of gRPC. metrics_url: http://host:port/metrics, the source of GPU memory.
-        engines: what `wanstream-export` wrote, for the pipelines with a model.
+        engines: what `wanstream-export` wrote, for the pipelines with a model. memory_limit_bytes: what these
+        may take with all sessions; None: what is free.
         """
         if (external_url is None) == (embedded is None):
             raise ValueError("give either external_url or embedded")
@@ -67,6 +71,10 @@ class TritonServing:
         self._metrics_url = metrics_url
         self._embedded = embedded
         self._engines = engines
+        self._memory = Memory(
+            self.gpu_memory_bytes, on_cpu=embedded is not None, limit_bytes=memory_limit_bytes
+        )
+        self._sessions: int | None = None  # how many have room beside what is loaded
         self._client: InferenceServerClient | None = None
         self._loaded: list[str] = []  # models on the server, in the order of loading
         self._on_lost: Callable[[str], None] = lambda text: None
@@ -107,7 +115,9 @@ class TritonServing:
             if spec.loop is None:
                 return Availability(True)
             if self._engines is not None:
-                return self._engines.availability(spec)
+                found = self._engines.availability(spec)
+                is_loaded = self._loaded[-1:] == [spec.id]
+                return replace(found, max_sessions=self._sessions) if is_loaded else found
         return Availability(
             False,
             f"Pipeline '{spec.id}' is not part of this version of wanstream: there is no model "
@@ -143,9 +153,18 @@ class TritonServing:
     ) -> dict[str, str]:
         """Load the engines that a pipeline calls; returns parameters that tell its model where they are."""
         assert self._engines is not None
+        await self._engines.prepare(spec, on_stage)
         found = await asyncio.to_thread(self._engines.find, spec, load_params)
-        names = found.content.engines((load_params["height"], load_params["width"]))
+        names = list(found.content.engines((load_params["height"], load_params["width"])))
         await asyncio.to_thread(self._engines.check, found, names)
+        chosen = await self._memory.fit(found.content, self._engines.models, spec, load_params)
+        on_stage(chosen.summary)
+        self._sessions = chosen.sessions
+        parameters = {ENGINE_SET: str(found.directory), MODELS: str(self._engines.models)}
+        if chosen.text_encoder_on_demand:
+            names.remove(found.content.text_encoder)
+            self._loaded.append(found.content.text_encoder)  # it may be there when all has to go
+            parameters[ON_DEMAND] = "true"
         for number, name in enumerate(names, 1):
             on_stage(f"Loading engine {number} of {len(names)}: {name}...")
             self._loaded.append(name)
@@ -153,7 +172,7 @@ class TritonServing:
                 await client.load_model(name)
             except InferenceServerException as error:
                 raise ServingError(user_text(error) + why_refused(self._engines.models, name)) from error
-        return {ENGINE_SET: str(found.directory), MODELS: str(self._engines.models)}
+        return parameters
 
     async def unload(self) -> None:
         await self._unload(_UNLOAD_S)

@@ -1,18 +1,16 @@
 #!/usr/bin/env bash
 # Create the virtual environment and install pinned dependencies, Debian packages included.
-#   scripts/setup.sh serve   what the server on this machine needs
-#   scripts/setup.sh demo    the same, and what exports and runs models (PyTorch, ONNX Runtime)
-#   scripts/setup.sh test    the same, and what the tests need (PyTorch, Chromium, coturn)
+#   scripts/setup.sh serve   what the server on this machine needs, PyTorch and ONNX Runtime for models included
+#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-role=${1:?usage: scripts/setup.sh serve|demo|test}
+role=${1:?usage: scripts/setup.sh serve|test}
 venv=${VENV:-.venv}
 case $role in
-    serve) extras=embedded ;;
-    demo) extras=embedded,export ;;
+    serve) extras=embedded,export ;;
     test) extras=embedded,export,dev ;;
-    *) echo "unknown role '$role': serve, demo or test" >&2; exit 2 ;;
+    *) echo "unknown role '$role': serve or test" >&2; exit 2 ;;
 esac
 
 fail() { echo "setup: $*" >&2; exit 1; }

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.demo import read_demo
 from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import DecoderGraph, EncoderGraph
 from export.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Request, components
 from export.load import load_text_encoder, load_vae, read_config
+from streaming.demo import read_demo
 from streaming.engines import Engine, Engines, TorchEngine, VaeEngines
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline

@@ -36,10 +36,13 @@ def free_port() -> int:
 
 
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without settings of a server, and with its files below `home`."""
+    """This process's environment without settings of a server, and with its files below `home`.
+
+    Without the demonstration too: every server would export it.
+    """
     env = {k: v for k, v in os.environ.items() if not k.startswith(_OWN_VARIABLES)}
     env |= {"WANSTREAM_HOME": str(home), "HF_HOME": str(home / "huggingface")}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "WANSTREAM_DEMO": "off"}
     return env | dict(extra or {})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from quart import Blueprint, request
 from quart_schema import hide
 
-from gateway.__main__ import make_serving
+from gateway.__main__ import engine_sets, make_serving
 from gateway.app import create_app
 from gateway.config import Config, Directories
 from gateway.logs import setup_logging
@@ -105,7 +105,7 @@ async def run(config: Config, *, triton: bool) -> None:
     config.directories.create()
     setup_logging(config.directories.logs, config.logging)
     double = DoubleServing()
-    serving: Serving = SplitServing(make_serving(config), double) if triton else double
+    serving: Serving = SplitServing(make_serving(config, engine_sets(config)), double) if triton else double
     app = create_app(config, serving)
     app.register_blueprint(control_blueprint(double, config.directories))
     await serve(app, config, bind(config.host, config.port))

@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.__main__ import main
-from export.demo import DEMO, ensure_demo_models
+from export.demo import ensure_demo_models
 from export.jobs import TRANSFORMER_FILES
 from export.store import EngineStore
+from streaming.demo import DEMO
 from streaming.engine_set import EngineSet
 from streaming.manifest import ONNX_FILE
 

@@ -361,6 +361,30 @@ def test_krea_is_quantized_where_memory_is_short(vram_gib: float | None, given: 
     assert load("krea-realtime-video", given, vram_gib=vram_gib).params["quantization"] == expected
 
 
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"loras": [{"path": "style.safetensors"}]}, "load without 'loras'"),
+        ({"quantization": "fp8_e4m3fn"}, "load with 'quantization' null"),
+    ],
+)
+def test_what_the_engines_cannot_do_is_refused_before_anything_is_unloaded(
+    params: dict[str, Any], says: str
+) -> None:
+    body = {"pipeline_id": "longlive", "load_params": params}
+
+    refusal = refused(body, loras=False, quantizations=())
+
+    assert refusal.status == 400
+    assert says in refusal.detail
+
+
+def test_a_pipeline_without_quantized_engines_is_not_quantized_by_default() -> None:
+    small = load("krea-realtime-video", vram_gib=24.0, quantizations=())
+
+    assert small.params["quantization"] is None
+
+
 def test_other_pipelines_are_never_quantized_unasked() -> None:
     assert load("longlive", {}, vram_gib=8.0).params["quantization"] is None
 

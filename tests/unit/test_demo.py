@@ -1,0 +1,139 @@
+"""The demonstration engines that a server makes itself, with a stand-in for the export."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gateway.demo import DemoEngines
+from gateway.engine_sets import EngineSets
+from gateway.serving import ServingError
+from streaming.demo import DEMO_MODELS, demo_size
+from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
+from streaming.specs import SPECS
+
+LONGLIVE, MEMFLOW = SPECS["longlive"], SPECS["memflow"]
+
+
+def write_set(engines: Path, size: tuple[int, int], *, demo: bool) -> None:
+    """A set as an export leaves it; its engines are not there."""
+    content = EngineSet(
+        name="real" if not demo else "demo",
+        pipeline=LONGLIVE.id,
+        vae_type="wan",
+        precision="fp32",
+        demo=demo,
+        window=12,
+        cache_frames=9,
+        model=ModelFacts(
+            layers=1, heads=1, head_dim=4, freq_dim=4, text_len=4, text_dim=4, channels=16, patch=(1, 2, 2),
+            spatial_factor=8,
+        ),
+        frames=FrameCuts(first=1, later=4, repeat_last=False),
+        text_encoder="a",
+        text_kv="b",
+        transformer="c",
+        vae=(
+            VaeSet(
+                height=size[0], width=size[1], encoder_first="d", encoder_next="e", decoder_first="f",
+                decoder_next="g",
+            ),
+        ),
+    )  # fmt: skip
+    directory = engines / "sets" / content.name
+    directory.mkdir(parents=True)
+    (directory / SET).write_text(content.model_dump_json())
+
+
+def export_script(directory: Path, *lines: str) -> DemoEngines:
+    """A demonstration whose export is this Python script."""
+    script = directory / "export.py"
+    script.write_text("\n".join(("import sys, time, subprocess", *lines)))
+    (directory / "engines").mkdir(exist_ok=True)
+    return DemoEngines(directory, directory / "engines", (sys.executable, "-u", str(script)))
+
+
+async def test_steps_of_the_export_are_stages_and_its_end_is_remembered(tmp_path: Path) -> None:
+    demo = export_script(tmp_path, "print('[1/2] a')", "print('[2/2] b')")
+    stages: list[str] = []
+
+    await demo.make(LONGLIVE, stages.append)
+
+    assert "only once" in stages[0]
+    assert [stage.partition(": ")[2] for stage in stages[1:]] == [
+        "1 of 2 engines are ready...",
+        "2 of 2 engines are ready...",
+    ]
+    assert demo.is_current(LONGLIVE)
+    assert not demo.is_current(MEMFLOW)
+
+
+async def test_a_failed_export_says_why_and_is_tried_again(tmp_path: Path) -> None:
+    demo = export_script(tmp_path, "sys.exit('Error: The export needs 5 GB of disk; 1 GB are free.')")
+
+    with pytest.raises(ServingError, match=r"could not be made: The export needs 5 GB .* wanstream-export"):
+        await demo.make(LONGLIVE, lambda stage: None)
+
+    assert not demo.is_current(LONGLIVE)
+
+
+async def test_a_cancelled_export_leaves_no_process(tmp_path: Path) -> None:
+    helper = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    demo = export_script(tmp_path, f"print('[1/9]', {helper}.pid)", "time.sleep(60)")
+    said = asyncio.Event()
+
+    def on_stage(stage: str) -> None:
+        if "1 of 9" in stage:
+            said.set()
+
+    making = asyncio.create_task(demo.make(LONGLIVE, on_stage))
+    await asyncio.wait_for(said.wait(), 20)
+    children = psutil.Process().children(recursive=True)
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert len(children) >= 2
+    assert alive == []
+
+
+async def test_a_demonstration_is_offered_until_there_are_real_engines(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    demo = export_script(tmp_path, "print('[1/1] a')")
+    sets = EngineSets(engines, on_cpu=True, demo=demo)
+
+    before = sets.availability(LONGLIVE)
+    opening = sets.opening()
+    write_set(engines, (320, 576), demo=False)
+
+    assert before.supported_resolutions == [demo_size(tmp_path / DEMO_MODELS)]
+    assert opening is LONGLIVE
+    assert sets.availability(LONGLIVE).supported_resolutions == [(320, 576)]
+    assert sets.opening() is None  # real weights are loaded when somebody asks
+    await sets.prepare(LONGLIVE, pytest.fail)
+
+
+async def test_engines_of_an_older_version_are_made_again(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    write_set(engines, (64, 64), demo=True)
+    sets = EngineSets(engines, on_cpu=True, demo=export_script(tmp_path, "print('[1/1] a')"))
+    (engines / ".demo-longlive").write_text("of another version")
+    stages: list[str] = []
+
+    stale = sets.availability(LONGLIVE)
+    await sets.prepare(LONGLIVE, stages.append)
+    await sets.prepare(LONGLIVE, pytest.fail)
+
+    assert stale.supported_resolutions == [demo_size(tmp_path / DEMO_MODELS)]
+    assert len(stages) == 2
+    assert sets.availability(LONGLIVE).supported_resolutions == [(64, 64)]
+
+
+def test_a_server_without_demonstration_says_what_to_run(tmp_path: Path) -> None:
+    sets = EngineSets(tmp_path, on_cpu=True)
+
+    assert "wanstream-export longlive" in str(sets.availability(LONGLIVE).reason)
+    assert sets.opening() is None
