@@ -123,11 +123,8 @@ class Request:
                 raise WanstreamError(
                     f"{height}x{width} is no valid size: both must be multiples of 16 from 64 to 2048."
                 )
-        return dataclasses.replace(
-            loop,
-            local_attn_size=self.window or loop.local_attn_size,
-            padding_keys=loop.padding_keys if self.padding_keys else 0,
-        )
+        windowed = loop.with_window(self.window or loop.local_attn_size)
+        return windowed if self.padding_keys else dataclasses.replace(windowed, padding_keys=0)
 
 
 @dataclass(frozen=True, slots=True)

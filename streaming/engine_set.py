@@ -79,7 +79,7 @@ class EngineSet(Record):
 
     def built_for(self, loop: LoopSpec) -> LoopSpec:
         """A pipeline's loop as these engines run it."""
-        return replace(loop, local_attn_size=self.window, padding_keys=self.padding_keys)
+        return replace(loop.with_window(self.window), padding_keys=self.padding_keys)
 
     def vae_for(self, height: int, width: int) -> VaeSet:
         """Raises EngineError with the sizes there are."""

@@ -4,7 +4,7 @@ Sources: `pipeline-*.md` and `api.md` 4.2, 4.7 of the specification. Torch-free:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Literal, get_args
 
@@ -79,6 +79,11 @@ class LoopSpec:
         """Tokens of the transformer's cache input: the ring (None: of `cache_frames`), the bank, padding."""
         ring = self.cache_frames if ring_frames is None else ring_frames
         return (ring + self.bank_size) * tokens_per_frame + self.padding_keys
+
+    def with_window(self, frames: int) -> "LoopSpec":
+        """With this attention window; a cache that is recomputed takes as many clean frames as it leaves."""
+        context = min(self.context_frames, frames - self.frames_per_chunk)
+        return replace(self, local_attn_size=frames, context_frames=context)
 
     @property
     def context_pictures(self) -> int:

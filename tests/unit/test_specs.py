@@ -3,7 +3,15 @@ import sys
 
 import pytest
 
-from streaming.specs import LONGLIVE, PASSTHROUGH, SPECS, TEMPORAL_FACTOR, PipelineSpec, SizeRange
+from streaming.specs import (
+    KREA_REALTIME_VIDEO,
+    LONGLIVE,
+    PASSTHROUGH,
+    SPECS,
+    TEMPORAL_FACTOR,
+    PipelineSpec,
+    SizeRange,
+)
 
 ALL = list(SPECS.values())
 MODELS = [spec for spec in ALL if spec.loop is not None]
@@ -47,6 +55,16 @@ def test_sink_context_and_chunk_fit_the_attention_window(spec: PipelineSpec) -> 
     loop = spec.loop
     assert loop is not None
     assert loop.sink_size + loop.context_frames + loop.frames_per_chunk <= loop.local_attn_size
+
+
+@pytest.mark.parametrize(("window", "context"), [(4, 1), (5, 2), (6, 3), (7, 3)])
+def test_a_recomputed_cache_takes_what_the_window_leaves(window: int, context: int) -> None:
+    assert KREA_REALTIME_VIDEO.loop is not None
+
+    loop = KREA_REALTIME_VIDEO.loop.with_window(window)
+
+    assert (loop.local_attn_size, loop.context_frames) == (window, context)
+    assert loop.context_pictures == 1 + 4 * (context - 1)
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.id)
