@@ -29,10 +29,12 @@ REPLAYS: dict[str, Callable[[GoldenCase, Exported], None]] = {
     "wan/t5_encoder": text.t5_encoder,
     "wan/tae_stream": vae.tae_stream,
 }
-# One stream of each pipeline, through its whole loop.
+# One stream of each pipeline, through its whole loop; longlive's rollover and camera too.
 STREAMS = {
     "krea/v2v",
     "longlive/prompt_switch",
+    "longlive/t2v_rollover",
+    "longlive/v2v",
     "memflow/prompt_switch_memory_bank",
     "reward_forcing/v2v_first_chunk",
     "streamdiffusionv2/v2v_noise_controller",
