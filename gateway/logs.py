@@ -21,7 +21,7 @@ _APPLICATION = ("gateway", "streaming", "triton")
 _FRAMEWORK = ("hypercorn.access", "hypercorn.error", "quart.app", "aiortc", "aioice")
 _SECRET = re.compile(
     r"(?P<key>(?:hf_token|token|access_token|api_key|credential|authorization)[\"']?\s*[=:]\s*[\"']?(?:bearer\s+)?)"
-    r"(?P<value>[^\s\"'&,;}]+)|(?P<bare>\bhf_[A-Za-z0-9]{8,})",
+    r"(?P<value>[^\s\"'&,;}]+)|(?P<bare>\b(?-i:hf_)[A-Za-z0-9]{8,})",
     re.IGNORECASE,
 )
 

@@ -52,6 +52,7 @@ def test_secrets_are_removed(text: str) -> None:
 
 def test_a_bare_hugging_face_token_is_removed() -> None:
     assert redact("using hf_abcdefghijklmnop now") == "using *** now"
+    assert redact("check HF_ENDPOINT") == "check HF_ENDPOINT"
 
 
 def test_ordinary_text_stays() -> None:
