@@ -33,7 +33,7 @@ def run(
     """One run of a console script that is to end by itself."""
     script = Path(sys.executable).with_name(name)
     return subprocess.run(
-        [script, *arguments], env=clean_environment(home, env), capture_output=True, text=True, timeout=30
+        [script, *arguments], env=clean_environment(home, env), capture_output=True, text=True, timeout=120
     )
 
 
