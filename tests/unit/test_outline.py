@@ -12,7 +12,11 @@ from export.__main__ import main
 from export.jobs import Request, components
 from export.outline import Outline, outline
 from export.run import plan
+from gateway.memory import Fit, Memory
+from gateway.serving import ServingError
+from streaming.manifest import MANIFEST
 from streaming.memory_plan import DoesNotFitError
+from streaming.specs import KREA_REALTIME_VIDEO
 from tests.engines import small_request
 
 SIZES = ((512, 512), (320, 576))
@@ -62,6 +66,36 @@ def test_a_card_that_is_too_small_is_refused_with_numbers(krea: Outline, size: t
     assert re.search(
         r"needs about \d+.* GB of GPU memory for one session, 24.0 GB are free", str(refusal.value)
     )
+
+
+async def load_of(krea: Outline, models: Path, size: tuple[int, int], gpu_gb: int) -> Fit:
+    """The gateway's decision about a load on a GPU of so many GB."""
+    for name, manifest in krea.manifests.items():
+        (models / name / "1").mkdir(parents=True)
+        (models / name / "1" / MANIFEST).write_text(manifest.model_dump_json())
+
+    async def used_and_total() -> tuple[int, int]:
+        return 0, gpu_gb * GB
+
+    params = {"height": size[0], "width": size[1]}
+    return await Memory(used_and_total, on_cpu=False).fit(krea.engines, models, KREA_REALTIME_VIDEO, params)
+
+
+@pytest.mark.parametrize("gpu_gb", [24, 48])
+async def test_the_gateway_refuses_krea_on_a_small_card(krea: Outline, gpu_gb: int, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match=rf"needs about \d+.* GB .*, {gpu_gb}.0 GB are free: weights 2\d"):
+        await load_of(krea, tmp_path, SIZES[0], gpu_gb)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_gateway_loads_krea_on_a_card_of_141_gb(
+    krea: Outline, size: tuple[int, int], tmp_path: Path
+) -> None:
+    chosen = await load_of(krea, tmp_path, size, 141)
+
+    assert not chosen.text_encoder_on_demand
+    assert chosen.sessions is not None
+    assert chosen.plan.total(chosen.sessions) <= 141 * GB < chosen.plan.total(chosen.sessions + 1)
 
 
 def test_without_padding_keys_the_cache_holds_frames_only() -> None:
