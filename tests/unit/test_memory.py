@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from export.jobs import Request
+from export.outline import outline
 from export.store import EngineStore
 from gateway.memory import Fit, Memory, fit
 from gateway.serving import ServingError
@@ -106,6 +108,21 @@ def test_memory_that_nobody_can_tell_refuses_nothing(
     chosen = fit_in(None, engines, manifests, placement)
 
     assert (chosen.text_encoder_on_demand, chosen.sessions) == (False, sessions)
+
+
+def test_the_released_weights_fit_in_24_gb_with_the_text_encoder_in_turns(
+    tmp_path: Path,
+) -> None:
+    """By their outline: manifests of the real sizes, without any file."""
+    size = (LONGLIVE.height, LONGLIVE.width)
+    real = outline(Request(LONGLIVE.id, tmp_path, (size,), precision="fp16"))
+
+    small, large = (fit(real.engines, real.manifests, LOOP, size, GPU, gb * GB) for gb in (24, 40))
+
+    assert (small.text_encoder_on_demand, small.sessions) == (True, 1)
+    assert not large.text_encoder_on_demand
+    with pytest.raises(DoesNotFitError, match=r"16\.0 GB are free"):
+        fit(real.engines, real.manifests, LOOP, size, GPU, 16 * GB)
 
 
 async def test_a_limit_counts_even_if_more_is_free(engines: EngineSet, models: Path) -> None:
