@@ -183,7 +183,7 @@ def cells(row: Row) -> list[str]:
         _text(sum(context), 1) if context else "",
         _text(steps.get("decode")),
         _text(beside.get("transfer_ms"), 1),
-        _text(beside.get("gateway_grpc_loop_ms"), 1),
+        _text(beside.get("gateway_grpc_loop_ms", steps.get("outside_of_steps")), 1),
         f"{beside['ratio']:.0%}" if beside else "",
         f"{real['ratio']:.1%}" if real else "",
         _joined(delay.get("p50"), delay.get("max")),
