@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wanstream-benchmark-") as temporary:
         home = options.home or Path(temporary)
         try:
-            if options.url is None:
+            if options.url is None and not options.no_export:
                 for spec in options.pipelines:
                     demo_engines(home, spec, options.size)
             if options.export_only:
@@ -66,6 +67,7 @@ def parse_options() -> argparse.Namespace:
         "--home", type=Path, help="where engines are, or are exported to; default: thrown away"
     )
     parser.add_argument("--export-only", action="store_true", help="export engines and measure nothing")
+    parser.add_argument("--no-export", action="store_true", help="take the engines in --home as they are")
     parser.add_argument("--url", help="measure this running server; it must have the engines")
     parser.add_argument("--triton", help="HOST:PORT of its Triton's gRPC, for the engines' own times")
     parser.add_argument("--precision", default="float32", help="of the engines, for the record")
@@ -93,8 +95,9 @@ def measure(spec: PipelineSpec, options: argparse.Namespace, home: Path) -> list
                     row = served(work, options, home)
                 else:
                     row = measure_in_process(home / "engines", work, options.threads)
-            except BenchmarkError as error:
-                row = {"placement": placement, "error": str(error)}
+            except Exception as error:  # the other rows are worth having
+                traceback.print_exc()
+                row = {"placement": placement, "error": str(error).strip().split("\n", 1)[0][:200]}
             pixels = options.size[0] * options.size[1]
             row["beside_real_engines"] = beside_real_engines(spec.id, row.get("overhead", {}), pixels)
             rows.append(head | {"load_average_before": round(load, 1)} | row)
@@ -151,7 +154,7 @@ def table(rows: Sequence[Row]) -> str:
         "beside H100",
         "prompt to picture ms p50 / max",
         "VP8 ms per picture",
-        "memory MB, gateway / Triton / models",
+        "memory MB without shared, gateway / Triton / models",
     )
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
@@ -170,7 +173,7 @@ def cells(row: Row) -> list[str]:
     steps, beside = row["split_ms"], row.get("overhead", {})
     real = row.get("beside_real_engines")
     context = [steps[key] for key in ("clean", "context", "recache") if key in steps]
-    memory = row["rss_mb"]
+    memory = row["private_mb"]
     models = sum(size for model, size in memory.items() if model not in ("gateway", "triton"))
     return [
         name,

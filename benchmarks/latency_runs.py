@@ -92,7 +92,7 @@ def measure_served(server: Server, work: Workload, triton_url: str | None) -> Ro
             ended = time.monotonic()
             changes = change_prompts(client, peer, work)
             metrics = only_session(client)
-            memory = resident_mb(server)
+            memory = memory_mb(server)
         record = peer.disconnect()
     except PeerError as error:
         raise BenchmarkError(str(error)) from error
@@ -109,7 +109,7 @@ def measure_served(server: Server, work: Workload, triton_url: str | None) -> Ro
         "video_encode_ms_per_frame": video_encode_ms(record),
         "failed_chunks": metrics["failed_chunks"],
         "frames_dropped": metrics["frames_dropped"],
-        "rss_mb": memory,
+        **memory,
         **cpu_numbers(window, len(times)),
     }
 
@@ -308,10 +308,12 @@ def read_cpu(processes: Mapping[str, psutil.Process]) -> dict[str, float]:
     return {name: cpu_seconds([process]) for name, process in processes.items()}
 
 
-def resident_mb(server: Server) -> dict[str, float]:
-    """Of each process; shared pages count in each."""
+def memory_mb(server: Server) -> dict[str, dict[str, float]]:
+    """Of each process: all that is resident, and that without pages that it shares with others."""
+    sizes = {name: process.memory_info() for name, process in processes_by_model(server).items()}
     return {
-        name: round(process.memory_info().rss / MB, 1) for name, process in processes_by_model(server).items()
+        "rss_mb": {name: round(size.rss / MB, 1) for name, size in sizes.items()},
+        "private_mb": {name: round((size.rss - size.shared) / MB, 1) for name, size in sizes.items()},
     }
 
 
@@ -336,8 +338,8 @@ def measure_in_process(engines: Path, work: Workload, threads: int) -> Row:
     clock: dict[str, list[float]] = {}
     place = in_process(engines / "models", threads)
 
-    def timed(name: str) -> Engine:
-        return TimedEngine(place(name), clock.setdefault(name, []))
+    def timed(name: str, **facts: object) -> Engine:
+        return TimedEngine(place(name, **facts), clock.setdefault(name, []))
 
     directory = set_of(engines, work.spec)
     pipeline = ModelPipeline(work.spec, open_model(directory, work.spec, timed, work.size), 42)
@@ -362,11 +364,13 @@ def measure_in_process(engines: Path, work: Workload, threads: int) -> Row:
         chunks=len(samples),
         engines={name: EngineTimes(len(t), work_ms=sum(t)) for name, t in clock.items()},
     )
+    memory = psutil.Process().memory_info()
     return {
         "placement": "in_process",
         "fps": round(frames / window.seconds, 2),
         **chunk_numbers(work, window),
-        "rss_mb": {"process": round(psutil.Process().memory_info().rss / MB, 1)},
+        "rss_mb": {"process": round(memory.rss / MB, 1)},
+        "private_mb": {"process": round((memory.rss - memory.shared) / MB, 1)},
     }
 
 

@@ -23,5 +23,5 @@ async def test_the_suite_measures_passthrough(server: ServerProcess) -> None:
     assert row["chunks"] > 0
     assert row["failed_chunks"] == 0
     assert row["video_encode_ms_per_frame"] > 0
-    assert {"gateway", "triton", "passthrough"} <= row["rss_mb"].keys()
+    assert {"gateway", "triton", "passthrough"} <= row["private_mb"].keys()
     assert "passthrough, video, served" in table([row | {"pipeline": "passthrough", "mode": VIDEO}])

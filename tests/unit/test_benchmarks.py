@@ -147,7 +147,7 @@ def test_a_long_stream_fails_for_each_thing_that_went_wrong() -> None:
     failed = {name for name, check in report["checks"].items() if not check["ok"]}
     assert failed == {
         "latent_frames_past_rotary_end",
-        "longest_gap_ms",
+        "longest_gap_in_chunks",
         "blank_pictures",
         "failed_chunks",
         "growth_of_gateway_mb",
@@ -158,7 +158,11 @@ def test_a_table_and_a_picture_are_made_of_what_was_measured(tmp_path: Path) -> 
     work = Workload(LONGLIVE, TEXT, (160, 288), 1.0, 1, 2)
     window = Window(samples=SAMPLES, seconds=1.0, chunks=2, engines={"dit": EngineTimes(10, work_ms=200.0)})
     head = {"pipeline": "longlive", "mode": TEXT, "size": "160x288", "placement": "served"}
-    row = head | chunk_numbers(work, window) | {"fps": 21.5, "rss_mb": {"gateway": 150.0, "longlive": 300.0}}
+    row = (
+        head
+        | chunk_numbers(work, window)
+        | {"fps": 21.5, "private_mb": {"gateway": 150.0, "longlive": 300.0}}
+    )
     refused = head | {"error": "not loaded"}
 
     lines = table([row, refused]).splitlines()
