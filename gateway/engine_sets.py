@@ -97,10 +97,7 @@ class EngineSets:
         quantized = load_params.get("quantization")
         sets = [found for found in self._of(spec) if (found.content.precision == FP8) == bool(quantized)]
         if quantized and not sets:
-            raise ServingError(
-                f"There are no engines of '{spec.id}' with {quantized}; load without it, or run: "
-                f"wanstream-export {spec.id} --precision {FP8}."
-            )
+            raise ServingError(f"There are no engines of '{spec.id}' with {quantized}; load without it.")
         wanted = (load_params["height"], load_params["width"])
         for found in sets:
             sizes = [(v.height, v.width) for v in found.content.vae]

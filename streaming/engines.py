@@ -75,7 +75,9 @@ class OrtEngine:
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        feeds: dict[str, Any] = {name: inputs[name].to(dtype).numpy() for name, dtype in self._dtypes.items()}
+        feeds: dict[str, Any] = {
+            name: inputs[name].to(dtype).contiguous().numpy() for name, dtype in self._dtypes.items()
+        }
         try:
             results = self._session.run(list(outputs), feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no base class

@@ -62,7 +62,7 @@ def test_a_demonstration_is_the_last_choice(store: EngineStore) -> None:
 
 def test_quantized_engines_are_taken_when_they_are_asked_for(store: EngineStore) -> None:
     full = read_engine_set(next(store.sets.iterdir())).name
-    with pytest.raises(ServingError, match="wanstream-export longlive --precision fp8"):
+    with pytest.raises(ServingError, match="no engines of 'longlive' with fp8_e4m3fn; load without it"):
         found_name(store, on_cpu=False, quantization="fp8_e4m3fn")
     quantized = add_set(store, name="quantized", precision="fp8")
 
