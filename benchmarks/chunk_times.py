@@ -118,15 +118,18 @@ def new_samples(known: Sequence[ChunkSample], metrics: Mapping[str, Any]) -> lis
     return [ChunkSample(number, float(metrics["last_chunk_ms"]), dict(metrics["timings_ms"]))]
 
 
-def first_frame_of_chunk(loop: LoopSpec, mode: str, number: int) -> int:
-    """Index in the stream of a chunk's first picture, for a stream without resets.
+def first_frame_of_chunk(loop: LoopSpec, mode: str, number: int, resets: int = 0) -> int:
+    """Index in the stream of a chunk's first picture.
 
-    The first latent frame of a stream is one picture, each later one four (Wan VAE).
+    The first latent frame after a reset is one picture, each later one four (Wan VAE).
+
+    resets   of chunks before this one; the first chunk is not counted
     """
     if number == 0:
         return 0
-    latent = loop.chunk_frames(mode, first=True) + (number - 1) * loop.frames_per_chunk
-    return 1 + (latent - 1) * TEMPORAL_FACTOR
+    first = 1 + (loop.chunk_frames(mode, first=True) - 1) * TEMPORAL_FACTOR
+    later = loop.frames_per_chunk * TEMPORAL_FACTOR
+    return first * (1 + resets) + later * (number - 1 - resets)
 
 
 def gaps_ms(times_s: Sequence[float]) -> list[float]:

@@ -235,8 +235,9 @@ def delays(
     if not changes or work.spec.loop is None or metrics["frames_dropped"]:
         return None
     found = []
-    for sent, chunk in changes:
-        index = first_frame_of_chunk(work.spec.loop, work.mode, chunk)
+    for number, (sent, chunk) in enumerate(changes):
+        resets = number if work.mode == VIDEO else 0  # a new prompt is one there (pipelines-common.md 6)
+        index = first_frame_of_chunk(work.spec.loop, work.mode, chunk, resets)
         if index < len(record.received):
             found.append(1000 * (record.received[index][1] - sent))
     return percentiles(found, 50)

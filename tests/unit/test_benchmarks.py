@@ -97,6 +97,7 @@ def test_the_first_picture_of_a_chunk_follows_from_the_chunks_before(
     assert loop is not None
 
     assert [first_frame_of_chunk(loop, mode, number) for number in range(3)] == first_frames
+    assert first_frame_of_chunk(loop, mode, 2, resets=1) == 2 * first_frames[1]
 
 
 def test_a_prompts_delay_ends_with_the_first_picture_of_its_chunk() -> None:
