@@ -351,7 +351,7 @@ async def test_reload_starts_again_with_the_changed_source(tmp_path: Path) -> No
     with started(home, {}, "--reload", directory=tree) as server:
         before = ndi_reason(server)
         hardware.write_text(hardware.read_text().replace("is not supported by", "is still not supported by"))
-        await until(lambda: "still" in ndi_reason(server), 20, "restart")
+        await until(lambda: "still" in ndi_reason(server), 60, "restart")
         code = server.stop(within_s=10)
 
     assert before == "NDI is not supported by this server"
