@@ -1,8 +1,8 @@
-"""A stand-in for real weights: tiny networks with random weights, in the real files and key names.
+"""The demonstration checkpoint: tiny trained networks in the real files and key names, or random ones.
 
-It shows that everything works, not what a model can do: pictures are coloured textures that depend on prompt
-and seed. Any directory of the same layout (wan.md 7.1) takes its place, such as trained small weights: point
-`wanstream-export --models` at it. `demo.json` in it holds the size of picture that it is meant for.
+The trained ones (export/nano) know a world of flat shapes. Random weights show that everything works, not
+what a model can do; tests use them for other sizes. Any directory of the same layout (wan.md 7.1) takes their
+place: point `wanstream-export --models` at it. `demo.json` in it holds the size of picture that it is for.
 """
 
 import json
@@ -38,7 +38,7 @@ _ADAPTER_RANK: Final = 1
 
 
 def ensure_demo_models(directory: Path) -> Path:
-    """Write the random checkpoint set into `directory` unless it is there; returns the directory.
+    """Write the trained checkpoint set into `directory` unless it is there; returns the directory.
 
     It appears complete or not at all. The values are the same on every machine.
     """

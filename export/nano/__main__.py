@@ -52,7 +52,7 @@ def train(*, out: Path, seed: int, stage: str | None, scale: float, threads: int
         click.echo(f"{name}: {time.monotonic() - began:.0f} s in this run")
         if name == stage:
             return
-    write_weights(out / "weights", CONFIG, SIZE, recipe.average(), recipe.best_vae(), recipe.encoder())
+    write_weights(out / "weights", CONFIG, SIZE, recipe.average(), recipe.vae(), recipe.encoder())
     click.echo(f"The checkpoint is in {out / 'weights'}.")
 
 

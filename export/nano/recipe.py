@@ -15,8 +15,8 @@ from export.nano.transformer_training import TransformerTraining
 from export.nano.vae_training import CONFIG, VaeTraining
 
 SIZE: Final = (96, 96)  # height and width in pixels
-STAGES: Final = ("vae", "text", "films", "decoder", "transformer")
-STEPS: Final = {"vae": 750, "text": 750, "films": 192, "decoder": 160, "transformer": 2500}
+STAGES: Final = ("vae", "text", "films", "transformer")
+STEPS: Final = {"vae": 750, "text": 750, "films": 192, "transformer": 5000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,6 @@ class Recipe:
         """A training at its beginning; `stages.run` brings it to where its checkpoint is."""
         if name == "vae":
             return VaeTraining(self.seed, self.steps(name))
-        if name == "decoder":
-            return VaeTraining(self.seed + 1, self.steps(name), peak=6e-4, finished=self.vae())
         if name == "text":
             return TextTraining(self.seed, self.steps(name))
         if name == "films":
@@ -54,12 +52,6 @@ class Recipe:
             vae = WanVae(CONFIG)
             vae.load_state_dict(self._saved("vae")["vae"])
             torch.save(finish_vae(vae, SIZE, self.seed).state_dict(), self._finished_vae)
-
-    def best_vae(self) -> WanVae:
-        """The VAE with the decoder that was trained longer."""
-        vae = WanVae(CONFIG)
-        vae.load_state_dict(self._saved("decoder")["vae"])
-        return vae
 
     def vae(self) -> WanVae:
         """The finished VAE, its latents' statistics those of Wan2.1."""

@@ -251,20 +251,14 @@ def _random_colour(rng: random.Random) -> Tensor:
 class VaeTraining:
     """State of the training; `state_dict` is all that a resume needs."""
 
-    def __init__(self, seed: int, steps: int, peak: float = 3e-3, finished: WanVae | None = None) -> None:
-        """finished: its decoder goes on learning, while its latents stay as they are."""
-        self.decoder_only = finished is not None
-        self.vae = training_form(finished or new_vae(seed))
+    def __init__(self, seed: int, steps: int, peak: float = 3e-3) -> None:
+        self.vae = training_form(new_vae(seed))
         self.steps, self.peak, self.done = steps, peak, 0
         self.rng = random.Random(seed)
         last = self.vae.decoder.head[2].weight
-        if self.decoder_only:
-            for part in (self.vae.encoder, self.vae.conv1):
-                part.requires_grad_(False)
-        trained = [p for p in self.vae.parameters() if p.requires_grad]
-        kernels = [p for p in trained if p.ndim >= 4 and p.shape[1] > 1 and p is not last]
+        kernels = [p for p in self.vae.parameters() if p.ndim >= 4 and p.shape[1] > 1 and p is not last]
         chosen = {id(p) for p in kernels}
-        others = [p for p in trained if id(p) not in chosen]
+        others = [p for p in self.vae.parameters() if id(p) not in chosen]
         self.optimiser = MuonAdam(kernels, others)
 
     def step(self) -> dict[str, float]:
@@ -273,14 +267,12 @@ class VaeTraining:
         with torch.autocast("cpu", torch.bfloat16):
             x = clips.bfloat16().contiguous(memory_format=torch.channels_last_3d)
             _, z, _ = encode(self.vae, x)
-            strength = 0.1 if self.decoder_only else 0.1 * min(1.0, self.done / 300)
-            spread = z.detach().float().std(dim=(0, 2, 3, 4) if self.decoder_only else None, keepdim=True)
-            noise = strength * spread * torch.randn_like(z)  # the decoder must forgive
-            y = decode_raw(self.vae, z + noise.to(z.dtype))
+            noise = 0.1 * min(1.0, self.done / 300) * z.detach().float().std()  # the decoder must forgive
+            y = decode_raw(self.vae, z + noise.to(z.dtype) * torch.randn_like(z))
         error = y.float() - clips
         mse = error.square().mean()
         loss = mse + error.abs().mean() + 1e-3 * z.float().square().mean()
-        if frozen and z.shape[2] > 3 and not self.decoder_only:
+        if frozen and z.shape[2] > 3:
             later = z[:, :, 2:].float()
             loss = loss + 0.1 * (later[:, :, 1:] - later[:, :, :-1]).square().mean()
             if later.shape[2] > 3:
