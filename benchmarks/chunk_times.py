@@ -90,17 +90,17 @@ def overhead(samples: Sequence[ChunkSample], work_ms_per_chunk: float) -> dict[s
 
 
 def beside_real_engines(pipeline: str, beside: Mapping[str, float], pixels: int) -> dict[str, float] | None:
-    """The same overhead beside the published time of real engines; None where none is published.
+    """Gateway, gRPC and loop beside the published time of real engines; None where none is published.
 
-    beside   of `overhead`. pixels   of the measured pictures; what is moved grows with them, so all of the
-    overhead is scaled. On a GPU caches do not cross process memory: an upper bound.
+    beside   of `overhead`. pixels   of the measured pictures; the time is scaled with them. The transfer of
+    tensors is left out: on a GPU it is copies in the GPU's memory, unlike those measured here.
     """
     published = PUBLISHED.get(pipeline)
     if published is None or not beside:
         return None
     height, width, fps = published
     engines_ms = 1000 * PUBLISHED_PICTURES / fps
-    overhead_ms = (beside["chunk_ms"] - beside["engines_ms"]) * height * width / pixels
+    overhead_ms = beside["gateway_grpc_loop_ms"] * height * width / pixels
     return {
         "height": height,
         "width": width,

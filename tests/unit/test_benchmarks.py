@@ -52,7 +52,7 @@ def test_overhead_is_what_a_chunk_takes_beside_its_engines() -> None:
 
 
 def test_overhead_beside_real_engines_is_scaled_to_their_pictures() -> None:
-    beside = {"chunk_ms": 120.0, "engines_ms": 100.0}
+    beside = {"gateway_grpc_loop_ms": 20.0}
 
     found = beside_real_engines("longlive", beside, pixels=480 * 832 // 4)
 
