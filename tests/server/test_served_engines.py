@@ -34,6 +34,7 @@ from tests.server.triton_fixtures import ModelClient, override, running_triton
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONGLIVE = "longlive"
+TENSORRT_HALF = "tensorrt_half"  # bfloat16 and a profile for each of two sizes
 TENSORRT, DAMAGED, MOVED = "tensorrt_variant", "damaged", "moved"
 SIZES = {"F": 3, "T": 60, "S+T": 140}  # of a transformer at 64x80 with a cache of four latent frames
 PLACEMENTS = ["torch", "ort", "served"]
@@ -47,10 +48,19 @@ def load_parameters(store: EngineStore, engines: EngineSet) -> dict[str, str]:
 def write_other_models(repository: Path, store: EngineStore, engines: EngineSet) -> Path:
     """TensorRT variants of engines, an engine whose weights are cut short, and one under another's name."""
     manifest = store.verified(engines.transformer)
-    variant = manifest.model_copy(update={"name": TENSORRT})
-    (repository / TENSORRT / "1").mkdir(parents=True)
-    (repository / TENSORRT / "config.pbtxt").write_text(config_text(engine_config(variant, "tensorrt")))
-    (repository / TENSORRT / "1" / "model.plan").write_bytes(b"no plan: only the configuration is tested")
+    half = {"inputs": manifest.inputs, "outputs": manifest.outputs}
+    for part, tensors in half.items():
+        half[part] = tuple(tensor.model_copy(update={"dtype": "bfloat16"}) for tensor in tensors)
+    variants = {
+        TENSORRT: manifest,
+        TENSORRT_HALF: manifest.model_copy(update=half | {"profiles": manifest.profiles * 2}),
+    }
+    for name, variant in variants.items():
+        named = variant.model_copy(update={"name": name})
+        (repository / name / "1").mkdir(parents=True)
+        text = config_text(engine_config(named, "tensorrt", gpus=(0, 1)))
+        (repository / name / "config.pbtxt").write_text(text)
+        (repository / name / "1" / "model.plan").write_bytes(b"no plan: only the configuration is tested")
     damaged = repository / DAMAGED
     shutil.copytree(store.models / engines.text_kv, damaged)
     text = (damaged / "config.pbtxt").read_text().replace(engines.text_kv, DAMAGED)
@@ -241,13 +251,14 @@ async def test_a_text_encoder_on_demand_takes_turns_with_the_other_engines(
     assert len(list((store.root / PROMPTS).glob("*.safetensors"))) == 1
 
 
+@pytest.mark.parametrize("variant", [TENSORRT, TENSORRT_HALF])
 async def test_the_tensorrt_configuration_is_accepted_where_only_the_backend_is_missing(
-    api: triton_aio.InferenceServerClient,
+    variant: str, api: triton_aio.InferenceServerClient
 ) -> None:
     reason = "unable to find backend library for backend 'tensorrt'"
 
     with pytest.raises(InferenceServerException, match=reason):
-        await api.load_model(TENSORRT)
+        await api.load_model(variant)
 
 
 async def test_a_damaged_engine_is_not_served(api: triton_aio.InferenceServerClient) -> None:

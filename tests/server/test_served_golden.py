@@ -14,8 +14,8 @@ from gateway.embedded import EmbeddedTriton
 from streaming.engines import Engine, TritonEngine
 from streaming.manifest import MANIFEST, EngineManifest, TensorInfo, file_info
 from tests.golden.case import GoldenCase, discover, golden_directory
+from tests.golden.exported_cases import REPLAYS, exported_cases
 from tests.golden.place import Exported
-from tests.golden.replays import text, transformer, vae
 from tests.golden.replays.exported_stream import ExportedStreams
 from tests.golden.replays.stream import replay_stream
 from tests.server.grpc_models import GrpcModels
@@ -23,12 +23,6 @@ from tests.server.triton_fixtures import running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-# Not dit_bidirectional: its cache has no slots at all, and a Triton model has no axis of size 0.
-REPLAYS: dict[str, Callable[[GoldenCase, Exported], None]] = {
-    "wan/causal_block1_local4_sink1": transformer.replay_causal,
-    "wan/t5_encoder": text.t5_encoder,
-    "wan/tae_stream": vae.tae_stream,
-}
 # One stream of each pipeline, through its whole loop; longlive's rollover and camera too.
 STREAMS = {
     "krea/v2v",
@@ -40,7 +34,6 @@ STREAMS = {
     "streamdiffusionv2/v2v_noise_controller",
 }
 SERVED_STREAMS = [case for case in discover(golden_directory()) if str(case) in STREAMS]
-SERVED = [case for case in discover(golden_directory()) if str(case) in REPLAYS]
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +92,13 @@ def serve(repository: Path, triton: EmbeddedTriton, request: pytest.FixtureReque
     return load
 
 
-@pytest.mark.parametrize("served_case", SERVED, ids=str)
+@pytest.mark.parametrize("served_case", exported_cases(), ids=str)
 async def test_a_served_engine_reproduces_the_reference(
     served_case: GoldenCase, tmp_path: Path, serve: Serve
 ) -> None:
     def replay() -> None:
         with torch.inference_mode():
-            REPLAYS[str(served_case)](served_case, Exported(tmp_path, serve))
+            REPLAYS[served_case.kind](served_case, Exported(tmp_path, serve))
 
     await asyncio.to_thread(replay)
 
