@@ -7,7 +7,7 @@
 Measured: time to first picture (offer to first decoded picture; prompt new, and known), chunk time by step,
 pictures per second and their gaps, prompt to picture, memory, CPU. `overhead` is what a chunk takes beside
 the work of its engines, by Triton's own counters, `beside H100` the gateway's and the loop's part beside
-published times of real engines. Missing engines are exported from the demonstration checkpoint into --home first.
+published times of real engines. Missing engines are exported from the demonstration checkpoint into --home.
 """
 
 import argparse
