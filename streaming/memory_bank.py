@@ -115,6 +115,7 @@ def route(q: Tensor, k: Tensor, tokens_per_frame: int, count: int) -> Tensor:
 
     Off in every published configuration. No graph uses it: a transformer that does needs a key bias by head.
     """
-    blocks = k.unflatten(1, (-1, tokens_per_frame)).float().mean(dim=2)  # [B, blocks, N, D]
+    B, _, N, D = k.shape
+    blocks = k.reshape(B, -1, tokens_per_frame, N, D).float().mean(dim=2)  # [B, blocks, N, D]
     scores = torch.einsum("bnd,bgnd->bng", q.float().mean(dim=1), blocks)
     return scores.topk(min(count, blocks.shape[1]), dim=-1).indices.sort(dim=-1).values
