@@ -39,7 +39,7 @@ from streaming.units import in_units
 @click.option(
     "--demo",
     is_flag=True,
-    help="Tiny random weights in place of downloaded ones; with --models, small weights of that directory.",
+    help="The tiny weights of this package in place of downloaded ones; with --models, those of a directory.",
 )
 @click.option(
     "--padding-keys/--no-padding-keys",

@@ -26,7 +26,8 @@ from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
-from streaming.demo import DEMO, TRAINED_CONFIG, trained_directory
+from streaming.demo import DEMO, TRAINED_CONFIG, DemoInfo, read_demo, trained_directory
+from streaming.manifest import file_info, fingerprint
 
 _SIZE: Final = (128, 192)
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -40,14 +41,16 @@ _ADAPTER_RANK: Final = 1
 def ensure_demo_models(directory: Path) -> Path:
     """Write the trained checkpoint set into `directory` unless it is there; returns the directory.
 
-    It appears complete or not at all. The values are the same on every machine.
+    It appears complete or not at all. The values are the same on every machine. Weights that an older version
+    of this package wrote are replaced; somebody's own stay. Raises WanstreamError when demo.json is damaged.
     """
-    if (directory / DEMO).is_file():
+    weights = trained_weights()
+    if (directory / DEMO).is_file() and read_demo(directory).version in ("", weights.about.version):
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        write_demo_models(partial, trained_weights())
+        write_demo_models(partial, weights)
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     finally:
@@ -59,11 +62,11 @@ def ensure_demo_models(directory: Path) -> Path:
 class DemoWeights:
     """The parts of a demonstration checkpoint, by the keys of real ones.
 
-    size: height and width in pixels of the pictures that it is meant for
+    about: the size of the pictures that it is meant for, and what it understands
     """
 
     config: TransformerConfig
-    size: Size
+    about: DemoInfo
     transformer: dict[str, Tensor]
     vae: dict[str, Tensor]
     text_encoder: dict[str, Tensor]
@@ -89,16 +92,19 @@ def write_demo_models(
         directory / TOKENIZER / "tokenizer_config.json",
         {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN},
     )
-    _write_json(directory / DEMO, {"height": weights.size[0], "width": weights.size[1]})
+    _write_json(directory / DEMO, weights.about.model_dump())
 
 
 def trained_weights(directory: Path | None = None) -> DemoWeights:
     """The nano checkpoint, or another one in the layout that `export.nano` writes."""
     directory = directory or trained_directory()
     config = json.loads((directory / TRAINED_CONFIG).read_text(encoding="utf-8"))
+    version = fingerprint(
+        {p.name: file_info(p).sha256 for p in sorted(directory.iterdir()) if p.suffix != ".md"}
+    )
     return DemoWeights(
         config=TransformerConfig.from_json(config),
-        size=(config["height"], config["width"]),
+        about=DemoInfo.model_validate(config | {"version": version}),
         transformer=load_file(directory / "transformer.safetensors"),
         vae=load_file(directory / "vae.safetensors"),
         text_encoder=load_file(directory / "text_encoder.safetensors"),
@@ -128,7 +134,7 @@ def random_weights(
         vae_shapes, text_shapes = checkpoint_shapes(WanVae(vae)), checkpoint_shapes(TextEncoder(encoder))
     return DemoWeights(
         config=transformer,
-        size=size,
+        about=DemoInfo(height=size[0], width=size[1]),
         transformer=random_state(generator, 1, dtype),
         vae=random_state(vae_shapes, 2, dtype),
         text_encoder=random_state(text_shapes, 3, dtype),

@@ -25,6 +25,7 @@ from export.load import read_config
 from export.onnx_export import OPSET, check_parity, export_onnx
 from export.repository import write_onnxruntime_model
 from export.store import EngineStore, Resources
+from streaming.demo import DEMO, read_demo
 from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
 from streaming.kept import CACHE
@@ -283,12 +284,15 @@ def engine_set(
         )
         for i, (height, width) in enumerate(request.sizes)
     )
+    about = read_demo(request.models) if request.demo and (request.models / DEMO).is_file() else None
     return EngineSet(
         name=set_name(request),
         pipeline=request.pipeline,
         vae_type=request.vae_type,
         precision=request.precision,
         demo=request.demo,
+        note=about.note if about else "",
+        examples=about.examples if about else (),
         window=request.loop.local_attn_size,
         cache_frames=request.loop.cache_frames,
         padding_keys=request.loop.padding_keys,

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from gateway.serving import ServingError, StageCallback
-from streaming.demo import DEMO_MODELS, DEMO_PIPELINES, demo_size
+from streaming.demo import DEMO_MODELS, DEMO_PIPELINES, DemoInfo, demo_info
 from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ class DemoEngines:
         return spec.id in DEMO_PIPELINES and all(importlib.util.find_spec(name) for name in _PACKAGES)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels that the engines have or will have."""
-        return demo_size(self._home / DEMO_MODELS)
+    def info(self) -> DemoInfo:
+        """What the engines show or will show, and at which size."""
+        return demo_info(self._home / DEMO_MODELS)
 
     def is_current(self, spec: PipelineSpec) -> bool:
         """Whether the engines were made by this version of the source."""

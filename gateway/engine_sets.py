@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,19 @@ class EngineSets:
                 "Run: pip install 'wanstream[export]'.",
             )
         if self._demo is not None and self._waits_for_demo(spec):
-            return _servable([self._demo.size], ("wan",))
+            about = self._demo.info
+            return replace(_servable([about.size], ("wan",)), note=about.note, examples=about.examples)
         sets = [found.content for found in self._of(spec)]
         if not sets:
             return Availability(
                 False,
                 f"The engines of '{spec.id}' are not exported. Run: wanstream-export {spec.id}, or "
-                f"wanstream-export {spec.id} --demo for a tiny stand-in with random weights.",
+                f"wanstream-export {spec.id} --demo for a tiny stand-in.",
             )
         sizes = dict.fromkeys((v.height, v.width) for s in sets for v in s.vae)
         has_fp8 = any(s.precision == FP8 for s in sets)
-        return _servable(list(sizes), tuple(dict.fromkeys(s.vae_type for s in sets)), has_fp8=has_fp8)
+        servable = _servable(list(sizes), tuple(dict.fromkeys(s.vae_type for s in sets)), has_fp8=has_fp8)
+        return replace(servable, note=sets[0].note, examples=sets[0].examples)
 
     def opening(self) -> PipelineSpec | None:
         """The pipeline that a server begins with if nobody names one: a demonstration, or none.

@@ -51,6 +51,8 @@ class Availability:
     quantizations: tuple[str, ...] = ("fp8_e4m3fn",)  # for which engines exist
     vace: bool = True  # whether the VACE branch exists, for pipelines that support it
     max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
+    note: str = ""  # a line for users about the weights
+    examples: tuple[str, ...] = ()  # prompts that the weights understand
 
 
 @dataclass(frozen=True, slots=True)

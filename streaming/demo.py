@@ -14,12 +14,21 @@ TRAINED_CONFIG: Final = "config.json"  # in the directory of the trained weights
 
 
 class DemoInfo(BaseModel):
-    """Content of demo.json: the size of picture in pixels."""
+    """Content of demo.json.
+
+    height, width   of the pictures that the checkpoint is meant for, in pixels
+    note            a line for users about what it is
+    examples        prompts that it understands
+    version         of the package's own weights that were written; empty for weights of somebody else
+    """
 
     model_config = ConfigDict(frozen=True)
 
     height: int
     width: int
+    note: str = ""
+    examples: tuple[str, ...] = ()
+    version: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -31,17 +40,23 @@ def trained_directory() -> Path:
     return Path(__file__).parent.parent / "export" / "nano" / "weights"
 
 
-def demo_size(models: Path) -> tuple[int, int]:
-    """Height and width in pixels of the pictures that the checkpoint in `models` makes, once it is written.
+def demo_info(models: Path) -> DemoInfo:
+    """What the checkpoint in `models` is, or will be once it is written.
 
     Raises WanstreamError when the installation is damaged.
     """
     try:
-        return read_demo(models).size
+        found = read_demo(models)
     except WanstreamError:  # it is not there yet, or will be complained of by the export
-        path = trained_directory() / TRAINED_CONFIG
+        return trained_info()
+    return trained_info() if found.version else found
+
+
+def trained_info() -> DemoInfo:
+    """What the weights of the package are. Raises WanstreamError when the installation is damaged."""
+    path = trained_directory() / TRAINED_CONFIG
     try:
-        return DemoInfo.model_validate_json(path.read_bytes()).size
+        return DemoInfo.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise WanstreamError(f"'{path}' is missing or damaged. Install wanstream again.") from error
 

@@ -60,6 +60,8 @@ class EngineSet(Record):
     padding_keys   slots of one token after them, see `LoopSpec`
     window         attention window, in latent frames
     demo           random or tiny weights: only a stand-in
+    note           a line for users about the weights
+    examples       prompts that the weights understand
     """
 
     name: str
@@ -67,6 +69,8 @@ class EngineSet(Record):
     vae_type: str
     precision: str
     demo: bool
+    note: str = ""
+    examples: tuple[str, ...] = ()
     window: int
     cache_frames: int
     padding_keys: int = 0

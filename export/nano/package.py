@@ -19,8 +19,19 @@ from export.graphs.text_encoder import TextEncoder
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import WanVae
 from export.nano.text import tokenizer
+from streaming.demo import DemoInfo
 
 STORED: Final = torch.float16
+NOTE: Final = (
+    "A tiny demonstration model: it knows eight colours, four shapes and six motions, and no other words."
+)
+EXAMPLES: Final = (
+    "a large red circle stays still on a blue background",
+    "a yellow star pulses on a black background",
+    "a large green square moves up on a white background",
+    "a white triangle stays still on a purple background",
+    "a large black circle moves left on a cyan background",
+)
 
 
 def write_weights(
@@ -43,7 +54,8 @@ def write_weights(
     save_file(checkpoint_state(vae), directory / "vae.safetensors")
     save_file(checkpoint_state(encoder), directory / "text_encoder.safetensors")
     tokenizer().save(str(directory / "tokenizer.json"))
-    values = asdict(config) | {"model_type": "t2v", "height": size[0], "width": size[1]}
+    about = DemoInfo(height=size[0], width=size[1], note=NOTE, examples=EXAMPLES)
+    values = asdict(config) | {"model_type": "t2v"} | about.model_dump(exclude={"version"})
     (directory / "config.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 

@@ -113,7 +113,8 @@ export class Controls extends EventTarget {
   #card(entry, vramGb) {
     const card = $("pipeline-card").content.firstElementChild.cloneNode(true);
     const radio = card.querySelector("input");
-    const memory = entry.estimated_vram_gb ? `${entry.estimated_vram_gb} GB GPU` : "";
+    const demo = entry.example_prompts?.length > 0; // tiny weights: the estimate is that of the real ones
+    const memory = demo ? "Demonstration" : entry.estimated_vram_gb ? `${entry.estimated_vram_gb} GB GPU` : "";
     const only = entry.supported_modes.length === 1 ? `${entry.supported_modes[0]} only` : "";
     const tight = vramGb && entry.estimated_vram_gb > vramGb ? ` Needs about ${entry.estimated_vram_gb} GB of GPU memory; this server has ${Math.round(vramGb)}.` : "";
     for (const part of ["name", "tags", "text"]) card.querySelector(`.card-${part}`).id = `${entry.id}-${part}`;
@@ -160,8 +161,21 @@ export class Controls extends EventTarget {
     for (const radio of document.getElementsByName("mode")) radio.checked = radio.value === mode;
     for (const radio of document.getElementsByName("source")) radio.checked = radio.value === this.#settings.source;
     $("file-field").hidden = this.#settings.source !== "file";
+    this.#showExamples(entry);
     this.#showValues(fields, values);
     this.#showSizes(values);
+  }
+
+  /** What weights that know few words understand. */
+  #showExamples({ note, example_prompts: prompts = [] }) {
+    $("examples").hidden = prompts.length === 0;
+    $("examples-note").textContent = note ?? "";
+    const buttons = prompts.map((text) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+      button.addEventListener("click", () => this.#prompts.choose(text));
+      return button;
+    });
+    $("examples-list").replaceChildren(...buttons);
   }
 
   #showValues(fields, values) {

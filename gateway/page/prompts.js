@@ -33,6 +33,13 @@ export class PromptEditor {
     this.markApplied();
   }
 
+  /** Put one text in place of the first prompt, as if it had been typed. */
+  choose(text) {
+    this.#prompts[0].text = text;
+    this.#render();
+    this.#commit();
+  }
+
   /** The prompts as they are now have been sent. */
   markApplied() {
     this.#applied = this.#texts();

@@ -164,7 +164,12 @@ class DoubleServing:
         return True
 
     def availability(self, spec: PipelineSpec) -> Availability:
-        return Availability(available=True)
+        few_words = spec.id == "reward-forcing"  # as if its weights were a demonstration
+        return Availability(
+            available=True,
+            note="It knows two prompts." if few_words else "",
+            examples=("a red ball", "a blue box") if few_words else (),
+        )
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Loading plain pictures...")

@@ -186,3 +186,22 @@ async def test_a_load_that_failed_on_the_server_is_told(browser: Browser, double
         await state(page, "idle")
 
         await expect(page.locator("#loaded")).to_contain_text("the disk is on fire")
+
+
+async def test_an_example_takes_the_place_of_the_prompt(browser: Browser, double: DoubleProcess) -> None:
+    async with opened(browser, double.url) as page:
+        await state(page, "idle")
+        await expect(page.get_by_role("button", name="a blue box")).to_be_hidden()
+        await start(page, "RewardForcing")
+
+        await page.get_by_role("button", name="a blue box").click()
+
+        async def arrived() -> bool:
+            parameters = await session_parameters(double.client)
+            return "a blue box" in str(parameters)  # as the prompt, or as a transition's target
+
+        await until(arrived, 20, "the example on the server")
+        assert await field(page, "Prompt 1").input_value() == "a blue box"
+        assert await page.get_by_text("It knows two prompts.").is_visible()
+        await page.get_by_role("radio", name="LongLive", exact=True).check()
+        await expect(page.get_by_text("It knows two prompts.")).to_be_hidden()

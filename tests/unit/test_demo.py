@@ -10,7 +10,7 @@ import pytest
 from gateway.demo import DemoEngines
 from gateway.engine_sets import EngineSets
 from gateway.serving import ServingError
-from streaming.demo import DEMO_MODELS, demo_size
+from streaming.demo import DEMO_MODELS, demo_info
 from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.specs import SPECS
 
@@ -110,7 +110,9 @@ async def test_a_demonstration_is_offered_until_there_are_real_engines(tmp_path:
     opening = sets.opening()
     write_set(engines, (320, 576), demo=False)
 
-    assert before.supported_resolutions == [demo_size(tmp_path / DEMO_MODELS)]
+    about = demo_info(tmp_path / DEMO_MODELS)
+    assert before.supported_resolutions == [about.size]
+    assert (before.note, before.examples) == (about.note, about.examples)
     assert opening is LONGLIVE
     assert sets.availability(LONGLIVE).supported_resolutions == [(320, 576)]
     assert sets.opening() is None  # real weights are loaded when somebody asks
@@ -128,7 +130,7 @@ async def test_engines_of_an_older_version_are_made_again(tmp_path: Path) -> Non
     await sets.prepare(LONGLIVE, stages.append)
     await sets.prepare(LONGLIVE, pytest.fail)
 
-    assert stale.supported_resolutions == [demo_size(tmp_path / DEMO_MODELS)]
+    assert stale.supported_resolutions == [demo_info(tmp_path / DEMO_MODELS).size]
     assert len(stages) == 2
     assert sets.availability(LONGLIVE).supported_resolutions == [(64, 64)]
 

@@ -1,16 +1,17 @@
 """The shipped nano checkpoint in the product's loop: its pictures are judged by their colours."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.nano_quality import Stream
-from export.demo import trained_weights, write_demo_models
+from export.demo import ensure_demo_models, trained_weights, write_demo_models
 from export.nano.in_process import in_process
 from export.nano.measure import look
-from streaming.demo import trained_directory
+from streaming.demo import DEMO, read_demo, trained_directory, trained_info
 from streaming.model_pipeline import ModelPipeline
 
 
@@ -65,3 +66,23 @@ def test_the_files_are_small_and_come_with_their_card() -> None:
 
     assert sum(files.values()) < 15_000_000
     assert "MODEL_CARD.md" in files
+
+
+def test_the_examples_are_of_the_world_that_it_knows() -> None:
+    tokenizer = trained_weights().tokenizer
+
+    assert trained_info().note
+    for prompt in trained_info().examples:
+        assert "<unk>" not in tokenizer.encode(prompt).tokens
+
+
+def test_weights_of_an_older_version_are_replaced_and_somebodys_own_are_kept(tmp_path: Path) -> None:
+    older, own = tmp_path / "older", tmp_path / "own"
+    for directory, version in ((older, "of last year"), (own, "")):
+        ensure_demo_models(directory)
+        about = read_demo(directory).model_copy(update={"version": version})
+        (directory / DEMO).write_text(about.model_dump_json())
+
+    versions = [read_demo(ensure_demo_models(directory)).version for directory in (older, own)]
+
+    assert versions == [trained_weights().about.version, ""]

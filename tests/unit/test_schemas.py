@@ -16,7 +16,7 @@ ENTRY_KEYS = {
     *("supports_cache_management", "supports_kv_cache_bias", "supports_quantization", "config_schema"),
     *("recommended_quantization_vram_threshold", "default_spatial_interpolation_method", "produces_video"),
     *("produces_audio", "usage", "inputs", "outputs", "plugin_name", "available", "unavailable_reason"),
-    *("supported_resolutions", "input_size"),
+    *("supported_resolutions", "input_size", "note", "example_prompts"),
 }
 
 
@@ -142,3 +142,11 @@ def test_input_frames_per_mode() -> None:
     assert sizes["longlive"] == {"text": 0, "video": 12}
     assert sizes["streamdiffusionv2"] == {"text": 0, "video": 4}
     assert sizes["passthrough"] == {"video": 4}
+
+
+def test_what_weights_understand_is_told() -> None:
+    plain = pipeline_schema(LONGLIVE, Availability(True))
+    tiny = pipeline_schema(LONGLIVE, Availability(True, note="Knows one word.", examples=("a ball",)))
+
+    assert (plain["note"], plain["example_prompts"]) == (None, [])
+    assert (tiny["note"], tiny["example_prompts"]) == ("Knows one word.", ["a ball"])
