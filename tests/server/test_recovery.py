@@ -26,6 +26,7 @@ def abandoned(double_server: DoubleProcess) -> str:
 
     ICE notices that after half a minute, so the test that looks is the last one.
     """
+    double_server.reset_faults()
     asyncio.run(load(double_server.client, "longlive", {"height": 96, "width": 128}))
     command = [sys.executable, "-m", "tests.server.peer", double_server.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peer:

@@ -47,7 +47,7 @@ def copied_frames(pipeline: PipelineSpec) -> list[float]:
     """Latent frames of keys and values that each chunk of a steady stream copies; of one layer."""
     assert pipeline.loop is not None
     glass = GlassModel(pipeline.loop, pipeline.loop.cache_frames)
-    model, noise = glass.model(), FrameNumbers()
+    model, noise = glass.loaded, FrameNumbers()
     session = Session.begin(model)
     request = ChunkRequest(PromptRequest((("1", 1.0),)), steps=(1000, 500, 250), seed=0, mode=TEXT)
     counted = []

@@ -107,10 +107,13 @@ def test_the_chain_of_loaders_needs_tensorrt_only_when_it_is_called(
 
 
 @pytest.fixture
-def graph(exported_engines: tuple[Path, EngineSet]) -> tuple[Path, list[dict[str, Any]]]:
-    """The file of an engine, and inputs."""
+def graph(
+    exported_engines: tuple[Path, EngineSet], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The file of an engine, and inputs; a copy, because onnx refuses files that others have linked."""
     store = EngineStore(exported_engines[0] / "engines")
-    directory = store.engine(exported_engines[1].text_kv)
+    directory = tmp_path_factory.mktemp("graph") / "1"
+    shutil.copytree(store.engine(exported_engines[1].text_kv), directory)
     return directory / ONNX_FILE, random_feeds(read_manifest(directory))
 
 

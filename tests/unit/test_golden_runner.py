@@ -115,7 +115,7 @@ def test_the_committed_subset_can_be_replayed_and_is_small() -> None:
     cases = discover(COMMITTED)
 
     assert {case.kind for case in cases} <= registry.REPLAYS.keys()
-    assert sum(path.stat().st_size for path in COMMITTED.rglob("*")) < 4 * 2**20
+    assert sum(path.stat().st_size for path in COMMITTED.rglob("*")) < 8 * 2**20
 
 
 def test_weights_come_from_the_named_case(tmp_path: Path) -> None:

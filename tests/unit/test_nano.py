@@ -3,7 +3,9 @@
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from export.nano.__main__ import main
 from export.nano.films import Film, random_film
 from export.nano.in_process import in_process
 from export.nano.measure import best_shape, look, object_mask, place, velocity
+from export.nano.recipe import Recipe
 from export.nano.stages import Training, run
 from export.nano.text import TextTraining, new_encoder
 from export.nano.transformer_training import (
@@ -135,15 +138,45 @@ TRAININGS: dict[str, Callable[[], Training]] = {
 }
 
 
+@dataclass
+class Interrupted:
+    """A training that somebody stops after some steps."""
+
+    training: Training
+    last: int
+
+    @property
+    def steps(self) -> int:
+        return self.training.steps
+
+    @property
+    def done(self) -> int:
+        return self.training.done
+
+    def step(self) -> dict[str, float]:
+        if self.done == self.last:
+            raise KeyboardInterrupt
+        return self.training.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.training.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.training.load_state_dict(state)
+
+
 @pytest.mark.parametrize("name", TRAININGS)
-def test_an_interrupted_training_goes_on_to_the_same_weights(name: str, tmp_path: Path) -> None:
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.nano.stages.SAVE_EVERY_S", -1.0)  # after every step
     torch.manual_seed(5)
     whole, first = TRAININGS[name](), TRAININGS[name]()
-    first.steps = 2
     torch.manual_seed(7)
     run(name, whole, tmp_path / "whole.pt", print)
     torch.manual_seed(7)
-    run(name, first, tmp_path / "part.pt", print)
+    with pytest.raises(KeyboardInterrupt):
+        run(name, Interrupted(first, 2), tmp_path / "part.pt", print)
     torch.manual_seed(99)
     second = TRAININGS[name]()
 
@@ -168,7 +201,7 @@ def test_one_command_trains_exports_and_streams(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train", "--out", str(tmp_path), "--scale", "0.001"])
 
     assert result.exit_code == 0, result.output
-    assert "transformer: 2 steps took" in result.output
+    assert f"transformer: {Recipe(tmp_path, 0, 0.001).steps('transformer')} steps took" in result.output
     write_demo_models(tmp_path / "models", trained_weights(tmp_path / "weights"))
     stream = in_process(tmp_path / "models", "longlive").open_stream()
     parameters = {"prompts": "a red circle", "denoising_step_list": [1000, 500]}
