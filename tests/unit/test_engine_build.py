@@ -112,8 +112,9 @@ def graph(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The file of an engine, and inputs; a copy, because onnx refuses files that others have linked."""
     store = EngineStore(exported_engines[0] / "engines")
-    directory = tmp_path_factory.mktemp("graph") / "1"
-    shutil.copytree(store.engine(exported_engines[1].text_kv), directory)
+    source = store.engine(exported_engines[1].text_kv)
+    directory = tmp_path_factory.mktemp("graph") / source.parent.name / source.name
+    shutil.copytree(source, directory)
     return directory / ONNX_FILE, random_feeds(read_manifest(directory))
 
 
