@@ -114,7 +114,7 @@ class Memory:
         """
         assert spec.loop is not None, "a pipeline without a loop has no engines"
         size = (load_params["height"], load_params["width"])
-        loop = engines.built_for(spec.loop)
+        loop = engines.built_for(spec.loop.chosen(load_params))
         try:
             manifests = await asyncio.to_thread(read_manifests, models, engines.engines(size))
             chosen = fit(engines, manifests, loop, size, self._placement, await self._free())

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from streaming.engine_set import EngineSet
 from streaming.errors import WanstreamError
-from streaming.manifest import EngineManifest, read_manifest
+from streaming.manifest import ITEM_BYTES, EngineManifest, read_manifest
 from streaming.specs import LoopSpec, OnPromptChange
 from streaming.units import in_units
 
@@ -153,6 +153,7 @@ def memory_plan(
     loaded = {name: manifest for name, manifest in manifests.items() if name in here}
     caches = _session_caches(engines, loaded, loop, height, width)
     again = sum(caches[name] for name in ("VAE caches", "cross attention"))  # old and new ones in one call
+    again += caches["averaged sink"]  # a chunk makes a new one; the old one is still needed on failure
     if loop.on_prompt_change is OnPromptChange.RECACHE:
         again += caches["KV cache"]  # is computed anew beside the old one, which is still needed on failure
     return MemoryPlan(
@@ -217,12 +218,21 @@ def _session_caches(
 
     slots = loop.cache_tokens(tokens, engines.cache_frames)
     kv_cache = inputs(engines.transformer, "kv_", {"S": slots})
+    frame = kv_cache * tokens // slots
+    widened = _FLOAT_BYTES / _cache_item(manifests.get(engines.transformer)) if loop.sink_ema_float32 else 1
     return {
         "KV cache": kv_cache,
-        "frames kept beside it": kv_cache * loop.kept_frames * tokens // slots,
+        "averaged sink": int(frame * loop.averaged_frames * widened),
+        "memory bank": frame * loop.remembered_frames,
         "cross attention": inputs(engines.transformer, "cross_kv_", {}),
         "VAE caches": inputs(vae.decoder_next, "cache_", {}) + inputs(vae.encoder_next, "cache_", {}),
     }
+
+
+def _cache_item(transformer: EngineManifest | None) -> int:
+    """Bytes of one number in the self-attention cache; without the engine, which is not loaded then, 4."""
+    tensors = () if transformer is None else transformer.inputs
+    return next((ITEM_BYTES[t.dtype] for t in tensors if t.name.startswith("kv_")), _FLOAT_BYTES)
 
 
 def _latents_bytes(engines: EngineSet, loop: LoopSpec, height: int, width: int) -> int:

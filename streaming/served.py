@@ -187,7 +187,7 @@ def _device(models: Path, engine_set: Path) -> torch.device:
 def with_choices(spec: PipelineSpec, given: Mapping[str, str]) -> PipelineSpec:
     """The spec with what a load chose of its loop; values are JSON."""
     chosen: dict[str, Any] = {name: json.loads(given[name]) for name in LOAD_CHOICES if name in given}
-    return spec if spec.loop is None else replace(spec, loop=replace(spec.loop, **chosen))
+    return spec if spec.loop is None else replace(spec, loop=spec.loop.chosen(chosen))
 
 
 def _needed(parameters: Mapping[str, str], name: str) -> str:

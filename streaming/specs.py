@@ -6,7 +6,7 @@ Sources: `pipeline-*.md` and `api.md` 4.2, 4.7 of the specification. Torch-free:
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 TEXT: Final = "text"
 VIDEO: Final = "video"
@@ -91,11 +91,18 @@ class LoopSpec:
         return 1 + (self.context_frames - 1) * TEMPORAL_FACTOR if self.context_frames else 0
 
     @property
-    def kept_frames(self) -> int:
-        """Latent frames of keys and values that a stream keeps beside its cache: an averaged sink, and the
-        bank's blocks with the frame that was recorded last."""
-        sink = self.sink_size if self.sink_ema_decay is not None else 0
-        return sink + (self.bank_size + 1 if self.record_interval is not None else 0)
+    def averaged_frames(self) -> int:
+        """Latent frames of an averaged sink, which a stream keeps beside its cache."""
+        return self.sink_size if self.sink_ema_decay is not None else 0
+
+    @property
+    def remembered_frames(self) -> int:
+        """Latent frames that a stream keeps for its memory bank: the blocks, and the last recorded one."""
+        return self.bank_size + 1 if self.record_interval is not None else 0
+
+    def chosen(self, load_params: Mapping[str, Any]) -> "LoopSpec":
+        """With what a load chose of it; other parameters are ignored."""
+        return replace(self, **{name: load_params[name] for name in LOAD_CHOICES if name in load_params})
 
     def chunk_frames(self, mode: str, first: bool) -> int:
         """Latent frames of a chunk; `first` is true for the first one after a reset."""

@@ -16,7 +16,7 @@ from gateway.memory import Fit, Memory
 from gateway.serving import ServingError
 from streaming.manifest import MANIFEST
 from streaming.memory_plan import DoesNotFitError
-from streaming.specs import KREA_REALTIME_VIDEO
+from streaming.specs import SPECS
 from tests.engines import small_request
 
 SIZES = ((512, 512), (320, 576))
@@ -68,17 +68,18 @@ def test_a_card_that_is_too_small_is_refused_with_numbers(krea: Outline, size: t
     )
 
 
-async def load_of(krea: Outline, models: Path, size: tuple[int, int], gpu_gb: int) -> Fit:
+async def load_of(real: Outline, models: Path, size: tuple[int, int], gpu_gb: int, **choices: object) -> Fit:
     """The gateway's decision about a load on a GPU of so many GB."""
-    for name, manifest in krea.manifests.items():
-        (models / name / "1").mkdir(parents=True)
+    for name, manifest in real.manifests.items():
+        (models / name / "1").mkdir(parents=True, exist_ok=True)
         (models / name / "1" / MANIFEST).write_text(manifest.model_dump_json())
 
     async def used_and_total() -> tuple[int, int]:
         return 0, gpu_gb * GB
 
-    params = {"height": size[0], "width": size[1]}
-    return await Memory(used_and_total, on_cpu=False).fit(krea.engines, models, KREA_REALTIME_VIDEO, params)
+    params = {"height": size[0], "width": size[1]} | choices
+    spec = SPECS[real.engines.pipeline]
+    return await Memory(used_and_total, on_cpu=False).fit(real.engines, models, spec, params)
 
 
 @pytest.mark.parametrize("gpu_gb", [24, 48])
@@ -96,6 +97,18 @@ async def test_the_gateway_loads_krea_on_a_card_of_141_gb(
     assert not chosen.text_encoder_on_demand
     assert chosen.sessions is not None
     assert chosen.plan.total(chosen.sessions) <= 141 * GB < chosen.plan.total(chosen.sessions + 1)
+
+
+async def test_an_averaged_sink_in_float32_counts_twice_beside_a_16_bit_cache(tmp_path: Path) -> None:
+    size = (320, 576)
+    real = outline(Request("reward-forcing", Path("nowhere"), (size,), precision="fp16"))
+
+    loads = [await load_of(real, tmp_path, size, 80, sink_ema_float32=wide) for wide in (False, True)]
+
+    plans = [load.plan for load in loads]
+    sink = 30 * 2 * 3 * 720 * 1536 * 2  # layers, keys and values, three frames of 720 tokens, 16 bits
+    assert [plan.session["averaged sink"] for plan in plans] == [sink, 2 * sink]
+    assert plans[1].total() - plans[0].total() == 2 * sink  # while a chunk is made there are two
 
 
 def test_without_padding_keys_the_cache_holds_frames_only() -> None:
