@@ -20,7 +20,7 @@ Loc = tuple[str | int, ...]
 
 LORA_SUFFIX: Final = ".safetensors"
 _MAX_LORAS: Final = 32
-_MAX_INTERVAL: Final = 1000  # chunks
+MAX_INTERVAL: Final = 1000  # chunks between two records of a memory bank
 _MERGE_MODE: Final[LoraMergeMode] = "permanent_merge"
 _VAE_TYPE: Final[VaeType] = "wan"
 
@@ -241,7 +241,7 @@ def _fields(spec: PipelineSpec) -> dict[str, TypeAdapter[Any]]:
     if spec.loop is not None:
         fields |= {"base_seed": Seed, "seed": Seed, "vae_type": VaeType}
     if spec.loop is not None and spec.loop.bank_size:
-        fields["record_interval"] = Annotated[Integer, Field(ge=1, le=_MAX_INTERVAL)] | None
+        fields["record_interval"] = Annotated[Integer, Field(ge=1, le=MAX_INTERVAL)] | None
     if spec.loop is not None and spec.loop.sink_ema_decay is not None:
         fields["sink_ema_float32"] = bool
     if spec.supports_quantization:
@@ -310,7 +310,9 @@ def _effective(
         params["vace_enabled"] = availability.vace and values.get("vace_enabled", True)
     if spec.loop is not None:
         params["vae_type"] = values.get("vae_type", _VAE_TYPE)
-    return params | {name: values[name] for name in LOAD_CHOICES if name in values}
+    chosen = {name: values[name] for name in LOAD_CHOICES if name in values}
+    # Scope's status has no such keys: they are there when they say something.
+    return params | {name: value for name, value in chosen.items() if value != getattr(spec.loop, name)}
 
 
 def _default_quantization(spec: PipelineSpec, vram_gib: float | None) -> Literal["fp8_e4m3fn"] | None:

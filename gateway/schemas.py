@@ -3,9 +3,18 @@
 from collections.abc import Callable
 from typing import Any, Final, get_args
 
-from gateway.load_params import default_size
+from gateway.load_params import MAX_INTERVAL, default_size
 from gateway.serving import Availability
-from streaming.specs import SPECS, VIDEO, LoraMergeMode, ModeDefaults, PipelineSpec, Quantization, VaeType
+from streaming.specs import (
+    SPECS,
+    VIDEO,
+    LoopSpec,
+    LoraMergeMode,
+    ModeDefaults,
+    PipelineSpec,
+    Quantization,
+    VaeType,
+)
 
 _VERSION: Final = "1.0.0"  # of the schema, the same for all
 
@@ -171,7 +180,28 @@ def _model_properties(spec: PipelineSpec) -> dict[str, dict[str, Any]]:
             "description": "Run the model's linear layers in 8 bit to save memory.",
             "default": None,
         },
+        **_loop_choices(spec.loop),
     }
+
+
+def _loop_choices(loop: LoopSpec) -> dict[str, dict[str, Any]]:
+    """What a load may choose of a loop that has it; not in Scope."""
+    choices = {}
+    if loop.bank_size:
+        choices["record_interval"] = {
+            "title": "Record Interval",
+            "description": "Chunks between two frames of the memory bank; null: it stays empty, as in Scope.",
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_INTERVAL}, {"type": "null"}],
+            "default": loop.record_interval,
+        }
+    if loop.averaged_frames:
+        choices["sink_ema_float32"] = _property(
+            "Sink Ema Float32",
+            "Average the first frames in 32 bit: as published, not as in Scope.",
+            type="boolean",
+            default=loop.sink_ema_float32,
+        )
+    return choices
 
 
 def _size(spec: PipelineSpec, title: str, default: int) -> dict[str, Any]:
@@ -201,7 +231,9 @@ def _ui_hints(spec: PipelineSpec) -> dict[str, dict[str, Any]]:
     live = (
         {"modulatable": True, "modulatable_min": 0.0, "modulatable_max": 1.0} if spec.noise_scale_live else {}
     )
+    choices = _loop_choices(spec.loop) if spec.loop is not None else {}
     return {
+        **{name: {"order": 9, "is_load_param": True} for name in choices},
         "vace_context_scale": {"order": 1, "component": "vace", "is_load_param": True},
         "lora_merge_strategy": {"order": 2, "component": "lora", "is_load_param": True},
         "vae_type": {"order": 3, "is_load_param": True, "label": "VAE"},

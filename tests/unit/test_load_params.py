@@ -218,6 +218,7 @@ def test_what_a_load_chooses_of_a_loop_is_in_force(pipeline: str, chosen: dict[s
     assert getattr(spec.loop, name) == chosen[name]
     assert request.warnings == []
     assert name not in load(pipeline).params  # the loop's own default
+    assert load(pipeline, {name: getattr(SPECS[pipeline].loop, name)}).params == load(pipeline).params
 
 
 def test_choices_are_checked_and_belong_to_their_pipelines() -> None:

@@ -6,9 +6,10 @@ import pytest
 from gateway.load_params import LoadContext, parse_load_request
 from gateway.schemas import pipeline_schema, pipeline_schemas
 from gateway.serving import Availability
-from streaming.specs import KREA_REALTIME_VIDEO, LONGLIVE, PASSTHROUGH, SPECS, PipelineSpec
+from streaming.specs import KREA_REALTIME_VIDEO, LONGLIVE, MEMFLOW, PASSTHROUGH, SPECS, PipelineSpec
 
 MODELS = [spec for spec in SPECS.values() if spec.loop is not None]
+CHOICES = {"memflow": ["record_interval"], "reward-forcing": ["sink_ema_float32"]}
 ENTRY_KEYS = {
     *("id", "name", "description", "version", "supported_modes", "default_mode", "supports_prompts"),
     *("default_temporal_interpolation_method", "default_temporal_interpolation_steps", "docs_url"),
@@ -117,8 +118,19 @@ def test_hints_for_the_page(spec: PipelineSpec) -> None:
         **{"vace_context_scale": 1, "lora_merge_strategy": 2, "vae_type": 3, "height": 4, "width": 4},
         **{"base_seed": 5, "manage_cache": 5, "denoising_steps": 6, "noise_scale": 7},
         **{"noise_controller": 7, "quantization": 8},
+        **dict.fromkeys(CHOICES.get(spec.id, ()), 9),
     }
     assert schema["noise_scale"]["ui"].get("modulatable", False) is (spec.id == "longlive")
+
+
+@pytest.mark.parametrize("value", [1, 1000, None])
+def test_an_interval_that_the_schema_allows_can_be_loaded(value: int | None) -> None:
+    number, null = properties(MEMFLOW)["record_interval"]["anyOf"]
+    body = {"pipeline_id": "memflow", "load_params": {"record_interval": value}}
+
+    assert parse_load_request(body, LoadContext(everything, [])).params["record_interval"] == value
+    assert (number["minimum"], number["maximum"], null) == (1, 1000, {"type": "null"})
+    assert "record_interval" not in properties(LONGLIVE)
 
 
 def test_passthrough_has_no_hints_and_optional_model_parameters() -> None:
