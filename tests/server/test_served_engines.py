@@ -29,6 +29,7 @@ from streaming.sessions import Images
 from streaming.specs import SPECS
 from tests.engines import SIZE, small_request
 from tests.server.grpc_models import GrpcModels
+from tests.server.stream_comparison import ServedStream, assert_like_in_process
 from tests.server.triton_fixtures import ModelClient, override, running_triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -150,29 +151,18 @@ async def test_a_served_stream_makes_the_pictures_of_one_in_this_process(
     """Three text chunks, the last under another prompt, then the camera: every engine is used."""
     spec = SPECS[LONGLIVE]
     model = open_model(store.sets / engine_set.name, spec, in_process(store.models))
-    stream = ModelPipeline(spec, model, spec.base_seed).open_stream()
+    local = ModelPipeline(spec, model, spec.base_seed).open_stream()
     video = np.random.default_rng(0).integers(0, 255, (13, *SIZE, 3), np.uint8)
-    chunks: list[tuple[str, dict[str, Any], Any]] = [
-        ("", {"prompts": [{"text": "a fox", "weight": 1.0}], "input_mode": "text"}, None),
-        ("", {}, None),
-        ("", {"prompts": [{"text": "snow", "weight": 1.0}]}, None),
-        ("", {"input_mode": "video", "noise_controller": False}, video),
+    chunks: list[dict[str, Any]] = [
+        {"prompts": [{"text": "a fox", "weight": 1.0}], "input_mode": "text"},
+        {},
+        {"prompts": [{"text": "snow", "weight": 1.0}]},
+        {"input_mode": "video", "noise_controller": False},
     ]
-    parameters: dict[str, Any] = {}
 
     async with ModelClient(triton, LONGLIVE) as client:
         await client.load(load_parameters(store, engine_set))
-        await client.start(1, **chunks[0][1])
-        for _, changes, pictures in chunks:
-            parameters |= changes
-            responses = await client.generate(1, pictures, **changes)
-            expected = [images for images, _ in stream.next_chunk(parameters, pictures, lambda: False)]
-
-            made = np.concatenate([response.frames for response in responses if response.frames.size])
-            difference = np.abs(made.astype(int) - np.concatenate(expected).astype(int))
-            assert made.shape[1:] == (*SIZE, 3)
-            assert difference.max() <= 1, f"{changes}: {difference.max()}"
-            assert made.std() > 5  # not one colour: the comparison means something
+        await assert_like_in_process(ServedStream(client, 1, video), local, chunks, SIZE)
         await client.unload()
 
 

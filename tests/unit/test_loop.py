@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from streaming.errors import WanstreamError
-from streaming.model_pipeline import ModelStream, chunk_request
+from streaming.model_pipeline import ModelPipeline, ModelStream, chunk_request
 from streaming.noise import SeededNoise, motion_noise_scale
 from streaming.session import Session
 from streaming.sessions import ChunkCancelled, Images, Stream, StreamSession
-from streaming.specs import LONGLIVE
+from streaming.specs import LONGLIVE, SPECS, PipelineSpec
 from streaming.video import to_model
 from tests.tiny_pipeline import HEIGHT, VAES, WIDTH, Hook, camera, chunk, parameters, tiny_pipeline
 
@@ -46,18 +47,27 @@ def test_a_seed_gives_the_same_frames_in_every_stream() -> None:
     assert not np.array_equal(frames_of(pipeline.open_stream(), 1, base_seed=8)[0], first[0])
 
 
-def test_two_sessions_give_what_each_gives_alone() -> None:
-    pipeline = tiny_pipeline()
-    kinds: list[dict[str, Any]] = [{"base_seed": 1}, {"base_seed": 2, "prompts": BIRD}]
-    alone = [frames_of(pipeline.open_stream(), 6, **kind) for kind in kinds]
-
-    streams = [pipeline.open_stream() for _ in kinds]
-    turns = [
-        [chunk(stream, **kind)[0] for stream, kind in zip(streams, kinds, strict=True)] for _ in range(6)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS.values() if spec.loop], ids=lambda spec: spec.id)
+def test_two_sessions_give_what_each_gives_alone(spec: PipelineSpec) -> None:
+    """Until windows have moved on and banks are full; prompts, seeds and modes differ and change."""
+    assert spec.loop is not None
+    often = replace(spec.loop, record_interval=1) if spec.loop.bank_size else spec.loop
+    pipeline = tiny_pipeline(spec=replace(spec, loop=often))
+    kinds: list[list[dict[str, Any]]] = [
+        [{"base_seed": 1}] * 6 + [{"base_seed": 1, "prompts": BIRD}] * 2,
+        [{"base_seed": 2, "prompts": BIRD}] * 5 + [{"base_seed": 2, "video": camera(k)} for k in range(3)],
     ]
+    alone = [[chunk(stream, **step)[0] for step in kind] for kind, stream in opened(pipeline, kinds)]
+
+    streams = opened(pipeline, kinds)
+    turns = [[chunk(stream, **kind[k])[0] for kind, stream in streams] for k in range(8)]
 
     for i, expected in enumerate(alone):
         assert_same([turn[i] for turn in turns], expected)
+
+
+def opened(pipeline: ModelPipeline, kinds: list[list[dict[str, Any]]]) -> list[tuple[Any, Stream]]:
+    return [(kind, pipeline.open_stream()) for kind in kinds]
 
 
 @pytest.mark.parametrize("vae_type", VAES)
