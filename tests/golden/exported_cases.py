@@ -16,11 +16,8 @@ REPLAYS: dict[str, Callable[[GoldenCase, Exported], None]] = {
     "wan.vae_encode_stream": vae.encode_stream,
     "wan.tae_stream": vae.tae_stream,
 }
-# Tracing takes most of the time; these run the graphs of the stream cases, on other inputs.
-SAME_GRAPHS = {"wan/vae_oneshot", "wan/vae_decode_first"}
 
 
 def exported_cases() -> list[GoldenCase]:
     """Those of the golden directory."""
-    cases = discover(golden_directory())
-    return [case for case in cases if case.kind in REPLAYS and str(case) not in SAME_GRAPHS]
+    return [case for case in discover(golden_directory()) if case.kind in REPLAYS]

@@ -11,8 +11,10 @@ from tests.golden.place import Exported
 
 
 @pytest.mark.parametrize("exported_case", exported_cases(), ids=str)
-def test_an_exported_file_reproduces_the_reference(exported_case: GoldenCase, tmp_path: Path) -> None:
+def test_an_exported_file_reproduces_the_reference(
+    exported_case: GoldenCase, tmp_path: Path, traced_graphs: Path
+) -> None:
     with torch.inference_mode():
-        REPLAYS[exported_case.kind](exported_case, Exported(tmp_path))
+        REPLAYS[exported_case.kind](exported_case, Exported(tmp_path, traced_graphs))
 
     assert exported_case.compared >= set(exported_case.expected())

@@ -94,11 +94,11 @@ def serve(repository: Path, triton: EmbeddedTriton, request: pytest.FixtureReque
 
 @pytest.mark.parametrize("served_case", exported_cases(), ids=str)
 async def test_a_served_engine_reproduces_the_reference(
-    served_case: GoldenCase, tmp_path: Path, serve: Serve
+    served_case: GoldenCase, tmp_path: Path, serve: Serve, traced_graphs: Path
 ) -> None:
     def replay() -> None:
         with torch.inference_mode():
-            REPLAYS[served_case.kind](served_case, Exported(tmp_path, serve))
+            REPLAYS[served_case.kind](served_case, Exported(tmp_path, traced_graphs, serve))
 
     await asyncio.to_thread(replay)
 

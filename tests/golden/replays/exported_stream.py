@@ -6,7 +6,6 @@ from itertools import count
 from pathlib import Path
 
 import onnx
-from filelock import FileLock
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,7 +14,7 @@ from export.graphs.signature import Signature
 from export.onnx_export import export_onnx
 from streaming.engines import Engine
 from streaming.manifest import ONNX_FILE
-from tests.golden.place import in_onnx_runtime
+from tests.golden.place import in_onnx_runtime, written_once
 from tests.golden.replays.stream import torch_modules
 from tests.golden.replays.stream_cases import StreamCase
 
@@ -56,14 +55,13 @@ class ExportedStreams:
         path = self._directory / str(next(self._numbers)) / ONNX_FILE
         path.parent.mkdir()
         shapes = f"{signature} {[(name, p.shape) for name, p in module.named_parameters()]}"
-        source = self._traced / hashlib.sha256(shapes.encode()).hexdigest()[:16]
-        with FileLock(f"{source}.lock"):
-            if not source.exists():
-                partial = source.with_suffix(".partial")
-                partial.mkdir()
-                export_onnx(module, signature, sizes, partial / ONNX_FILE)
-                save_file(dict(module.named_parameters()), partial / PARAMETERS)
-                partial.rename(source)
+        key = hashlib.sha256(shapes.encode()).hexdigest()[:16]
+
+        def trace(new: Path) -> None:
+            export_onnx(module, signature, sizes, new / ONNX_FILE)
+            save_file(dict(module.named_parameters()), new / PARAMETERS)
+
+        source = written_once(self._traced / key, trace)
         put_weights(module, source, path)
         return self._open(path, signature)
 
