@@ -108,7 +108,7 @@ _KINDS: Final[dict[str, Any]] = {
     "spout_receiver": _Spout,
     "pipeline_ids": list[str],
 }
-_FIELDS: Final[dict[str, TypeAdapter[Any]]] = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
+FIELDS: Final[dict[str, TypeAdapter[Any]]] = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
 _LORA_SCALE: Final = TypeAdapter(_LoraScale)
 _ANY_NUMBER: Final = TypeAdapter(Number)
 
@@ -159,7 +159,7 @@ def validate(values: Mapping[str, Any], context: ParameterContext, *, strict: bo
         if key in _FIXED_AT_LOAD:
             text = "The size is fixed while a pipeline is loaded; load it again with another size"
             result.problems.append(_problem("frozen_field", key, text, value))
-        elif name not in _FIELDS:
+        elif name not in FIELDS:
             continue
         elif value is None:
             result.values[name] = None
@@ -189,7 +189,7 @@ def _accept(
     if name == "vace_context_scale" and not strict:
         result.values[name] = _clamped(key, value, result)
         return
-    adapter = _FIELDS[name]
+    adapter = FIELDS[name]
     plain = adapter.dump_python(check(adapter, value, key))
     if name == "lora_scales":
         plain = _lora_scales(key, plain, result)

@@ -1,13 +1,43 @@
 """LongLive from the gateway to the pictures: small exported engines in the embedded Triton."""
 
+from typing import Any
+
 import pytest
 
+from gateway.webrtc.parameter_checks import FIELDS
 from tests.engines import SIZE
-from tests.server.gateway_calls import load, pipeline_status, sessions
-from tests.server.peer import Peer
+from tests.server.gateway_calls import load, pipeline_status, session_parameters, sessions
+from tests.server.peer import Peer, until
 from tests.server.processes import ServerProcess
 
 HEIGHT, WIDTH = SIZE
+WRONG: dict[str, Any] = {
+    "input_mode": "film",
+    "prompts": [],
+    "prompt_interpolation_method": "cubic",
+    "transition": {"num_steps": 2},
+    "denoising_step_list": [300, 900],
+    "noise_scale": 1.5,
+    "noise_controller": "perhaps",
+    "manage_cache": 3,
+    "reset_cache": "often",
+    "kv_cache_attention_bias": 0,
+    "base_seed": -1,
+    "lora_scales": "all",
+    "vace_ref_images": ["../../etc/passwd"],
+    "first_frame_image": "nowhere.png",
+    "last_frame_image": 7,
+    "images": ["picture.exe"],
+    "vace_context_scale": "strong",
+    "vace_enabled": [],
+    "vace_use_input_video": {},
+    "paused": "soon",
+    "spout_sender": {"enabled": "perhaps"},
+    "spout_receiver": 5,
+    "pipeline_ids": "longlive",
+    "height": 128,
+    "width": 128,
+}
 
 
 @pytest.mark.timeout(400)
@@ -39,6 +69,34 @@ async def test_parameters_change_while_it_streams(demo_server: ServerProcess) ->
 
         assert numbers[str(peer.session_id)]["failed_chunks"] == 0
         assert [m for m in peer.messages if m["type"] == "parameter_error"] == []
+
+
+async def test_wrong_values_are_refused_by_name_and_the_stream_goes_on_with_the_old_ones(
+    demo_server: ServerProcess,
+) -> None:
+    await load(demo_server.client, "longlive", within_s=90)
+    mine = {"prompts": "a red ball", "denoising_step_list": [900, 300], "noise_scale": 0.4, "seed": 3}
+    async with Peer(demo_server.client) as peer:
+        await peer.connect(mine)
+        await peer.wait_frames(12, within_s=60)
+        before = await session_parameters(demo_server.client)
+
+        for name, value in WRONG.items():
+            peer.send({name: value})
+        await until(lambda: len(peer.messages) >= len(WRONG), 30, "an answer to each message")
+        await peer.wait_frames(25, within_s=60)
+        numbers = await sessions(demo_server.client)
+
+        refused = [(m["type"], m["errors"][0]["loc"][0]) for m in peer.messages]
+        assert refused == [("parameter_error", name) for name in WRONG]
+        assert all(len(m["errors"][0]["msg"]) > 10 for m in peer.messages)
+        assert await session_parameters(demo_server.client) == before
+        assert before["denoising_step_list"] == [900, 300]
+        assert numbers[str(peer.session_id)]["failed_chunks"] == 0
+
+
+def test_a_wrong_value_of_every_parameter_is_tried() -> None:
+    assert WRONG.keys() == FIELDS.keys() | {"height", "width"}
 
 
 async def test_two_viewers_have_streams_of_their_own(demo_server: ServerProcess) -> None:
