@@ -58,7 +58,7 @@ def _provenance(name: str) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": _git("status", "--porcelain") != "",
+        "uncommitted_changes": _git("status", "--porcelain") not in ("", None),
         "versions": versions,
         "machine": {
             "cpu": _cpu_model(),

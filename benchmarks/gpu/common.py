@@ -1,6 +1,7 @@
 """What the GPU benchmarks share: the device, times by CUDA events, a table, the result file."""
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -16,6 +17,10 @@ NO_GPU = 2  # exit code
 REPEATS, WARM_UPS = 20, 3
 
 Row = dict[str, Any]
+
+
+class Wrong(SystemExit):
+    """A result that is to be timed does not agree with its reference."""
 
 
 def parse(description: str | None, *, tiny: bool = True) -> argparse.Namespace:
@@ -78,29 +83,43 @@ def reset_peak(device: torch.device) -> None:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of two tensors as vectors, in float64."""
-    a, b = a.detach().double().flatten().cpu(), b.detach().double().flatten().cpu()
+    """Of two tensors as vectors, in float64; NaN where one holds NaN."""
+    a, b = a.detach().double().flatten(), b.detach().double().flatten().to(a.device)
     return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-300))
 
 
 def relative_rms(value: Tensor, reference: Tensor) -> float:
     """RMS of the difference over RMS of the reference."""
-    value, reference = value.detach().double().cpu(), reference.detach().double().cpu()
+    value, reference = value.detach().double(), reference.detach().double().to(value.device)
     return float((value - reference).square().mean().sqrt() / reference.square().mean().sqrt())
 
 
 def must_agree(what: str, value: Tensor, reference: Tensor, at_least: float) -> float:
-    """Their cosine. Ends the program when the result that is to be timed is wrong."""
+    """Their cosine. Raises Wrong, which ends a program, when the result that is to be timed is wrong."""
     found = cosine(value, reference)
     if not found >= at_least:
-        sys.exit(f"{what} is wrong: cosine {found:.6f} to the reference, at least {at_least} is needed.")
+        raise Wrong(f"{what} is wrong: cosine {found:.6f} to the reference, at least {at_least} is needed.")
     return found
 
 
-def finish(name: str, options: argparse.Namespace, rows: Sequence[Row], **more: Any) -> None:
-    """Write the result and print the table last."""
-    path = write_result(options.out, f"gpu-{name}", {**more, "rows": list(rows)})
-    print(f"\n{path}\n{table(rows)}")
+class Result:
+    """Rows of a benchmark. The file is written anew with each: a run that is cut off leaves what it has."""
+
+    def __init__(self, name: str, options: argparse.Namespace, **more: Any) -> None:
+        module = f"benchmarks.gpu.{name.replace('-', '_')}"
+        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+        self._name, self._out, self._more = name, options.out, {"command": command, **more}
+        self.rows: list[Row] = []
+
+    def add(self, *rows: Row) -> None:
+        for row in rows:
+            self.rows.append(row)
+            print(row, flush=True)
+        self._path = write_result(self._out, f"gpu-{self._name}", {**self._more, "rows": self.rows})
+
+    def finish(self) -> None:
+        """Print the table last."""
+        print(f"\n{self._path}\n{table(self.rows)}", flush=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

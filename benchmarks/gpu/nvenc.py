@@ -15,7 +15,7 @@ import numpy as np
 from av import VideoFrame
 
 from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo
-from benchmarks.gpu.common import Row, finish, parse
+from benchmarks.gpu.common import Result, Row, parse
 from gateway.webrtc.codecs import TunedH264Encoder, TunedVp8Encoder
 
 PICTURES = ((288, 512), (480, 832))
@@ -27,13 +27,13 @@ Encode = Callable[[VideoFrame], int]  # a picture -> bytes
 def main() -> None:
     """Run the benchmark from the command line."""
     options = parse(__doc__)
-    rows: list[Row] = []
+    result = Result("nvenc", options, precision="n/a")
     for height, width in ((128, 192),) if options.tiny else PICTURES:
         video = NumberedVideo(height, width)
         frames = [video.frame(i, i / 30) for i in range(10 if options.tiny else 150)]
         for name, make in ENCODERS.items():
-            rows.append({"encoder": name, "picture": f"{width}x{height}"} | measure(make, frames))
-    finish("nvenc", options, rows, precision="n/a")
+            result.add({"encoder": name, "picture": f"{width}x{height}"} | measure(make, frames))
+    result.finish()
 
 
 def measure(make: Callable[[int, int], Encode], frames: list[VideoFrame]) -> Row:

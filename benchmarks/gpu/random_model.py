@@ -1,12 +1,14 @@
 """A whole pipeline with random weights of the real shapes: the product's loop on PyTorch modules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.block_graphs import TINY_DIT
+from benchmarks.blocks import compiled
 from benchmarks.random_weights import fill_random
 from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
@@ -39,24 +41,53 @@ class Shape:
         return TINY_DIT if self.tiny else WAN_1_3B
 
 
+@dataclass
+class Clock:
+    """Whether engine calls wait for the GPU; if not, a clock on the host says nothing about one of them."""
+
+    wait: bool = False
+
+    def around(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*tensors: Tensor) -> Any:
+            results = run(*tensors)
+            if self.wait and torch.cuda.is_available():
+                torch.cuda.synchronize()
+            return results
+
+        return call
+
+
 def random_model(
-    spec: PipelineSpec, shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool = False
+    spec: PipelineSpec,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    drawn_on: torch.device | None = None,
+    compile_blocks: bool = False,
+    clock: Clock | None = None,
 ) -> StreamModel:
-    """The model; weights are the same in every type and on every device. compiled: with torch.compile."""
+    """The model; weights are the same in every type.
+
+    drawn_on         where they are drawn: None, the CPU, for the same ones on every device; billions of them
+                     take minutes there
+    compile_blocks   the transformer's, with torch.compile
+    """
     assert spec.loop is not None, f"{spec.id} has no model"
     config = shape.transformer
     with torch.device("meta"):
         unroped = spec.loop.cached_keys is CachedKeys.UNROTATED
         transformer, text_kv, vae = Transformer(config, unroped), TextKV(config), VAES[shape.vae]()
     for seed, part in enumerate((transformer, text_kv, vae)):
-        fill_random(part, torch.float32, torch.device("cpu"), seed)
+        fill_random(part, torch.float32, drawn_on or torch.device("cpu"), seed)
         cast(part, dtype)
         part.to(device)
+    clock = clock or Clock()
 
     def engine(module: nn.Module, signature: Signature) -> Engine:
         inputs, outputs = (tuple(t.name for t in specs) for specs in (signature.inputs, signature.outputs))
-        run = torch.compile(module, dynamic=False) if compiled else module
-        return TorchEngine(run, inputs, outputs)
+        run = compiled(module) if compile_blocks and module is transformer else module
+        return TorchEngine(clock.around(run), inputs, outputs)
 
     return StreamModel(
         spec=spec.loop,

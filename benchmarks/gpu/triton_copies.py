@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from benchmarks.gpu.common import Row, finish, need_device
+from benchmarks.gpu.common import Result, need_device
 from benchmarks.results import add_out_option
 from gateway.embedded import EmbeddedTriton
 
@@ -104,11 +104,12 @@ def main() -> None:
     add_out_option(parser)
     options = parser.parse_args()
     need_device(options.device)
+    result = Result("triton-copies", options, precision="float16")
     with tempfile.TemporaryDirectory(prefix="wanstream-benchmark-") as directory:
         repository = Path(directory)
         write_models(repository, options.device)
-        rows = asyncio.run(measure(repository, options))
-    finish("triton-copies", options, rows, precision="float16")
+        asyncio.run(measure(repository, options, result))
+    result.finish()
 
 
 def write_models(repository: Path, device: str) -> None:
@@ -135,32 +136,29 @@ def write_models(repository: Path, device: str) -> None:
         )
 
 
-async def measure(repository: Path, options: argparse.Namespace) -> list[Row]:
+async def measure(repository: Path, options: argparse.Namespace, result: Result) -> None:
     """A row for each number of bytes."""
     triton = EmbeddedTriton([repository])
     await triton.start()
     try:
-        return await asyncio.to_thread(ask_all, triton.grpc_url, options)
+        await asyncio.to_thread(ask_all, triton.grpc_url, options, result)
     finally:
         await triton.stop(timeout_s=5)
 
 
-def ask_all(url: str, options: argparse.Namespace) -> list[Row]:
-    rows = []
+def ask_all(url: str, options: argparse.Namespace, result: Result) -> None:
     client = InferenceServerClient(url)
     for name in ("engine", "caller"):
         client.load_model(name)
     for megabytes in TINY_MEGABYTES if options.tiny else MEGABYTES:
         answer = ask(client, {"device": options.device, "bytes": megabytes << 20, "repeats": 5})
         served, here = answer["one_output_ms"], answer["here_ms"]
-        rows.append({"mb": megabytes, **answer, "copies_ms": served - here})
-        print(rows[-1], flush=True)
+        result.add({"mb": megabytes, **answer, "copies_ms": served - here})
         if not (answer["right"] and answer["on_device"]):
             raise SystemExit(f"What came back is wrong or not on {options.device}: {answer}")
     for name in ("caller", "engine"):
         client.unload_model(name)
     client.close()
-    return rows
 
 
 def ask(client: InferenceServerClient, question: dict[str, Any]) -> dict[str, Any]:
