@@ -30,18 +30,18 @@ LIMIT_S = 480
 
 @dataclass(frozen=True)
 class Part:
-    """A script and how long it may take, in seconds. site: a directory that it alone imports from."""
+    """A script and how long it may take, in seconds. other_python: it takes `--triton-python`."""
 
     name: str
     limit_s: int
-    site: bool = False
+    other_python: bool = False
 
 
 PARTS = (  # in order of value; when the whole time is over the last ones are left out
     Part("golden", 60),
     Part("dit_step", 190),
     Part("whole_chunk", 160),
-    Part("triton_copies", 70, site=True),
+    Part("triton_copies", 70, other_python=True),
     Part("fp8_step", 80),
     Part("precision", 90),
 )
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for everything")
     parser.add_argument("--parts", type=lambda text: text.split(","), help="names, comma separated")
     parser.add_argument("--commit", help="of this tree, where there is no git")
-    parser.add_argument("--site", type=Path, help="packages for the Triton benchmark only")
+    parser.add_argument("--triton-python", default=sys.executable, help="that runs the Triton benchmark")
     add_out_option(parser)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,9 @@ def run(part: Part, options: argparse.Namespace, out: Path, deadline: float, log
     left = min(part.limit_s, deadline - time.monotonic())
     if left < 5:
         return {"part": part.name, "exit": "left out", "s": 0.0}
+    python = options.triton_python if part.other_python else sys.executable
     command = [
-        sys.executable,
+        python,
         "-m",
         f"benchmarks.gpu.{part.name}",
         "--device",
@@ -94,8 +95,6 @@ def run(part: Part, options: argparse.Namespace, out: Path, deadline: float, log
     ]
     command += ["--tiny"] if options.tiny else []
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    if part.site and options.site is not None:
-        env["PYTHONPATH"] = os.pathsep.join([str(options.site), env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     print(f"\n== {shlex.join(command[1:])}, at most {left:.0f} s", flush=True)
     began = time.monotonic()
     # SIGINT first, so that a server that it started ends too.

@@ -4,7 +4,8 @@
 
 The same random weights and noise in every run, 20 chunks. Of tiny networks: float32 on the CPU, which the
 golden cases prove, float32 on the GPU with TF32 off, bfloat16 on the GPU. Of the real 1.3B, whose stream
-takes a CPU hours: float32 on the GPU and bfloat16 on the GPU, fewer chunks. Pictures are compared chunk by chunk.
+takes a CPU hours: float32 on the GPU and bfloat16 on the GPU, fewer chunks. Pictures are compared
+chunk by chunk.
 """
 
 from itertools import count
