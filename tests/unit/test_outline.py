@@ -133,7 +133,8 @@ def test_an_outline_says_what_an_export_makes(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_engines_builds_and_memory_without_files(tmp_path: Path) -> None:
-    arguments = ["krea-realtime-video", "--dry-run", "--size", "320x576", "--precision", "fp16"]
+    sizes = [f"--size={height}x{width}" for height, width in SIZES]
+    arguments = ["krea-realtime-video", "--dry-run", *sizes, "--precision", "fp16"]
 
     result = CliRunner().invoke(main, [*arguments, "--home", str(tmp_path)])
 
@@ -141,7 +142,11 @@ def test_the_command_prints_engines_builds_and_memory_without_files(tmp_path: Pa
     printed = json.loads(result.stdout)
     transformer = next(b for b in printed["builds"] if b["engine"] == "krea-realtime-video_transformer_fp16")
     kv = next(i for i in printed["engines"][1]["inputs"] if i["name"] == "kv_00")
-    assert transformer["profiles"][0]["tokens"]["max"] == [1, 4 * 720, 64]
-    assert prod(kv["shape"]) == 2 * (3 * 720 + 16) * 5120
-    assert [(m["height"], m["width"]) for m in printed["memory"]] == [(320, 576)]
+    frames = [TOKENS[height] for height, _ in SIZES]
+    assert [p["tokens"]["max"] for p in transformer["profiles"]] == [[1, 4 * S, 64] for S in frames]
+    assert [prod(p["kv_00"]["max"]) for p in transformer["profiles"]] == [
+        2 * (3 * S + 16) * 5120 for S in frames
+    ]
+    assert kv["shape"] == [2, 1, "S", 40, 128]
+    assert [(m["height"], m["width"]) for m in printed["memory"]] == list(SIZES)
     assert list(tmp_path.iterdir()) == []
