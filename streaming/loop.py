@@ -78,7 +78,7 @@ def generate_chunk(
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
         latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
         pixels, chunk.decoder_caches = decode(model.engines.vae, latent, caches, step)
-        keep_pictures(chunk, pixels, model.spec.context_pictures)
+        keep_pictures(chunk, model.place(pixels), model.spec.context_pictures)
         yield to_pictures(pixels.float().cpu().numpy())
     finish(model, chunk, x_0, step)
     session.adopt(chunk)
@@ -260,7 +260,7 @@ def keep_nothing(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTime
 
 
 def keep_pictures(chunk: Session, pixels: Tensor, count: int) -> None:
-    """Remember the last `count` decoded frames; pixels [1, 3, T, H, W] are the newest ones."""
+    """Remember the last `count` decoded frames; pixels [1, 3, T, H, W], in the working type, are the newest."""
     if count:
         chunk.pictures = torch.cat([chunk.pictures, pixels], dim=2)[:, :, -count:]
 
