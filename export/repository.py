@@ -10,6 +10,7 @@ from typing import Final, Literal
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from streaming.held import GROUPS, HELD_INPUT
 from streaming.kept import CACHE, KEPT_INPUT
 from streaming.manifest import CONFIG, PLAN_FILE, DType, EngineManifest, TensorInfo
 
@@ -52,6 +53,10 @@ def engine_config(
             for tensor in config.input:
                 tensor.optional = tensor.name.startswith(CACHE)
             config.input.add(name=KEPT_INPUT, data_type=pb.TYPE_STRING, dims=[1], optional=True)
+        if manifest.holds_inputs:
+            for tensor in config.input:
+                tensor.optional = tensor.name.startswith(GROUPS)
+            config.input.add(name=HELD_INPUT, data_type=pb.TYPE_STRING, dims=[1], optional=True)
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         config.parameters[THREADS].string_value = str(threads)
     else:

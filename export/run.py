@@ -28,6 +28,7 @@ from export.store import EngineStore, Resources
 from streaming.demo import DEMO, read_demo
 from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
+from streaming.held import GROUPS
 from streaming.kept import CACHE
 from streaming.manifest import (
     MANIFEST,
@@ -262,6 +263,7 @@ def manifest_of(
         exporter_version=exporter_version(),
         parity=parity,
         keeps_caches=any(spec.name.startswith(CACHE) for spec in signature.inputs),
+        holds_inputs=any(spec.name.startswith(GROUPS) for spec in signature.inputs),
         **engine.graph.facts,
     )
 

@@ -127,6 +127,7 @@ class EngineManifest(Record):
     text_dim: int | None = None
     loras: tuple[str, ...] = ()
     keeps_caches: bool = False  # its model on ONNX Runtime can, see `streaming/kept.py`
+    holds_inputs: bool = False  # the same, see `streaming/held.py`
     tensorrt: TensorRTBuild | None = None
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from streaming.held import HELD_INPUT, HeldCommand, HeldInputs
 from streaming.kept import KEPT_INPUT, KeptCaches, KeptCommand
 from streaming.manifest import ONNX_FILE, check_files, check_runs_on_cpu, read_manifest
 from streaming.ort import open_session
@@ -29,6 +30,7 @@ class OrtModel:
         self._inputs = tuple(tensor.name for tensor in manifest.inputs)
         self._session = open_session(directory / ONNX_FILE, threads)
         self._kept = KeptCaches(self._session)
+        self._held = HeldInputs()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Called by Triton; one response per request, in order."""
@@ -39,13 +41,21 @@ class OrtModel:
             names = list(request.requested_output_names())
             given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
             feeds = {name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None}
-            kept = pb_utils.get_input_tensor_by_name(request, KEPT_INPUT)
+            held, kept = _text(request, HELD_INPUT), _text(request, KEPT_INPUT)
+            if held is not None:
+                feeds = self._held.complete(feeds, HeldCommand.decode(held))
             if kept is None:
                 results = self._session.run(names, feeds)  # computes only what is asked for
             else:
-                results = self._kept.run(names, feeds, KeptCommand.decode(kept.as_numpy().reshape(-1)[0]))
+                results = self._kept.run(names, feeds, KeptCommand.decode(kept))
             tensors = [pb_utils.Tensor(name, array) for name, array in zip(names, results, strict=True)]
             return pb_utils.InferenceResponse(tensors)
         except Exception as error:  # process boundary: the caller sees only what is sent
             logging.getLogger(__name__).exception("an engine failed")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+
+def _text(request: Any, name: str) -> bytes | None:
+    """The one element of an optional input."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else bytes(tensor.as_numpy().reshape(-1)[0])

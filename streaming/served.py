@@ -11,10 +11,12 @@ import torch
 from streaming.embedding_cache import EmbeddingCache
 from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND, SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
+from streaming.holding_engine import HoldingEngine
 from streaming.keeping_engine import KeepingEngine
 from streaming.machine import Machine
 from streaming.manifest import (
     ONNX_FILE,
+    EngineManifest,
     check_facts,
     check_files,
     check_runs_on_cpu,
@@ -83,11 +85,20 @@ def served(
             raise EngineError(
                 f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
             )
-        if manifest.keeps_caches and not serves_plan(directory):
-            return KeepingEngine(manifest, runner)
-        return TritonEngine(manifest, runner, device)
+        if serves_plan(directory):
+            return TritonEngine(manifest, runner, device)
+        return onnxruntime_engine(manifest, runner)
 
     return place
+
+
+def onnxruntime_engine(manifest: EngineManifest, runner: ModelRunner) -> Engine:
+    """An engine of the server that is a process on the CPU: what need not travel to it and back does not."""
+    if manifest.keeps_caches:
+        return KeepingEngine(manifest, runner)
+    if manifest.holds_inputs:
+        return HoldingEngine(manifest, runner)
+    return TritonEngine(manifest, runner)
 
 
 def open_model(
