@@ -260,7 +260,7 @@ def keep_nothing(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTime
 
 
 def keep_pictures(chunk: Session, pixels: Tensor, count: int) -> None:
-    """Remember the last `count` decoded frames; pixels [1, 3, T, H, W], in the working type, are the newest."""
+    """Remember the last `count` decoded frames; pixels [1, 3, T, H, W] are the newest, in the same type."""
     if count:
         chunk.pictures = torch.cat([chunk.pictures, pixels], dim=2)[:, :, -count:]
 
