@@ -127,10 +127,13 @@ def time_to_first_frame(server: Server, peer: PeerProcess, work: Workload) -> di
 
 
 def watch(server: Server, client: httpx.Client, counters: "Counters | None", seconds: float) -> Window:
-    """Poll a stream's metrics, and read counters and CPU clocks before and after."""
+    """Poll a stream's metrics, and read counters and CPU clocks before and after.
+
+    Both times just after a chunk was finished: the engines' calls then belong to the chunks that are counted.
+    """
     processes = processes_by_model(server)
     window = Window()
-    known = [next_chunk(client, ChunkSample(-1, 0.0, {}))]
+    known = [next_chunk(client, next_chunk(client, ChunkSample(-1, 0.0, {})))]
     engines, cpu, machine = read_counters(counters), read_cpu(processes), machine_busy_seconds()
     began = time.monotonic()
     while time.monotonic() - began < seconds:

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import latency_runs
 from benchmarks.chunk_plot import plot_chunks
 from benchmarks.chunk_times import (
     ChunkSample,
@@ -18,9 +20,10 @@ from benchmarks.chunk_times import (
     overhead,
     split,
 )
+from benchmarks.common import Server
 from benchmarks.endurance import grown, judge
 from benchmarks.latency import table
-from benchmarks.latency_runs import CHANGED, TimedEngine, Window, Workload, chunk_numbers, delays
+from benchmarks.latency_runs import CHANGED, TimedEngine, Window, Workload, chunk_numbers, delays, watch
 from benchmarks.peer import StreamRecord
 from streaming.specs import SPECS, TEXT, VIDEO
 
@@ -49,6 +52,37 @@ def test_overhead_is_what_a_chunk_takes_beside_its_engines() -> None:
         "gateway_grpc_loop_ms": 15.0,
         "ratio": 0.2,
     }
+
+
+def test_a_window_begins_and_ends_with_a_finished_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else calls of a chunk are counted that is not, or the other way round."""
+    monkeypatch.setattr(latency_runs, "POLL_S", 0.0)
+    stream = SteadyStream()
+    with httpx.Client(base_url="http://stream", transport=httpx.MockTransport(stream.answer)) as client:
+        window = watch(Server("http://stream", None), client, stream, seconds=0.05)
+
+    assert window.engines["transformer"].calls == SteadyStream.CALLS * window.chunks
+    assert window.chunks > 2
+
+
+class SteadyStream:
+    """A stream that goes on by an engine call whenever somebody asks how it is, and its counters."""
+
+    CALLS = 5  # of the engine, per chunk
+
+    def __init__(self) -> None:
+        self.calls = 3  # it is watched from the middle of a chunk on
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.calls += 1
+        session = {"chunks": 1 + self.calls // self.CALLS, "last_chunk_ms": 1.0, "timings_ms": {}}
+        return httpx.Response(200, json={"sessions": {"x": session}})
+
+    def read(self) -> dict[str, EngineTimes]:
+        return {"transformer": EngineTimes(self.calls)}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def test_overhead_beside_real_engines_is_scaled_to_their_pictures() -> None:
