@@ -77,8 +77,10 @@ def resize(pictures: Array, height: int, width: int) -> Array:
     y0, y1, wy = _neighbours(pictures.shape[1], height)
     x0, x1, wx = _neighbours(pictures.shape[2], width)
     wy, wx = wy[:, None, None], wx[:, None]
-    rows = pictures[:, y0] * (1 - wy) + pictures[:, y1] * wy
-    resized: Array = rows[:, :, x0] * (1 - wx) + rows[:, :, x1] * wx
+    resized = np.empty((len(pictures), height, width, pictures.shape[3]), np.float32)
+    for picture, result in zip(pictures, resized, strict=True):  # one by one: twelve at once leave the cache
+        rows = picture[y0] * (1 - wy) + picture[y1] * wy
+        result[:] = rows[:, x0] * (1 - wx) + rows[:, x1] * wx
     return resized
 
 
