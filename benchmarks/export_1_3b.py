@@ -12,6 +12,7 @@ of float32 engines with PyTorch runs them.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,9 +96,7 @@ def measure(models: Path, engines: Path, precision: str) -> dict[str, Any]:
     print(json.dumps(run), flush=True)
     for directory in store.models.iterdir():
         if not directory.name.startswith("wan_"):  # both precisions have the same autoencoder
-            for file in directory.rglob("*"):
-                if file.is_file():
-                    file.unlink()
+            shutil.rmtree(directory)
     return run
 
 
