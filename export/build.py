@@ -5,12 +5,14 @@ stops a build, what Triton is configured for is complete.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Protocol
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from export.engine_build import BuildPlan, build_plan, timing_cache
 from export.repository import Variant, config_text, engine_config
@@ -22,14 +24,17 @@ from export.tensorrt_build import (
     check_tensorrt,
     compare_with_onnx_runtime,
     context_bytes,
+    tensorrt_runner,
 )
 from streaming.engine_set import read_engine_set
 from streaming.machine import Machine
 from streaming.manifest import (
     CONFIG,
+    CPU_PRECISIONS,
     MANIFEST,
     PLAN_FILE,
     BuildOptions,
+    DType,
     EngineManifest,
     FileInfo,
     TensorInfo,
@@ -42,7 +47,6 @@ from streaming.specs import SPECS
 from streaming.units import in_units
 
 Say = Callable[[str], None]
-Feeds = Sequence[Mapping[str, Any]]  # numpy inputs by name, for each call
 
 
 class Builder(Protocol):
@@ -57,8 +61,8 @@ class Builder(Protocol):
     def activation_bytes(self, content: bytes) -> int | None:
         """Device memory of an execution context of a plan; None: not known."""
 
-    def compare(self, plan: BuildPlan, content: bytes, feeds: Feeds) -> float:
-        """Largest relative difference to ONNX Runtime. Raises BuildError."""
+    def runner(self, content: bytes) -> Any:
+        """Polygraphy's runner of a plan, to compare it with its graph."""
 
 
 class TensorRTBuilder:
@@ -73,8 +77,8 @@ class TensorRTBuilder:
     def activation_bytes(self, content: bytes) -> int | None:
         return context_bytes(content)
 
-    def compare(self, plan: BuildPlan, content: bytes, feeds: Feeds) -> float:
-        return compare_with_onnx_runtime(plan, content, feeds)
+    def runner(self, content: bytes) -> Any:
+        return tensorrt_runner(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class Build:
         with self.store.writing():
             manifests = self.manifests(hashes=True)
             missing = [manifest for manifest in manifests if not self._is_current(manifest)]
+            self._check_gpu(manifests)
             self._announce(manifests, missing)
             for number, manifest in enumerate(missing, 1):
                 self.say(f"[{number}/{len(missing)}] {manifest.name} ...")
@@ -158,11 +163,25 @@ class Build:
             self.store.write_file(self.store.models / manifest.name / CONFIG, text.encode())
         self.say(f"Engine set '{self.engine_set}' is served by {NAMES[variant]} from its next load on.")
 
+    def _check_gpu(self, manifests: list[EngineManifest]) -> None:
+        """Raises BuildError for a precision that this GPU does not have."""
+        here = self.machine.compute_capability
+        for manifest in manifests:
+            least = self._plan(manifest).least_compute_capability
+            if here is not None and least is not None and _numbers(here) < _numbers(least):
+                raise BuildError(
+                    f"Engine '{manifest.name}' is {manifest.precision}, which needs a GPU of compute "
+                    f"capability {least} or more; {self.machine.gpu} has {here}. Export with another "
+                    "--precision."
+                )
+
     def _announce(self, manifests: list[EngineManifest], missing: list[EngineManifest]) -> None:
         if not missing:
             self.say(f"All {len(manifests)} plans are there, for this machine and these options.")
             return
-        disk, memory = sum(m.bytes for m in missing), 3 * max(m.bytes for m in missing)
+        twins = [2 * m.bytes for m in missing if m.precision not in CPU_PRECISIONS] if self.compare else []
+        disk = sum(m.bytes for m in missing) + max(twins, default=0)
+        memory = 3 * max(m.bytes for m in missing) + max(twins, default=0)
         self.say(
             f"{len(missing)} of {len(manifests)} plans to build for {self.machine.gpu} with TensorRT "
             f"{self.machine.tensorrt}: about {in_units(disk)} of disk, {in_units(memory)} of memory."
@@ -190,14 +209,13 @@ class Build:
         directory, cache = self.store.engine(manifest.name), timing_cache(self.store.root, self.machine)
         return build_plan(directory, manifest, cache, self.options)
 
-    def _parity(self, manifest: EngineManifest, content: bytes) -> float | None:
+    def _parity(self, manifest: EngineManifest, content: bytes) -> float:
         """Raises BuildError when the plan computes something else than its graph."""
-        allowed = TOLERANCES.get(manifest.precision)
-        if allowed is None:
-            self.say(f"{manifest.name} is not compared: ONNX Runtime has no {manifest.precision} on the CPU.")
-            return None
-        plan = self._plan(manifest)
-        worst = self.builder.compare(plan, content, random_feeds(manifest))
+        plan, allowed = self._plan(manifest), TOLERANCES[manifest.precision]
+        with TemporaryDirectory(prefix="twin-", dir=self.store.root) as work:
+            worst = compare_with_onnx_runtime(
+                self.builder.runner(content), plan, manifest.precision, random_feeds(manifest), Path(work)
+            )
         if not worst <= allowed:
             raise BuildError(
                 f"The plan of engine '{manifest.name}' does not compute what its graph does: it differs by "
@@ -229,16 +247,26 @@ class Build:
         return manifest.model_copy(update={"tensorrt": build}).model_dump_json(indent=1).encode()
 
 
+_TYPES: Final[dict[DType, torch.dtype]] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 NAMES: dict[Variant, str] = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime on the CPU"}
 
 
-def random_feeds(manifest: EngineManifest) -> list[dict[str, Any]]:
-    """Inputs of the usual call of each profile: normal numbers, and zeros and ones for integers."""
-    random = np.random.default_rng(0)
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
-    def feed(tensor: TensorInfo, sizes: Mapping[str, int]) -> Any:
-        noise = random.standard_normal([sizes.get(a, 0) if isinstance(a, str) else a for a in tensor.shape])
-        return (noise > 0).astype(np.int64) if tensor.dtype == "int64" else noise.astype(tensor.dtype)
+
+def random_feeds(manifest: EngineManifest) -> list[dict[str, Tensor]]:
+    """Inputs of the usual call of each profile: normal numbers, and zeros and ones for integers."""
+    random = torch.Generator().manual_seed(0)
+
+    def feed(tensor: TensorInfo, sizes: Mapping[str, int]) -> Tensor:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+        noise = torch.randn(shape, generator=random)
+        return (noise > 0).to(torch.int64) if tensor.dtype == "int64" else noise.to(_TYPES[tensor.dtype])
 
     calls = [{name: axis.opt for name, axis in profile.items()} for profile in manifest.profiles] or [{}]
     return [{tensor.name: feed(tensor, sizes) for tensor in manifest.inputs} for sizes in calls]

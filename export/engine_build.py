@@ -15,6 +15,8 @@ from streaming.records import Record
 Shape = tuple[int, ...]
 _HARDWARE: Final = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 
+_LEAST_CAPABILITY: Final = {"bf16": "8.0", "fp8": "8.9"}
+
 
 class ShapeRange(Record):
     """Shapes of one input that a profile covers."""
@@ -27,11 +29,12 @@ class ShapeRange(Record):
 class BuildPlan(Record):
     """Everything about one build. Paths are those of the engine's directory.
 
-    flags                    of the network and the builder; TensorRT 11 is always STRONGLY_TYPED
-    profiles                 of the inputs that have dynamic axes
-    timing_cache             measured kernels, one file for each GPU and version of TensorRT
-    estimated_plan_bytes     about the weights
-    estimated_memory_bytes   of the host while building: graph, weights and plan
+    flags                      of the network and the builder; TensorRT 11 is always STRONGLY_TYPED
+    profiles                   of the inputs that have dynamic axes
+    timing_cache               measured kernels, one file for each GPU and version of TensorRT
+    least_compute_capability   of a GPU that has this precision; None: any does
+    estimated_plan_bytes       about the weights
+    estimated_memory_bytes     of the host while building: graph, weights and plan
     """
 
     engine: str
@@ -43,6 +46,7 @@ class BuildPlan(Record):
     profiles: tuple[Mapping[str, ShapeRange], ...]
     options: BuildOptions
     timing_cache: str
+    least_compute_capability: str | None
     estimated_plan_bytes: int
     estimated_memory_bytes: int
 
@@ -75,6 +79,7 @@ def build_plan(
         profiles=profiles,
         options=options,
         timing_cache=str(timing_cache),
+        least_compute_capability=_LEAST_CAPABILITY.get(manifest.precision),
         estimated_plan_bytes=manifest.bytes,
         estimated_memory_bytes=3 * manifest.bytes,
     )

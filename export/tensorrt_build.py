@@ -7,14 +7,19 @@ called. The builder exists where NVIDIA ships it, which is its TensorRT containe
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from export.engine_build import BuildPlan
+from export.float32_twin import write_float32_twin
 from streaming.errors import WanstreamError
+from streaming.manifest import CPU_PRECISIONS
 
 _OLDEST: Final = (10, 0)
 _WHERE: Final = (
@@ -22,8 +27,10 @@ _WHERE: Final = (
     "the Triton container that serves, mount the engines, and run the same command there"
 )
 _HARDWARE: Final = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
-# Largest difference to ONNX Runtime, relative to the largest element of an output.
-TOLERANCES: Final = {"fp32": 1e-3, "fp16": 2e-2}
+# Largest difference to ONNX Runtime, relative to the largest element of an output. That of bf16 and fp8 is to
+# the float32 twin of the graph: every operation between has 8 bits, and float8 roundings may fall either way.
+TOLERANCES: Final = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "fp8": 1e-1}
+Feeds = Sequence[Mapping[str, Tensor]]  # inputs by name, in their own types, for each call
 
 
 class BuildError(WanstreamError):
@@ -72,14 +79,27 @@ def build_with_tensorrt(plan: BuildPlan) -> bytes:
         ) from error
 
 
-def compare_with_onnx_runtime(plan: BuildPlan, content: bytes, feeds: Sequence[Mapping[str, Any]]) -> float:
+def tensorrt_runner(content: bytes) -> Any:
+    """Polygraphy's runner of a plan. Raises BuildError without polygraphy."""
+    trt = _polygraphy("polygraphy.backend.trt")
+    return trt.TrtRunner(trt.EngineFromBytes(content), name="TensorRT")
+
+
+def compare_with_onnx_runtime(
+    runner: Any, plan: BuildPlan, precision: str, feeds: Feeds, work: Path
+) -> float:
     """Largest difference between a plan and its graph in ONNX Runtime on the CPU, see `largest_difference`.
 
-    feeds: inputs by name for each call, numpy. Raises BuildError.
+    A precision that ONNX Runtime does not have there runs as its float32 twin.
+
+    runner   polygraphy's, of the plan
+    work     an empty directory, for the twin
+
+    Raises BuildError.
     """
-    trt = _polygraphy("polygraphy.backend.trt")
-    runner = trt.TrtRunner(trt.EngineFromBytes(content), name="TensorRT")
-    return largest_difference(runner, onnx_runner(plan.onnx), feeds)
+    source = Path(plan.onnx)
+    graph = source if precision in CPU_PRECISIONS else write_float32_twin(source, work)
+    return largest_difference(runner, onnx_runner(str(graph), optimised=precision != "fp8"), feeds)
 
 
 def context_bytes(content: bytes) -> int | None:
@@ -89,38 +109,50 @@ def context_bytes(content: bytes) -> int | None:
     return None if size is None else int(size)
 
 
-def onnx_runner(path: str) -> Any:
-    """Polygraphy's runner of a graph in ONNX Runtime, on the CPU."""
+def onnx_runner(path: str, *, optimised: bool = True) -> Any:
+    """Polygraphy's runner of a graph in ONNX Runtime, on the CPU.
+
+    optimised: False for Q/DQ pairs in float8, which become operators that the CPU does not have
+    """
     onnxrt = _polygraphy("polygraphy.backend.onnxrt")
-    return onnxrt.OnnxrtRunner(
-        onnxrt.SessionFromOnnx(path, providers=["CPUExecutionProvider"]), name="ONNX Runtime"
-    )
+    levels = onnxruntime.GraphOptimizationLevel
+    level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    session = onnxrt.SessionFromOnnx(path, providers=["CPUExecutionProvider"], graph_optimization_level=level)
+    return onnxrt.OnnxrtRunner(session, name="ONNX Runtime")
 
 
-def largest_difference(one: Any, other: Any, feeds: Sequence[Mapping[str, Any]]) -> float:
+def largest_difference(one: Any, other: Any, feeds: Feeds) -> float:
     """Largest difference of two of polygraphy's runners over all outputs and calls.
 
     Relative to the largest element of the second one's output, but at least to 1; infinite if a result is no
-    number. Raises BuildError when an output is missing.
+    number. The second one gets bfloat16 inputs as float32. Raises BuildError when an output is missing.
     """
     comparator = _polygraphy("polygraphy.comparator").Comparator
+    wide = [{name: _float32(tensor) for name, tensor in feed.items()} for feed in feeds]
     worst = 0.0
     with _quiet():
-        (_, ours), (_, theirs) = comparator.run([one, other], data_loader=feeds)
+        ((_, ours),) = comparator.run([one], data_loader=feeds)
+        ((_, theirs),) = comparator.run([other], data_loader=wide)
     for mine, wanted in zip(ours, theirs, strict=True):
         for name, expected in wanted.items():
             if name not in mine:
                 raise BuildError(f"The plan has no output '{name}'. Build it again.")
-            worst = max(worst, _difference(np.asarray(mine[name]), np.asarray(expected)))
+            worst = max(worst, _difference(torch.as_tensor(mine[name]), torch.as_tensor(expected)))
     return worst
 
 
-def _difference(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
     if actual.shape != expected.shape:
         return float("inf")
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    difference = np.abs(actual - expected).max(initial=0.0) / max(1.0, np.abs(expected).max(initial=0.0))
-    return float(difference) if np.isfinite(difference) else float("inf")
+    if not expected.numel():
+        return 0.0
+    actual, expected = actual.double(), expected.double()
+    difference = float((actual - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+    return difference if isfinite(difference) else float("inf")
 
 
 def _profile(trt: Any, shapes: Mapping[str, Any]) -> Any:

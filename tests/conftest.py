@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+from export.run import export_pipeline
 from export.store import EngineStore
 from streaming.engine_set import EngineSet, read_engine_set
-from tests.engines import export_all, export_small
+from tests.engines import export_all, export_small, small_request
 from tests.golden.case import discover, golden_directory
 from tests.golden.registry import must_wait
 
@@ -68,6 +70,19 @@ def exported_engines(shared_directory: Path) -> tuple[Path, EngineSet]:
             export_small(root)
     (engine_set,) = map(read_engine_set, sets.iterdir())
     return root, engine_set
+
+
+@pytest.fixture(scope="session")
+def bfloat16_engines(
+    shared_directory: Path, exported_engines: tuple[Path, EngineSet]
+) -> tuple[EngineStore, EngineSet]:
+    """The small LongLive in bfloat16, exported once, beside the float32 one whose autoencoder it shares."""
+    store = EngineStore(shared_directory / "exported_bf16")
+    with FileLock(shared_directory / "exported_bf16.lock"):
+        if not store.root.exists():
+            shutil.copytree(exported_engines[0] / "engines", store.root)
+        request = replace(small_request(exported_engines[0] / "models"), precision="bf16")
+        return store, export_pipeline(request, store, lambda line: None)
 
 
 @pytest.fixture(scope="session")

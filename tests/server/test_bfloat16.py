@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from export.jobs import DTYPES, components
 from export.onnx_export import random_inputs
-from export.run import export_pipeline, plan
+from export.run import plan
 from export.store import EngineStore
 from gateway.embedded import EmbeddedTriton
 from streaming.engine_set import ENGINE_SET, MODELS, EngineSet
@@ -36,24 +36,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 KINDS = ["text_encoder", "text_kv", "transformer"]
 
 
-@pytest.fixture(scope="module")
-def exported(
-    exported_engines: tuple[Path, EngineSet], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[EngineStore, EngineSet]:
-    """The small set in bfloat16; its autoencoders are those of the float32 one."""
-    root = tmp_path_factory.mktemp("bf16")
-    shutil.copytree(exported_engines[0] / "engines", root / "engines")
-    store = EngineStore(root / "engines")
-    request = replace(small_request(exported_engines[0] / "models"), precision="bf16")
-    return store, export_pipeline(request, store, lambda line: None)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def triton(
-    exported: tuple[EngineStore, EngineSet], tmp_path_factory: pytest.TempPathFactory
+    bfloat16_engines: tuple[EngineStore, EngineSet], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EmbeddedTriton]:
     """A server with the set's engines: those in bfloat16 run in the reference implementation."""
-    store, engines = exported
+    store, engines = bfloat16_engines
     models = tmp_path_factory.mktemp("models")
     for name in engines.engines():
         shutil.copytree(store.models / name, models / name)
@@ -69,9 +57,9 @@ async def triton(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_exported_file_computes_what_pytorch_does_in_bfloat16(
-    kind: str, exported: tuple[EngineStore, EngineSet], exported_engines: tuple[Path, EngineSet]
+    kind: str, bfloat16_engines: tuple[EngineStore, EngineSet], exported_engines: tuple[Path, EngineSet]
 ) -> None:
-    store, engines = exported
+    store, engines = bfloat16_engines
     name = getattr(engines, kind)
     parts = components(replace(small_request(exported_engines[0] / "models"), precision="bf16"))
     planned = next(engine for part in parts for engine in plan(part) if engine.name == name)
@@ -95,9 +83,9 @@ async def test_an_exported_file_computes_what_pytorch_does_in_bfloat16(
 
 
 async def test_a_stream_of_served_bfloat16_engines_is_that_of_engines_in_this_process(
-    exported: tuple[EngineStore, EngineSet], triton: EmbeddedTriton
+    bfloat16_engines: tuple[EngineStore, EngineSet], triton: EmbeddedTriton
 ) -> None:
-    store, engines = exported
+    store, engines = bfloat16_engines
     place = in_reference(store.models, in_process(store.models))
     model = open_model(store.sets / engines.name, LONGLIVE, place)
     stream = ModelPipeline(LONGLIVE, model, LONGLIVE.base_seed).open_stream()
@@ -126,9 +114,9 @@ async def test_a_stream_of_served_bfloat16_engines_is_that_of_engines_in_this_pr
 
 
 async def test_onnx_runtime_refuses_bfloat16_and_says_what_to_export(
-    exported: tuple[EngineStore, EngineSet],
+    bfloat16_engines: tuple[EngineStore, EngineSet],
 ) -> None:
-    store, engines = exported
+    store, engines = bfloat16_engines
     message = "is bf16, which ONNX Runtime cannot run on the CPU. Export with --precision fp32"
 
     with pytest.raises(EngineError, match=message):

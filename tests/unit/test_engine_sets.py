@@ -62,7 +62,7 @@ def test_a_demonstration_is_the_last_choice(store: EngineStore) -> None:
 
 def test_quantized_engines_are_taken_when_they_are_asked_for(store: EngineStore) -> None:
     full = read_engine_set(next(store.sets.iterdir())).name
-    with pytest.raises(ServingError, match="no engines of 'longlive' with fp8_e4m3fn; load without it"):
+    with pytest.raises(ServingError, match=r"with fp8_e4m3fn\. Make them: wanstream-export longlive --pre"):
         found_name(store, on_cpu=False, quantization="fp8_e4m3fn")
     quantized = add_set(store, name="quantized", precision="fp8")
 
@@ -109,7 +109,7 @@ def test_an_engine_that_cannot_run_is_refused(
 
 def test_plans_are_for_a_triton_with_a_gpu(store: EngineStore) -> None:
     name = read_engine_set(next(store.sets.iterdir())).name
-    Build(next(store.sets.iterdir()).name, store, lambda line: None, machine=H100, builder=Gpu()).run()
+    Build(name, store, lambda line: None, machine=H100, builder=Gpu(), compare=False).run()
     engine = read_engine_set(next(store.sets.iterdir())).text_kv
 
     check(store, on_cpu=False)
