@@ -14,6 +14,7 @@ from export.demo import ensure_demo_models
 from export.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
 from export.options import directory_options, engine_store, parse_sizes
 from export.outline import outline
+from export.quantization import ModelOpt
 from export.run import export_pipeline, set_name
 from export.verify import verify_set
 from streaming.demo import DEMO_MODELS, read_demo
@@ -52,6 +53,12 @@ from streaming.units import in_units
     is_flag=True,
     help="Print as JSON what the released weights become: engines, TensorRT builds, GPU memory.",
 )
+@click.option(
+    "--modelopt",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="WANSTREAM_MODELOPT",
+    help="Python of the environment with NVIDIA's ModelOpt, for precision fp8.",
+)
 @click.option("--wait", is_flag=True, help="Wait until another export into the same directory has ended.")
 @click.option("--verify", is_flag=True, help="Check an earlier export again and write nothing.")
 @click.option(
@@ -72,6 +79,7 @@ def main(
     verify: bool,
     home: Path,
     models: Path | None,
+    modelopt: Path | None,
     engines: Path | None,
     **options: Any,
 ) -> None:
@@ -98,7 +106,15 @@ def main(
                     bar.update(done - bar.n)
 
                 workers = _workers() if demo else 1
-                export_pipeline(request, store, tqdm.write, workers=workers, step=step, wait=wait)
+                export_pipeline(
+                    request,
+                    store,
+                    tqdm.write,
+                    workers=workers,
+                    step=step,
+                    wait=wait,
+                    modelopt=ModelOpt(modelopt) if modelopt else None,
+                )
     except WanstreamError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

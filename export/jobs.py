@@ -25,12 +25,13 @@ from streaming.errors import WanstreamError
 from streaming.manifest import AxisRange, Kind
 from streaming.specs import SPECS, TEMPORAL_FACTOR, CachedKeys, LoopSpec, OnPromptChange, VaeType
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 DTYPES: Final[dict[Precision, torch.dtype]] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,  # what lies between the products that are quantised
 }
 Size = tuple[int, int]  # height, width in pixels
 Profile = Mapping[str, AxisRange]
@@ -152,6 +153,7 @@ class Component:
     weights    opens the file that holds the weights
     published  what `load` gives for the released files, but on the meta device; reads no file
     copies     how often the exported engines together hold each weight
+    request    whose stream calibrates it, where it is quantised
     """
 
     sources: tuple[Path, ...]
@@ -161,6 +163,7 @@ class Component:
     published: Callable[[], Any]
     graphs: tuple[Graph, ...]
     copies: int = 1
+    request: "Request | None" = None
 
     def weight_bytes(self) -> int:
         """Size of the weights in this precision; reads the names in the file only. Raises CheckpointError."""
@@ -181,15 +184,32 @@ def components(request: Request) -> tuple[Component, ...]:
 def components_of(request: Request, config: TransformerConfig) -> tuple[Component, ...]:
     """As `components`, for a transformer of these sizes; reads no file."""
     loop, files = request.loop, TRANSFORMER_FILES[request.pipeline]
+    transformer = _transformer(request, loop, files, config)
     return (
         _text_encoder(request, config.text_len),
-        _transformer(request, loop, files, config),
+        *(_quantized(request, transformer) if request.precision == "fp8" else (transformer,)),
         _vae(request),
+    )
+
+
+def unquantized(precision: Precision) -> Precision:
+    """Of what lies beside a quantised transformer."""
+    return "bf16" if precision == "fp8" else precision
+
+
+def _quantized(request: Request, part: Component) -> tuple[Component, Component]:
+    """The transformer, whose calibration needs the other checkpoints, too, and its text side, which stays."""
+    transformer, text_kv = part.graphs
+    others = (request.models / TEXT_ENCODER, request.models / VAE_FILES[request.vae_type])
+    return (
+        dataclasses.replace(part, graphs=(transformer,), sources=(*part.sources, *others), request=request),
+        dataclasses.replace(part, graphs=(text_kv,), precision=unquantized(part.precision)),
     )
 
 
 def _text_encoder(request: Request, text_len: int) -> Component:
     path = request.models / TEXT_ENCODER
+    precision = unquantized(request.precision)
     graph = Graph(
         kind="text_encoder",
         label="text_encoder",
@@ -200,9 +220,9 @@ def _text_encoder(request: Request, text_len: int) -> Component:
     )
     return Component(
         sources=(path,),
-        precision=request.precision,
+        precision=precision,
         weights=lambda: open_checkpoint(path),
-        load=lambda: load_text_encoder(path, text_len, DTYPES[request.precision]),
+        load=lambda: load_text_encoder(path, text_len, DTYPES[precision]),
         published=lambda: published_text_encoder(text_len),
         graphs=(graph,),
     )

@@ -6,7 +6,7 @@ Rules: serving.md 9. The graph and its weights are two files, `model.onnx` and `
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -64,8 +64,8 @@ def export_onnx(
     check_onnx(path, [name for name, _ in module.named_parameters() if name.endswith("weight_t")])
 
 
-def check_onnx(path: Path, weights: Sequence[str] = ()) -> None:
-    """Check an exported file: valid ONNX, only allowed operators, all of `weights` there by name.
+def check_onnx(path: Path, weights: Sequence[str] = (), operators: Collection[str] = ALLOWED_OPS) -> None:
+    """Check an exported file: valid ONNX, only these operators, all of `weights` there by name.
 
     Raises ExportError.
     """
@@ -75,7 +75,7 @@ def check_onnx(path: Path, weights: Sequence[str] = ()) -> None:
     except Exception as error:  # onnx and protobuf share no base class
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(f"'{path}' is no valid ONNX file ({reason}). Export it again.") from error
-    foreign = sorted({node.op_type for node in graph.node} - ALLOWED_OPS)
+    foreign = sorted({node.op_type for node in graph.node}.difference(operators))
     if foreign:
         raise ExportError(
             f"'{path}' uses operators that are not on the list of allowed ones: {', '.join(foreign)}. "

@@ -13,6 +13,7 @@ from torch import nn
 
 from export.engine_build import build_plan, timing_cache
 from export.jobs import DTYPES, TRANSFORMER_FILES, Component, Request, components_of
+from export.quantization import is_quantized
 from export.run import PlannedEngine, engine_set, manifest_of
 from export.store import EngineStore
 from streaming.engine_set import EngineSet
@@ -72,7 +73,9 @@ def outline(request: Request) -> Outline:
 def _weight_bytes(module: nn.Module, component: Component) -> int:
     """Of a module's parameters in the component's precision."""
     total = 0
-    for owner in module.modules():
+    for name, owner in module.named_modules():
         own = 4 if getattr(owner, "float32_parameters", False) else DTYPES[component.precision].itemsize
-        total += own * sum(parameter.numel() for parameter in owner.parameters(recurse=False))
+        for key, parameter in owner.named_parameters(recurse=False):
+            float8 = component.request is not None and is_quantized(f"{name}.{key}")
+            total += (1 if float8 else own) * parameter.numel()
     return total

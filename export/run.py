@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
 
 import export.graphs
+from export.calibration import record_stream
 from export.graphs.signature import Signature, TensorSpec
-from export.graphs.transformer import TransformerConfig
+from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae_graphs import Autoencoder
 from export.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, Request, components
 from export.load import read_config
-from export.onnx_export import OPSET, check_parity, export_onnx
+from export.onnx_export import ALLOWED_OPS, OPSET, check_onnx, check_parity, export_onnx
+from export.quantization import FP8_OPS, ModelOpt, quantize_fp8
 from export.repository import write_onnxruntime_model
 from export.store import EngineStore, Resources
 from streaming.demo import DEMO, read_demo
@@ -37,6 +40,7 @@ from streaming.manifest import (
     DType,
     EngineManifest,
     FileInfo,
+    Quantization,
     TensorInfo,
     file_info,
     fingerprint,
@@ -46,6 +50,7 @@ from streaming.units import in_units
 
 # Export needs the weights, the exporter's own tensors, and ONNX Runtime's copy for the parity check.
 _MEMORY_FACTOR: Final = 3
+_FP8_MEMORY_FACTOR: Final = 8  # weights in float32 here and in ModelOpt, and copies of both
 _MEMORY_BASE_BYTES: Final = 500_000_000
 _DTYPE_NAMES: Final[dict[torch.dtype, DType]] = {
     torch.float32: "float32",
@@ -82,6 +87,7 @@ def export_pipeline(
     step: Step = _no_step,
     wait: bool = False,
     resources: Callable[[Path], Resources] = Resources.now,
+    modelopt: ModelOpt | None = None,
 ) -> EngineSet:
     """Export what is missing of a pipeline's engines, and write the set.
 
@@ -90,20 +96,24 @@ def export_pipeline(
     workers     processes that export at the same time; each loads the weights that it needs
     wait        for another export into the same directory, instead of raising
     resources   what the machine has left
+    modelopt    for precision fp8; None: in this environment
 
     Raises WanstreamError: files that are absent or damaged, too little disk or memory, another export, a
     graph that breaks a rule. Engines that were finished before stay.
     """
     parts = components(request)
+    modelopt = modelopt or ModelOpt()
+    if any(part.request for part in parts):
+        say(f"FP8 with {modelopt.version()}.")  # complain now, not after everything else
     with store.writing(wait=wait):
         say(f"Reading the checkpoints in {request.models} ...")
         planned = [engine for part in parts for engine in plan(part)]
         missing = [e for e in planned if store.find(e.name, e.fingerprint) is None]
         _announce(parts, planned, missing, store, say, resources, workers)
         if workers > 1:
-            _export_in_parallel(request, missing, store, say, workers, step)
+            _export_in_parallel(request, missing, store, say, workers, step, modelopt)
         else:
-            _export_in_turn(missing, store, say, step)
+            _export_in_turn(missing, store, say, step, modelopt)
         config = read_config(request.models / TRANSFORMER_FILES[request.pipeline].config)
         vae = next(e.component for e in planned if e.graph.kind.startswith("vae")).load()
         result = engine_set(request, planned, config, vae)
@@ -157,7 +167,7 @@ def _announce(
         return
     sizes = {id(part): part.weight_bytes() for part in parts}
     wanted = [sizes[id(e.component)] * e.component.copies // len(e.component.graphs) for e in missing]
-    memory = workers * (_MEMORY_BASE_BYTES + _MEMORY_FACTOR * max(sizes[id(e.component)] for e in missing))
+    memory = workers * (_MEMORY_BASE_BYTES + max(_memory_factor(e) * sizes[id(e.component)] for e in missing))
     kept = f", {len(planned) - len(missing)} are there" if len(missing) < len(planned) else ""
     say(
         f"{len(missing)} engines to export{kept}: about {in_units(sum(wanted))} of disk, "
@@ -166,19 +176,31 @@ def _announce(
     resources(store.root).check(sum(wanted), memory)
 
 
-def _export_in_turn(missing: list[PlannedEngine], store: EngineStore, say: Say, step: Step) -> None:
+def _memory_factor(engine: PlannedEngine) -> int:
+    return _MEMORY_FACTOR if engine.component.request is None else _FP8_MEMORY_FACTOR
+
+
+def _export_in_turn(
+    missing: list[PlannedEngine], store: EngineStore, say: Say, step: Step, modelopt: ModelOpt
+) -> None:
     """One component after the other, so that only one is in memory."""
     numbers = {engine.name: i for i, engine in enumerate(missing, 1)}
     for part, engines in _by_component(missing):
         load = cache(part.load)
         for engine in engines:
             say(f"[{numbers[engine.name]}/{len(missing)}] {engine.name} ...")
-            _export(engine, load, store)
+            _export(engine, load, store, modelopt)
             step(numbers[engine.name], len(missing))
 
 
 def _export_in_parallel(
-    request: Request, missing: list[PlannedEngine], store: EngineStore, say: Say, workers: int, step: Step
+    request: Request,
+    missing: list[PlannedEngine],
+    store: EngineStore,
+    say: Say,
+    workers: int,
+    step: Step,
+    modelopt: ModelOpt,
 ) -> None:
     """In processes of their own: tracing a small graph takes seconds of one core."""
     # Forked from a process that has imported, which takes as long as a graph, but never run anything: threads
@@ -187,7 +209,7 @@ def _export_in_parallel(
     context.set_forkserver_preload([__name__, "onnxscript", "torch.export"])
     with ProcessPoolExecutor(workers, context, _one_thread) as pool:
         # The last ones take longest, so they begin first.
-        jobs = {pool.submit(_export_by_name, request, e.name, store): e for e in reversed(missing)}
+        jobs = {pool.submit(_export_by_name, request, e.name, store, modelopt): e for e in reversed(missing)}
         try:
             for number, job in enumerate(as_completed(jobs), 1):
                 job.result()
@@ -202,9 +224,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _export_by_name(request: Request, name: str, store: EngineStore) -> None:
+def _export_by_name(request: Request, name: str, store: EngineStore, modelopt: ModelOpt) -> None:
     engine = next(e for part in components(request) for e in plan(part) if e.name == name)
-    _export(engine, engine.component.load, store)
+    _export(engine, engine.component.load, store, modelopt)
 
 
 def _by_component(engines: list[PlannedEngine]) -> list[tuple[Component, list[PlannedEngine]]]:
@@ -212,21 +234,38 @@ def _by_component(engines: list[PlannedEngine]) -> list[tuple[Component, list[Pl
     return [(part, [e for e in engines if e.component is part]) for part in parts.values()]
 
 
-def _export(engine: PlannedEngine, load: Callable[[], Any], store: EngineStore) -> None:
+def _export(engine: PlannedEngine, load: Callable[[], Any], store: EngineStore, modelopt: ModelOpt) -> None:
     """Write one engine's model directory. Nothing of it is there when this fails."""
-    module, signature = engine.graph.build(load())
+    modules = load()
+    module, signature = engine.graph.build(modules)
     with store.replacing(store.models / engine.name) as directory:
         files = directory / VERSION_DIRECTORY
         files.mkdir()
         path = files / ONNX_FILE
         export_onnx(module, signature, engine.graph.example, path, DTYPES[engine.component.precision])
-        parity = None
+        parity, quantization = None, None
+        if engine.component.request is not None:
+            quantization = _quantize(engine.component.request, modules, path, modelopt)
         if engine.component.precision == "fp32":
             parity = max(check_parity(path, module, signature, s) for s in parity_sizes(engine.graph))
         written = tuple(file_info(file) for file in sorted(files.glob(f"{ONNX_FILE}*")))
-        manifest = manifest_of(engine, signature, written, parity)
+        manifest = manifest_of(engine, signature, written, parity, quantization)
         (files / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         write_onnxruntime_model(directory, files, manifest)
+
+
+def _quantize(
+    request: Request, modules: tuple[Transformer, TextKV], path: Path, modelopt: ModelOpt
+) -> Quantization:
+    """Make an exported bfloat16 transformer FP8. The modules are float32 afterwards."""
+    transformer, text_kv = modules[0].float(), modules[1].float()
+    with TemporaryDirectory(prefix="fp8-", dir=path.parent) as work:
+        recorder = record_stream(request, transformer, text_kv, Path(work))
+        assert recorder.held_out is not None, "the stream had no chunk between its first and its last"
+        result = quantize_fp8(path, recorder.files, recorder.held_out, modelopt, Path(work))
+    weights = [name for name, _ in transformer.named_parameters() if name.endswith("weight_t")]
+    check_onnx(path, weights, ALLOWED_OPS | set(FP8_OPS))
+    return result
 
 
 def parity_sizes(graph: Graph) -> list[dict[str, int]]:
@@ -240,7 +279,11 @@ def parity_sizes(graph: Graph) -> list[dict[str, int]]:
 
 
 def manifest_of(
-    engine: PlannedEngine, signature: Signature, files: tuple[FileInfo, ...], parity: float | None
+    engine: PlannedEngine,
+    signature: Signature,
+    files: tuple[FileInfo, ...],
+    parity: float | None,
+    quantization: Quantization | None = None,
 ) -> EngineManifest:
     """What is known about an engine of these files, the graph first."""
     dtype = DTYPES[engine.component.precision]
@@ -262,6 +305,7 @@ def manifest_of(
         source_checkpoints=engine.sources,
         exporter_version=exporter_version(),
         parity=parity,
+        quantization=quantization,
         keeps_caches=any(spec.name.startswith(CACHE) for spec in signature.inputs),
         holds_inputs=any(spec.name.startswith(GROUPS) for spec in signature.inputs),
         **engine.graph.facts,

@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.demo import DemoEngines
 from gateway.engine_checks import check_engines
-from gateway.serving import Availability, ServingError, StageCallback
+from gateway.serving import Availability, ServingError, StageCallback, fp8_remedy
 from streaming.demo import DEMO_PIPELINES
 from streaming.engine_set import EngineSet, read_engine_set
 from streaming.records import EngineError
@@ -99,7 +99,10 @@ class EngineSets:
         quantized = load_params.get("quantization")
         sets = [found for found in self._of(spec) if (found.content.precision == FP8) == bool(quantized)]
         if quantized and not sets:
-            raise ServingError(f"There are no engines of '{spec.id}' with {quantized}; load without it.")
+            raise ServingError(
+                f"There are no engines of '{spec.id}' with {quantized}. {fp8_remedy(spec.id)}, "
+                "or load without it."
+            )
         wanted = (load_params["height"], load_params["width"])
         for found in sets:
             sizes = [(v.height, v.width) for v in found.content.vae]

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
-from gateway.serving import Availability
+from gateway.serving import Availability, fp8_remedy
 from gateway.validation import FilePath, Integer, Number, Seed, check, located, quoted
 from streaming.specs import LOAD_CHOICES, SPECS, LoraMergeMode, PipelineSpec, Quantization, SizeRange, VaeType
 
@@ -72,6 +72,7 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
         raise ApiError(400, availability.reason or f"Pipeline {spec.id} cannot be loaded on this server.")
     values, warnings = _checked(spec, choice.load_params, choice.loc)
     warnings = [*choice.warnings, *warnings, *_vram_warnings(spec, context.vram_gib)]
+    warnings += _quantization_warnings(spec, values, availability, context.vram_gib)
     _require_engines(spec, values, availability)
     params = _effective(spec, values, availability, context.vram_gib)
     explicit_size = "height" in values or "width" in values
@@ -332,6 +333,19 @@ def _vram_warnings(spec: PipelineSpec, vram_gib: float | None) -> list[str]:
     ]
 
 
+def _quantization_warnings(
+    spec: PipelineSpec, values: Mapping[str, Any], availability: Availability, vram_gib: float | None
+) -> list[str]:
+    """Where nobody chose, fp8 is wanted, and there are no such engines."""
+    wanted = _default_quantization(spec, vram_gib)
+    if "quantization" in values or wanted is None or wanted in availability.quantizations:
+        return []
+    return [
+        f"{spec.id} would be loaded with {wanted} on this GPU, but there are no such engines. "
+        f"{fp8_remedy(spec.id)}."
+    ]
+
+
 def _require_resolution(spec: PipelineSpec, params: Mapping[str, Any], availability: Availability) -> None:
     sizes = availability.supported_resolutions
     if sizes is None or (params["height"], params["width"]) in sizes:
@@ -354,7 +368,9 @@ def _require_engines(spec: PipelineSpec, values: Mapping[str, Any], availability
     wanted = values.get("quantization")
     if wanted is not None and wanted not in availability.quantizations:
         raise ApiError(
-            400, f"There are no engines of {spec.id} with {wanted} here; load with 'quantization' null."
+            400,
+            f"There are no engines of {spec.id} with {wanted} here; load with 'quantization' null. "
+            f"{fp8_remedy(spec.id)}.",
         )
 
 

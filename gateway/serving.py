@@ -38,6 +38,14 @@ class ChunkFailed(ServingError):
         self.fatal = fatal
 
 
+def fp8_remedy(pipeline: str) -> str:
+    """A sentence without its full stop: how the engines of a quantised pipeline are made."""
+    return (
+        f"Make them: wanstream-export {pipeline} --precision fp8, then wanstream-build; docs/engines.md says "
+        "what both need"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Availability:
     """Whether a pipeline can be loaded here, and if not, what to do about it."""

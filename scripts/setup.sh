@@ -63,6 +63,19 @@ install_environment() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
 }
 
+# ModelOpt wants other versions than we do, so it has an environment of its own, which borrows what they share.
+# Without borrowing it takes 6.5 GB (docs/engines.md).
+install_modelopt() {
+    local modelopt=$venv/modelopt
+    rm -rf "$modelopt"
+    echo "setup: installing ModelOpt in $modelopt"
+    "$venv/bin/python" -m venv --without-pip "$modelopt"
+    "$venv/bin/python" -m pip --python "$modelopt/bin/python" install --quiet --disable-pip-version-check --no-deps \
+        -r scripts/modelopt.txt
+    "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+        > "$("$modelopt/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+}
+
 # What pip cannot bring: the interpreter's shared library for Triton's model processes, a browser and a TURN server for the tests.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
@@ -76,9 +89,10 @@ install_libraries() {
 }
 
 stamp=$venv/.wanstream-$role
-wanted=$(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum)
+wanted=$(cat pyproject.toml constraints.txt scripts/modelopt.txt scripts/setup.sh | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     install_environment
+    if [ "$role" = test ]; then install_modelopt; fi
     install_libraries
     echo "$wanted" > "$stamp"
 elif [ "$role" = test ] && ! { command -v chromium && command -v turnserver; } >/dev/null; then

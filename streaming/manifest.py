@@ -100,6 +100,22 @@ class TensorRTBuild(Record):
     activation_bytes: int | None = None
 
 
+class Quantization(Record):
+    """How a graph got its float8 weights and activations, and what that costs.
+
+    tool                 that calibrated it, with its version
+    products             matrix products that are quantised
+    calls                recorded calls of a real stream that it was calibrated with
+    relative_rms_error   of another call's flow, against float32; cosine between both
+    """
+
+    tool: str
+    products: int
+    calls: int
+    relative_rms_error: float
+    cosine: float
+
+
 class EngineManifest(Record):
     """An engine and where it comes from. What does not apply to its kind is None. Sizes in pixels."""
 
@@ -126,6 +142,7 @@ class EngineManifest(Record):
     text_len: int | None = None
     text_dim: int | None = None
     loras: tuple[str, ...] = ()
+    quantization: Quantization | None = None  # of precision fp8
     keeps_caches: bool = False  # its model on ONNX Runtime can, see `streaming/kept.py`
     holds_inputs: bool = False  # the same, see `streaming/held.py`
     tensorrt: TensorRTBuild | None = None

@@ -39,7 +39,12 @@ from streaming.video import FrameGroups
 
 PROMPTS: Final = "prompts"  # directory of the prompt embeddings, beside that of the engines' models
 CPU: Final = torch.device("cpu")
-_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES: Final = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,  # inputs and outputs of a quantised transformer
+}
 
 
 class Place(Protocol):

@@ -362,11 +362,25 @@ def test_krea_is_quantized_where_memory_is_short(vram_gib: float | None, given: 
     assert load("krea-realtime-video", given, vram_gib=vram_gib).params["quantization"] == expected
 
 
+def test_where_fp8_is_wanted_and_not_there_a_warning_names_the_command() -> None:
+    command = "wanstream-export krea-realtime-video --precision fp8"
+
+    unbuilt = load("krea-realtime-video", {}, vram_gib=24.0, quantizations=())
+    chosen = load("krea-realtime-video", {"quantization": None}, vram_gib=24.0, quantizations=())
+
+    assert unbuilt.params["quantization"] is None
+    assert any(command in warning for warning in unbuilt.warnings)
+    assert not any(command in warning for warning in chosen.warnings)
+
+
 @pytest.mark.parametrize(
     ("params", "says"),
     [
         ({"loras": [{"path": "style.safetensors"}]}, "load without 'loras'"),
-        ({"quantization": "fp8_e4m3fn"}, "load with 'quantization' null"),
+        (
+            {"quantization": "fp8_e4m3fn"},
+            "load with 'quantization' null. Make them: wanstream-export longlive --precision fp8",
+        ),
     ],
 )
 def test_what_the_engines_cannot_do_is_refused_before_anything_is_unloaded(
