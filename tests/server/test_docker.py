@@ -68,10 +68,33 @@ def value(stage: list[tuple[str, str]], instruction: str) -> str:
 def test_the_linters_have_nothing_to_say() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     said = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True)
-    syntax = subprocess.run(["sh", "-n", DOCKER / "serve-triton.sh"], capture_output=True, text=True)
+    scripts = sorted(DOCKER.glob("*.sh"))
+    syntax = [subprocess.run(["sh", "-n", path], capture_output=True, text=True).stderr for path in scripts]
 
     assert (said.stdout + said.stderr, said.returncode) == ("", 0)
-    assert (syntax.stderr, syntax.returncode) == ("", 0)
+    assert syntax == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("extra", "wanted"), [([], "wanstream.whl"), (["tensorrt"], "wanstream.whl[tensorrt]")]
+)
+def test_the_wheel_is_installed_with_its_extra(extra: list[str], wanted: str, tmp_path: Path) -> None:
+    """`python3` and `install` are noted, not run."""
+    for name in ("wheel/wanstream.whl", "wheel/constraints.txt", "bin/python3", "bin/install"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/bin/sh\necho "{path.name} $*"\n')
+        path.chmod(0o755)
+    wheels = tmp_path / "wheel"
+    script = shutil.copy(DOCKER / "install.sh", wheels)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "WANSTREAM_HOME": HOME}
+
+    done = subprocess.run([script, *extra], capture_output=True, text=True, env=environment, check=True)
+
+    assert done.stdout.splitlines() == [
+        f"python3 -m pip install --no-cache-dir -c {wheels}/constraints.txt {wheels}/wanstream.whl{suffix}",
+        f"install -d -o 1000 -g 1000 {HOME}",
+    ]
 
 
 def test_what_is_copied_is_there_and_not_ignored(stages: dict[str, list[tuple[str, str]]]) -> None:
@@ -93,7 +116,7 @@ def test_what_is_copied_is_there_and_not_ignored(stages: dict[str, list[tuple[st
 
 def test_images_install_extras_and_run_commands_that_exist(stages: dict[str, list[tuple[str, str]]]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = re.findall(r"\.whl\)\[([^]]+)\]", (DOCKER / "Dockerfile").read_text())
+    extras = re.findall(r"/wheel/install\.sh (\w+)", (DOCKER / "Dockerfile").read_text())
     commands = [json.loads(value(stages["gateway"], "ENTRYPOINT"))[0]]
     commands += [json.loads(value(stages[name], "CMD"))[0] for name in ("triton", "tools")]
 
