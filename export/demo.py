@@ -44,13 +44,12 @@ def ensure_demo_models(directory: Path) -> Path:
     It appears complete or not at all. The values are the same on every machine. Weights that an older version
     of this package wrote are replaced; somebody's own stay. Raises WanstreamError when demo.json is damaged.
     """
-    weights = trained_weights()
-    if (directory / DEMO).is_file() and read_demo(directory).version in ("", weights.about.version):
+    if (directory / DEMO).is_file() and read_demo(directory).version in ("", trained_version()):
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        write_demo_models(partial, weights)
+        write_demo_models(partial, trained_weights())
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     finally:
@@ -99,17 +98,20 @@ def trained_weights(directory: Path | None = None) -> DemoWeights:
     """The nano checkpoint, or another one in the layout that `export.nano` writes."""
     directory = directory or trained_directory()
     config = json.loads((directory / TRAINED_CONFIG).read_text(encoding="utf-8"))
-    version = fingerprint(
-        {p.name: file_info(p).sha256 for p in sorted(directory.iterdir()) if p.suffix != ".md"}
-    )
     return DemoWeights(
         config=TransformerConfig.from_json(config),
-        about=DemoInfo.model_validate(config | {"version": version}),
+        about=DemoInfo.model_validate(config | {"version": trained_version(directory)}),
         transformer=load_file(directory / "transformer.safetensors"),
         vae=load_file(directory / "vae.safetensors"),
         text_encoder=load_file(directory / "text_encoder.safetensors"),
         tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
     )
+
+
+def trained_version(directory: Path | None = None) -> str:
+    """Of the weights in a directory: other files, another version. Loads none of them."""
+    files = sorted((directory or trained_directory()).iterdir())
+    return fingerprint({path.name: file_info(path).sha256 for path in files if path.suffix != ".md"})
 
 
 def random_weights(
