@@ -20,6 +20,7 @@ from pathlib import Path
 
 from gateway import leftovers, triton_log
 from gateway.installation import EmbeddedTritonError, TritonInstallation
+from gateway.waiting import within
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class EmbeddedTriton:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
                 try:
-                    await asyncio.wait_for(process.wait(), timeout_s)
+                    await within(process.wait(), timeout_s)
                 except asyncio.TimeoutError:
                     if timeout_s:
                         logger.warning("Triton did not stop within %.1f s and is killed", timeout_s)
@@ -262,7 +263,7 @@ class EmbeddedTriton:
             self._watch = None
         if self._log is not None:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._log, _LAST_OUTPUT_S)
+                await within(self._log, _LAST_OUTPUT_S)
             self._log = None
         if self._prefix:
             leftovers.release_prefix(self._prefix)
@@ -313,7 +314,7 @@ async def _is_ready(port: int) -> bool:
         return False
     try:
         writer.write(f"GET /v2/health/ready HTTP/1.0\r\nHost: {_ADDRESS}\r\n\r\n".encode())
-        status = await asyncio.wait_for(reader.readline(), _ANSWER_S)
+        status = await within(reader.readline(), _ANSWER_S)
     except (OSError, asyncio.TimeoutError):
         return False
     finally:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.waiting import within
 from streaming.errors import WanstreamError
 
 _PYTHON_VERSIONS = ((3, 10), (3, 11), (3, 12))
@@ -149,7 +150,7 @@ class TritonInstallation:
             self.stub, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), _STUB_TIMEOUT_S)
+            output, _ = await within(process.communicate(), _STUB_TIMEOUT_S)
         except asyncio.TimeoutError as error:
             raise EmbeddedTritonError(
                 f"Triton's Python stub {self.stub} did not answer within {_STUB_TIMEOUT_S:.0f} s. The "

@@ -10,6 +10,7 @@ from quart.asgi import ASGIHTTPConnection
 from quart.wrappers.request import Body
 
 from gateway.errors import ApiError
+from gateway.waiting import within
 
 _WAITING_BYTES: Final = 4 << 20
 _PIECE_TIMEOUT_S: Final = 60.0
@@ -30,7 +31,7 @@ async def not_stalled(body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     pieces = body.__aiter__()
     while True:
         try:
-            yield await asyncio.wait_for(pieces.__anext__(), _PIECE_TIMEOUT_S)
+            yield await within(pieces.__anext__(), _PIECE_TIMEOUT_S)
         except StopAsyncIteration:
             return
         except asyncio.TimeoutError as error:

@@ -1,13 +1,13 @@
 """Waiting with a time limit, in loops that must end when their task is cancelled."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def within(work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
+async def within(work: Awaitable[T], timeout_s: float | None) -> T:
     """`asyncio.wait_for` whose cancellation is never lost; None: no limit.
 
     Before Python 3.12 `wait_for` drops a cancellation that comes at the moment the work is done

@@ -9,6 +9,8 @@ from typing import Any, Final
 from aioice import stun
 from aiortc.rtcicetransport import parse_stun_turn_uri
 
+from gateway.waiting import within
+
 _SEND_AT_S: Final = (0.0, 0.3, 0.9)  # UDP loses packets
 
 
@@ -21,7 +23,7 @@ async def answers(url: str, timeout_s: float = 2.0) -> bool:
     try:
         parsed = parse_stun_turn_uri(url)
         reach = _accepts_tcp if parsed.get("transport") == "tcp" else _answers_binding
-        return await asyncio.wait_for(reach(parsed["host"], parsed["port"]), timeout_s)
+        return await within(reach(parsed["host"], parsed["port"]), timeout_s)
     except (OSError, ValueError, asyncio.TimeoutError):
         return False
 
