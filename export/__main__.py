@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from export.run import export_pipeline, set_name
 from export.verify import verify_set
 from streaming.demo import DEMO_MODELS, read_demo
 from streaming.errors import WanstreamError
+from streaming.manifest import Form
 from streaming.specs import SPECS
 from streaming.units import in_units
 
@@ -41,6 +42,12 @@ from streaming.units import in_units
     "--demo",
     is_flag=True,
     help="The tiny weights of this package in place of downloaded ones; with --models, those of a directory.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(get_args(Form)),
+    help="portable: for TensorRT and ONNX Runtime; cpu: for ONNX Runtime only, and faster on the CPU.  "
+    "[default: portable; cpu with --demo]",
 )
 @click.option(
     "--padding-keys/--no-padding-keys",
@@ -121,7 +128,14 @@ def main(
 
 
 def _request(
-    home: Path, models: Path | None, *, demo: bool, pipeline: str, sizes: Sequence[list[Size]], **options: Any
+    home: Path,
+    models: Path | None,
+    *,
+    demo: bool,
+    form: Form | None,
+    pipeline: str,
+    sizes: Sequence[list[Size]],
+    **options: Any,
 ) -> Request:
     """What is asked for, the demonstration checkpoint written if it is needed."""
     if demo:
@@ -130,7 +144,9 @@ def _request(
     spec = SPECS[pipeline]
     directory = (models or home / "models").expanduser().absolute()
     named = tuple(dict.fromkeys(size for group in sizes for size in group))
-    return Request(pipeline, directory, named or ((spec.height, spec.width),), demo=demo, **options)
+    named = named or ((spec.height, spec.width),)
+    form = form or ("cpu" if demo and options["precision"] == "fp32" else "portable")
+    return Request(pipeline, directory, named, demo=demo, form=form, **options)
 
 
 def _workers() -> int:

@@ -206,6 +206,11 @@ class Build:
         self.store.write_file(directory / MANIFEST, record)
 
     def _plan(self, manifest: EngineManifest) -> BuildPlan:
+        if manifest.form == "cpu":
+            raise BuildError(
+                f"Engine '{manifest.name}' is for ONNX Runtime on the CPU. "
+                "Export the set again for TensorRT: wanstream-export with --form portable."
+            )
         directory, cache = self.store.engine(manifest.name), timing_cache(self.store.root, self.machine)
         return build_plan(directory, manifest, cache, self.options)
 

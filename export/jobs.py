@@ -22,7 +22,7 @@ from export.load import (
 )
 from export.lora_merge import builtin_adapter, merge
 from streaming.errors import WanstreamError
-from streaming.manifest import AxisRange, Kind
+from streaming.manifest import AxisRange, Form, Kind
 from streaming.specs import SPECS, TEMPORAL_FACTOR, CachedKeys, LoopSpec, OnPromptChange, VaeType
 
 Precision = Literal["fp32", "fp16", "bf16", "fp8"]
@@ -87,6 +87,7 @@ class Request:
 
     sizes   pictures of height x width pixels; the first one is the default
     demo    the weights are a stand-in: the set must not take the place of one with real weights
+    form    of the graphs; "cpu" is for float32 only
     padding_keys   False leaves out the keys of score zero that the reference's kernel adds, where it does
     """
 
@@ -97,6 +98,7 @@ class Request:
     precision: Precision = "fp32"
     window: int | None = None  # attention window in latent frames; None: the pipeline's
     demo: bool = False
+    form: Form = "portable"
     padding_keys: bool = True
 
     @property
@@ -111,6 +113,10 @@ class Request:
             allowed = ", ".join(spec.loop.vae_types)
             raise WanstreamError(
                 f"Pipeline '{self.pipeline}' has no VAE '{self.vae_type}'. Choose: {allowed}."
+            )
+        if self.form == "cpu" and self.precision != "fp32":
+            raise WanstreamError(
+                f"--form cpu is for --precision fp32, not {self.precision}: only that runs on the CPU."
             )
         loop = spec.loop
         smallest = loop.sink_size + loop.frames_per_chunk + 1
@@ -135,7 +141,7 @@ class Graph:
     build      the loaded checkpoint -> the graph and its signature
     example    sizes of the dynamic axes that are traced, none of them 1
     profiles   sizes that the engine has to take; the parity of each end is checked
-    facts      fields of the manifest
+    facts      fields of the manifest, `form` among them
     """
 
     kind: Kind
@@ -216,7 +222,7 @@ def _text_encoder(request: Request, text_len: int) -> Component:
         build=lambda encoder: (encoder, encoder.signature()),
         example={"B": 2},
         profiles=({"B": AxisRange(min=1, opt=1, max=4)},),
-        facts={"text_len": text_len},
+        facts={"text_len": text_len, "form": request.form},
     )
     return Component(
         sources=(path,),
@@ -240,6 +246,7 @@ def _transformer(
         "text_len": config.text_len,
         "text_dim": config.text_dim,
         "pipeline": request.pipeline,
+        "form": request.form,
     }
     frames = [tokens_per_frame(size) for size in request.sizes]
     one_size = len(set(frames)) == 1
@@ -318,9 +325,7 @@ def _vae(request: Request) -> Component:
         weights=lambda: open_checkpoint(path),
         load=lambda: load_vae(path, request.vae_type, DTYPES[precision]),
         published=lambda: published_vae(request.vae_type),
-        graphs=tuple(
-            _vae_graph(request.vae_type, kind, size) for size in request.sizes for kind in _VAE_KINDS
-        ),
+        graphs=tuple(_vae_graph(request, kind, size) for size in request.sizes for kind in _VAE_KINDS),
         copies=2 * len(request.sizes),  # a half's `first` and `next` graph both hold its weights
     )
 
@@ -338,13 +343,13 @@ _VAE_KINDS: Final[tuple[Kind, ...]] = (
 _MOST_ENCODED, _MOST_DECODED = 3, 1
 
 
-def _vae_graph(vae_type: VaeType, kind: Kind, size: Size) -> Graph:
-    first = kind.endswith("first")
+def _vae_graph(request: Request, kind: Kind, size: Size) -> Graph:
+    fixed = kind.endswith("first") or request.form == "cpu"
     most = _MOST_ENCODED if "encoder" in kind else _MOST_DECODED
     graph_class = EncoderGraph if "encoder" in kind else DecoderGraph
 
     def build(vae: Autoencoder) -> tuple[nn.Module, Signature]:
-        graph = graph_class(vae, first)
+        graph = graph_class(vae, kind.endswith("first"), form=request.form)
         return graph, graph.signature(*size)
 
     def frames(count: int) -> AxisRange:
@@ -352,11 +357,11 @@ def _vae_graph(vae_type: VaeType, kind: Kind, size: Size) -> Graph:
 
     return Graph(
         kind=kind,
-        label=f"{vae_type}_{kind}_{size[0]}x{size[1]}",
+        label=f"{request.vae_type}_{kind}_{size[0]}x{size[1]}",
         build=build,
-        example={} if first else {"F": 2, "T": 2 * TEMPORAL_FACTOR},
-        profiles=() if first else ({"F": frames(1), "T": frames(TEMPORAL_FACTOR)},),
-        facts={"height": size[0], "width": size[1]},
+        example={} if fixed else {"F": 2, "T": 2 * TEMPORAL_FACTOR},
+        profiles=() if fixed else ({"F": frames(1), "T": frames(TEMPORAL_FACTOR)},),
+        facts={"height": size[0], "width": size[1], "form": request.form},
     )
 
 

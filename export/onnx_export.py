@@ -13,8 +13,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from export.graphs.layers import exporting_for_cpu
 from export.graphs.signature import Signature, TensorSpec
 from streaming.engines import OrtEngine
+from streaming.manifest import Form
 from streaming.records import EngineError
 
 OPSET = 20
@@ -27,6 +29,10 @@ _OPS = """
     Transpose Unsqueeze Where
 """
 ALLOWED_OPS = frozenset(_OPS.split())
+FORM_OPS: dict[Form, frozenset[str]] = {
+    "portable": ALLOWED_OPS,
+    "cpu": ALLOWED_OPS | {"MultiHeadAttention"},  # ONNX Runtime's own
+}
 TOLERANCE = 1e-4  # of the largest element of a tensor, but at least of 1
 
 
@@ -40,15 +46,17 @@ def export_onnx(
     sizes: Mapping[str, int],
     path: Path,
     dtype: torch.dtype = torch.float32,
+    form: Form = "portable",
 ) -> None:
     """Write the graph, its weights beside it, and check the file.
 
     sizes   of the dynamic axes in the example that is traced; none may be 1, or it becomes a constant
     dtype   of the graph's floating inputs, unless their spec says float32
+    form    which operators it may use
 
     Raises ExportError when the file breaks a rule. The module is not changed.
     """
-    with _quiet():
+    with _quiet(), exporting_for_cpu() if form == "cpu" else contextlib.nullcontext():
         program = torch.onnx.export(
             module,
             signature.example(sizes, dtype),
@@ -61,7 +69,8 @@ def export_onnx(
         )
         assert program is not None, "the exporter returned nothing"
         program.save(path, external_data=True)
-    check_onnx(path, [name for name, _ in module.named_parameters() if name.endswith("weight_t")])
+    weights = [name for name, _ in module.named_parameters() if name.endswith("weight_t")]
+    check_onnx(path, weights, FORM_OPS[form])
 
 
 def check_onnx(path: Path, weights: Sequence[str] = (), operators: Collection[str] = ALLOWED_OPS) -> None:

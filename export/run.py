@@ -242,7 +242,8 @@ def _export(engine: PlannedEngine, load: Callable[[], Any], store: EngineStore, 
         files = directory / VERSION_DIRECTORY
         files.mkdir()
         path = files / ONNX_FILE
-        export_onnx(module, signature, engine.graph.example, path, DTYPES[engine.component.precision])
+        dtype, form = DTYPES[engine.component.precision], engine.graph.facts["form"]
+        export_onnx(module, signature, engine.graph.example, path, dtype, form)
         parity, quantization = None, None
         if engine.component.request is not None:
             quantization = _quantize(engine.component.request, modules, path, modelopt)
@@ -353,7 +354,12 @@ def engine_set(
             patch=config.patch_size,
             spatial_factor=vae.spatial_factor,
         ),
-        frames=FrameCuts(first=vae.groups.first, later=vae.groups.later, repeat_last=vae.groups.repeat_last),
+        frames=FrameCuts(
+            first=vae.groups.first,
+            later=vae.groups.later,
+            repeat_last=vae.groups.repeat_last,
+            at_once=vae.groups.later if request.form == "cpu" else None,
+        ),
         text_encoder=names["text_encoder"][0],
         text_kv=names["text_kv"][0],
         transformer=names["transformer"][0],

@@ -1,6 +1,6 @@
 """Check an earlier export again: every file against its manifest, every graph against the rules."""
 
-from export.onnx_export import check_onnx
+from export.onnx_export import FORM_OPS, check_onnx
 from export.store import EngineStore
 from streaming.engine_set import read_engine_set
 from streaming.manifest import ONNX_FILE, EngineManifest
@@ -10,6 +10,6 @@ def verify_set(store: EngineStore, name: str) -> list[EngineManifest]:
     """The manifests of all engines of a set. Raises EngineError that says what is wrong with one."""
     engines = read_engine_set(store.sets / name)
     manifests = [store.verified(engine) for engine in engines.engines()]
-    for engine in engines.engines():
-        check_onnx(store.engine(engine) / ONNX_FILE)
+    for manifest in manifests:
+        check_onnx(store.engine(manifest.name) / ONNX_FILE, operators=FORM_OPS[manifest.form])
     return manifests

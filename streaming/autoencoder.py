@@ -31,10 +31,10 @@ def encode(
         with step("encode"):
             z, caches = _call(vae.encoder_first, "frames", frames[:, :, : plan.first], (), name)
         latents.append(z)
-    if plan.later:
-        later = frames[:, :, plan.first : plan.first + plan.later]
+    later = frames[:, :, plan.first : plan.first + plan.later]
+    for part in torch.split(later, vae.groups.at_once or plan.later, dim=2) if plan.later else ():
         with step("encode"):
-            z, caches = _call(vae.encoder_next, "frames", later, caches, name)
+            z, caches = _call(vae.encoder_next, "frames", part, caches, name)
         latents.append(z)
     return torch.cat(latents, dim=2).transpose(1, 2), caches
 

@@ -51,6 +51,7 @@ class FrameCuts(Record):
     first: int
     later: int
     repeat_last: bool
+    at_once: int | None = None
 
 
 class EngineSet(Record):

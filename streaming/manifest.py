@@ -33,6 +33,10 @@ DType = Literal["float32", "float16", "bfloat16", "int64"]
 ITEM_BYTES: Final[dict[DType, int]] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 
+# portable: TensorRT and ONNX Runtime run it; cpu: ONNX Runtime only, faster on the CPU
+Form = Literal["portable", "cpu"]
+
+
 class TensorInfo(Record):
     """One input or output. An axis given as a string is dynamic; axes of one name have one size."""
 
@@ -143,6 +147,7 @@ class EngineManifest(Record):
     text_dim: int | None = None
     loras: tuple[str, ...] = ()
     quantization: Quantization | None = None  # of precision fp8
+    form: Form = "portable"
     keeps_caches: bool = False  # its model on ONNX Runtime can, see `streaming/kept.py`
     holds_inputs: bool = False  # the same, see `streaming/held.py`
     tensorrt: TensorRTBuild | None = None

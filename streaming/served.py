@@ -131,7 +131,9 @@ def open_model(
     height, width = size or (engines.vae[0].height, engines.vae[0].width)
     vae = engines.vae_for(height, width)
     facts = engines.model
-    groups = FrameGroups(engines.frames.first, engines.frames.later, engines.frames.repeat_last)
+    groups = FrameGroups(
+        engines.frames.first, engines.frames.later, engines.frames.repeat_last, engines.frames.at_once
+    )
     tokenizer = PromptTokenizer.from_directory(directory / TOKENIZER, facts.text_len)
     return StreamModel(
         spec=engines.built_for(spec.loop),

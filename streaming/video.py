@@ -23,12 +23,14 @@ class FrameGroups:
     """How an encoder cuts a stream of pixel frames into latent frames.
 
     The stream's first latent frame takes `first` pixel frames, each later one `later`. Frames beyond the last
-    full group are dropped, or, with `repeat_last`, the last frame is repeated to fill the group.
+    full group are dropped, or, with `repeat_last`, the last frame is repeated to fill the group. One call of
+    an engine takes at most `at_once` later frames, None: any number.
     """
 
     first: int
     later: int
     repeat_last: bool = False
+    at_once: int | None = None
 
     def plan(self, frames: int, start: bool) -> "EncodePlan":
         """Cut one call's `frames` pixel frames; `start` is true in the first call of a stream."""

@@ -4,9 +4,25 @@ Written so that a graph exports to plain ONNX (serving.md 9): no complex numbers
 in place, and statistics and softmax in float32 whatever the type of the graph.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_cpu_kernels: ContextVar[bool] = ContextVar("cpu_kernels", default=False)
+
+
+@contextmanager
+def exporting_for_cpu() -> Iterator[None]:
+    """Graphs that are exported inside use operators that only ONNX Runtime has, on the CPU."""
+    token = _cpu_kernels.set(True)
+    try:
+        yield
+    finally:
+        _cpu_kernels.reset(token)
 
 
 def attention(
@@ -22,8 +38,10 @@ def attention(
     returns  [B, T, N, D], type of q
 
     Outside of an export the same formula runs as PyTorch's fused kernel, which does not keep the logits
-    (4 GB per layer for 480x832 with a window of 12 latent frames).
+    (4 GB per layer for 480x832 with a window of 12 latent frames); exported for the CPU, as ONNX Runtime's.
     """
+    if torch.compiler.is_exporting() and _cpu_kernels.get() and (bias is None or bias.shape[1:3] == (1, 1)):
+        return _attention_of_onnx_runtime(q, k, v, bias, q.shape[-1] ** -0.5 if scale is None else scale)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, N, *, D]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if torch.compiler.is_exporting():
@@ -33,6 +51,26 @@ def attention(
         mask = None if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return y.transpose(1, 2)
+
+
+def _attention_of_onnx_runtime(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """`attention` by one operator that does not keep the logits; bias [B, 1, 1, S].
+
+    The operator does so only without a bias, so the bias goes in as one more element of each key, which the
+    query multiplies by 1 / scale.
+    """
+    if bias is not None:
+        q = torch.cat([q, torch.full_like(q[..., :1], 1 / scale)], dim=-1)
+        k = torch.cat([k, bias.transpose(1, 3).expand(*k.shape[:3], 1)], dim=-1)
+    y: Tensor = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        [tensor.flatten(2) for tensor in (q, k, v)],
+        {"num_heads": q.shape[2], "scale": scale},
+        dtype=v.dtype,
+        shape=(*q.shape[:2], v.shape[2] * v.shape[3]),
+        version=1,
+    )
+    return y.reshape(*q.shape[:2], *v.shape[2:])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

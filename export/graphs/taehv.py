@@ -19,6 +19,7 @@ from export.checkpoints import Checkpoint
 from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, Autoencoder, LatentScale, known_fields
 from export.graphs.vae_layers import CacheTape, batch_to_frames, frames_to_batch
 from streaming.errors import WanstreamError
+from streaming.manifest import Form
 from streaming.video import FrameGroups
 
 MEMORY_BLOCKS = 3  # per stage
@@ -164,10 +165,10 @@ class TinyVae(Autoencoder):
         self.decoder = decoder_layers(config)
         self.scale = LatentScale(config.latent_mean, config.latent_std) if config.normalized else None
 
-    def encode_step(self) -> EncodeStep:
+    def encode_step(self, form: Form, first: bool) -> EncodeStep:
         return EncodeStep(self.encoder)
 
-    def decode_step(self) -> DecodeStep:
+    def decode_step(self, form: Form, first: bool) -> DecodeStep:
         return DecodeStep(self.decoder, self.config.frames_to_trim)
 
 

@@ -23,7 +23,9 @@ from export.graphs.vae_layers import (
     Upsample,
     run,
 )
+from export.graphs.vae_stacked import StackedStep, first_outputs
 from streaming.errors import WanstreamError
+from streaming.manifest import Form
 from streaming.video import FrameGroups
 
 
@@ -88,8 +90,13 @@ class Encoder(nn.Module):
         self.middle = middle(widths[-1])
         self.head = head(widths[-1], 2 * config.z_dim)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """In the order of computation."""
+        return [self.conv1, *self.downsamples, *self.middle, *self.head]
+
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
-        return run([self.conv1, *self.downsamples, *self.middle, *self.head], x, tape)
+        return run(self.layers, x, tape)
 
 
 class Decoder(nn.Module):
@@ -110,8 +117,13 @@ class Decoder(nn.Module):
         self.upsamples = nn.ModuleList(layers)
         self.head = head(widths[-1], 3)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """In the order of computation."""
+        return [self.conv1, *self.middle, *self.upsamples, *self.head]
+
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
-        return run([self.conv1, *self.middle, *self.upsamples, *self.head], x, tape)
+        return run(self.layers, x, tape)
 
 
 class EncodeStep(nn.Module):
@@ -153,8 +165,13 @@ class WanVae(Autoencoder):
         self.decoder = Decoder(config)
         self.scale = LatentScale(config.latent_mean, config.latent_std)
 
-    def encode_step(self) -> EncodeStep:
-        return EncodeStep(self.encoder, self.conv1)
+    def encode_step(self, form: Form, first: bool) -> nn.Module:
+        if form == "portable":
+            return EncodeStep(self.encoder, self.conv1)
+        mean = first_outputs(self.conv1, self.z_dim)
+        return StackedStep([*self.encoder.layers, mean], 1 if first else self.groups.later, first)
 
-    def decode_step(self) -> DecodeStep:
-        return DecodeStep(self.conv2, self.decoder)
+    def decode_step(self, form: Form, first: bool) -> nn.Module:
+        if form == "portable":
+            return DecodeStep(self.conv2, self.decoder)
+        return StackedStep([self.conv2, *self.decoder.layers], 1, first)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from export.graphs.signature import Signature, TensorSpec, cache_specs, on_meta
 from export.graphs.vae_layers import CacheTape
+from streaming.manifest import Form
 from streaming.video import FrameGroups
 
 WAN_LATENT_MEAN = (
@@ -67,21 +68,29 @@ class Autoencoder(nn.Module, ABC):
     scale: LatentScale | None  # None: latents are used as they come
 
     @abstractmethod
-    def encode_step(self) -> nn.Module:
-        """Module (frames, tape) -> mu that shares this one's weights and holds no others."""
+    def encode_step(self, form: Form, first: bool) -> nn.Module:
+        """Module (frames, tape) -> mu that has this one's weights and holds no others.
+
+        In the form "cpu" it is for one latent frame, and what it computes may depend on `first`.
+        """
 
     @abstractmethod
-    def decode_step(self) -> nn.Module:
+    def decode_step(self, form: Form, first: bool) -> nn.Module:
         """Module (latents before normalisation, tape) -> frames, not clamped; as `encode_step`."""
 
 
 class AutoencoderGraph(nn.Module, ABC):
     """One call of one half of an autoencoder, as it is exported."""
 
-    def __init__(self, vae: Autoencoder, step: nn.Module, first: bool) -> None:
+    def __init__(
+        self, vae: Autoencoder, make_step: Callable[[Form, bool], nn.Module], first: bool, form: Form
+    ) -> None:
         super().__init__()
         self.first = first
-        self.step = step
+        self.one_frame = first or form == "cpu"  # in one call, of latents
+        self.step = make_step(form, first)
+        # Makes the caches; a tuple, because a module would be a part of this one.
+        self._first_step = (self.step if first or form != "cpu" else make_step(form, True),)
         self.scale = vae.scale
         self._vae_shape = (vae.z_dim, vae.spatial_factor, vae.groups)
         self.train(vae.training)
@@ -90,7 +99,8 @@ class AutoencoderGraph(nn.Module, ABC):
     def signature(self, height: int, width: int) -> Signature:
         """Names and shapes for pictures of height x width pixels, batch 1.
 
-        A `next` graph has the dynamic axes "F", latent frames, and "T" = F * temporal factor, pixel frames.
+        A `next` graph has the dynamic axes "F", latent frames, and "T" = F * temporal factor, pixel frames;
+        in the form "cpu" they are 1 and the temporal factor.
         """
 
     def _with_caches(
@@ -101,7 +111,7 @@ class AutoencoderGraph(nn.Module, ABC):
     ) -> Signature:
         tape = CacheTape(None)
         dtype = next(self.step.parameters()).dtype
-        on_meta(self.step, torch.empty(first_input, dtype=dtype, device="meta"), tape)
+        on_meta(self._first_step[0], torch.empty(first_input, dtype=dtype, device="meta"), tape)
         shapes = [cache.shape for cache in tape.new]
         caches = () if self.first else cache_specs("cache", shapes)
         return Signature(inputs + caches, outputs + cache_specs("new_cache", shapes), len(caches))
@@ -110,8 +120,8 @@ class AutoencoderGraph(nn.Module, ABC):
 class EncoderGraph(AutoencoderGraph):
     """Frames and, unless `first`, caches in; z, mu and new caches out."""
 
-    def __init__(self, vae: Autoencoder, first: bool) -> None:
-        super().__init__(vae, vae.encode_step(), first)
+    def __init__(self, vae: Autoencoder, first: bool, form: Form = "portable") -> None:
+        super().__init__(vae, vae.encode_step, first, form)
 
     def forward(self, frames: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """
@@ -126,7 +136,8 @@ class EncoderGraph(AutoencoderGraph):
 
     def signature(self, height: int, width: int) -> Signature:
         z_dim, space, groups = self._vae_shape
-        T, F = (groups.first, 1) if self.first else ("T", "F")
+        T: int | str = groups.first if self.first else groups.later if self.one_frame else "T"
+        F: int | str = 1 if self.one_frame else "F"
         latent = (1, z_dim, F, height // space, width // space)
         return self._with_caches(
             (1, 3, groups.first, height, width),
@@ -138,8 +149,8 @@ class EncoderGraph(AutoencoderGraph):
 class DecoderGraph(AutoencoderGraph):
     """z and, unless `first`, caches in; frames and new caches out."""
 
-    def __init__(self, vae: Autoencoder, first: bool, clamp: bool = True) -> None:
-        super().__init__(vae, vae.decode_step(), first)
+    def __init__(self, vae: Autoencoder, first: bool, clamp: bool = True, form: Form = "portable") -> None:
+        super().__init__(vae, vae.decode_step, first, form)
         self.clamp = clamp
 
     def forward(self, z: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
@@ -153,8 +164,9 @@ class DecoderGraph(AutoencoderGraph):
         return (frames.clamp(-1, 1) if self.clamp else frames, *tape.new)
 
     def signature(self, height: int, width: int) -> Signature:
-        z_dim, space, _ = self._vae_shape
-        T, F = (1, 1) if self.first else ("T", "F")
+        z_dim, space, groups = self._vae_shape
+        T: int | str = 1 if self.first else groups.later if self.one_frame else "T"
+        F: int | str = 1 if self.one_frame else "F"
         h, w = height // space, width // space
         return self._with_caches(
             (1, z_dim, 1, h, w),

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from export.graphs.layers import attention
 
 
+class Causal:
+    """Of a layer that gets the tape: its result depends on frames of earlier calls."""
+
+
 class CacheTape:
     """The caches of one call in slot order: hands out the old ones, collects the new ones.
 
@@ -34,16 +38,20 @@ class CacheTape:
         if self.first:
             x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (frames, 0))
         else:
-            x = torch.cat([next(self._old), x], dim=dim)
-        self.new.append(x.narrow(dim, x.shape[dim] - frames, frames))
+            x = torch.cat([self.take(), x], dim=dim)
+        self.put(x.narrow(dim, x.shape[dim] - frames, frames))
         return x
 
-    def start(self, context: Tensor) -> None:
-        """Fill the slot of a layer that is skipped in the first call."""
+    def take(self) -> Tensor:
+        """What the next slot holds; not in the first call."""
+        return next(self._old)
+
+    def put(self, context: Tensor) -> None:
+        """Fill the next slot for the next call."""
         self.new.append(context)
 
 
-class CausalConv3d(nn.Conv3d):
+class CausalConv3d(nn.Conv3d, Causal):
     """Convolution over time and space that looks only back in time: the one causal convolution.
 
     Its left context, `kernel - stride` frames in time, comes from the tape. Space is zero padded to its size.
@@ -75,7 +83,7 @@ class ChannelNorm(nn.Module):
         return y
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module, Causal):
     """Twice (norm, SiLU, causal 3x3x3 convolution) beside a shortcut. Two cache slots."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -110,14 +118,17 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, _, _, h, w = x.shape
-        y = self.to_qkv(self.norm(frames_to_batch(x)))
-        q, k, v = y.flatten(2).transpose(1, 2).unsqueeze(2).chunk(3, dim=-1)  # [B * T, h * w, 1, C] each
-        y = attention(q, k, v).squeeze(2).transpose(1, 2)
-        return x + batch_to_frames(self.proj(y.reshape(*y.shape[:2], h, w)), B)
+        return x + batch_to_frames(self.attended(frames_to_batch(x)), x.shape[0])
+
+    def attended(self, x: Tensor) -> Tensor:
+        """What is added to x [B * T, C, h, w]."""
+        q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(2).chunk(3, dim=-1)
+        y = attention(q, k, v).squeeze(2).transpose(1, 2)  # [B * T, C, h * w]
+        added: Tensor = self.proj(y.reshape(x.shape))
+        return added
 
 
-class Downsample(nn.Module):
+class Downsample(nn.Module, Causal):
     """Halve height and width, and with `temporal` also time. Keys `resample.1`, `time_conv`.
 
     The first frame of a stream passes the time convolution unchanged (wan.md 5.3); its slot keeps one frame.
@@ -134,13 +145,13 @@ class Downsample(nn.Module):
         if self.time_conv is None:
             return x
         if tape.first:
-            tape.start(x)
+            tape.put(x)
             return x
         y: Tensor = self.time_conv(x, tape)
         return y
 
 
-class Upsample(nn.Module):
+class Upsample(nn.Module, Causal):
     """Double height and width, halve the channels; with `temporal` first double time. Keys as `Downsample`.
 
     The first latent frame of a stream is not doubled and never enters the time convolution's context
@@ -157,19 +168,25 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, tape: CacheTape) -> Tensor:
         if self.time_conv is not None and tape.first:
-            # The padding itself: zeros as a constant would be stored in the engine, at full size.
-            context = self.time_conv.context
-            tape.start(F.pad(x, (0, 0, 0, 0, context, 0))[:, :, :context])
+            tape.put(no_context(x, self.time_conv.context))
         elif self.time_conv is not None:
             even, odd = self.time_conv(x, tape).chunk(2, dim=1)
             x = torch.stack([even, odd], dim=3).flatten(2, 3)
         return batch_to_frames(self.resample(frames_to_batch(x)), x.shape[0])
 
 
+def no_context(x: Tensor, frames: int, dim: int = 2) -> Tensor:
+    """Zeros in the place of the `frames` frames before x, whose time axis is `dim`.
+
+    The padding itself: zeros as a constant would be stored in the engine, at full size.
+    """
+    return F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (frames, 0)).narrow(dim, 0, frames)
+
+
 def run(layers: Iterable[nn.Module], x: Tensor, tape: CacheTape) -> Tensor:
     """Apply layers in order; the causal ones get the tape."""
     for layer in layers:
-        x = layer(x, tape) if isinstance(layer, CAUSAL) else layer(x)
+        x = layer(x, tape) if isinstance(layer, Causal) else layer(x)
     return x
 
 
@@ -181,6 +198,3 @@ def frames_to_batch(x: Tensor) -> Tensor:
 def batch_to_frames(x: Tensor, B: int) -> Tensor:
     """[B * T, C, h, w] -> [B, C, T, h, w]"""
     return x.reshape(B, -1, *x.shape[1:]).transpose(1, 2)
-
-
-CAUSAL = (CausalConv3d, ResidualBlock, Downsample, Upsample)

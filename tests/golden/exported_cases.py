@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from tests.golden.case import GoldenCase, discover, golden_directory
-from tests.golden.place import Exported
+from tests.golden.place import Place
 from tests.golden.replays import text, transformer, vae
 
-REPLAYS: dict[str, Callable[[GoldenCase, Exported], None]] = {
+REPLAYS: dict[str, Callable[[GoldenCase, Place], None]] = {
     "wan.dit": transformer.replay_bidirectional,
     "wan.causal": transformer.replay_causal,
     "wan.t5_encoder": text.t5_encoder,

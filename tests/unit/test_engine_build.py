@@ -49,6 +49,7 @@ from streaming.manifest import (
     BuildOptions,
     read_manifest,
 )
+from streaming.manifest import MANIFEST as ENGINE_MANIFEST
 from streaming.plans import check_plan, serves_plan
 from streaming.records import EngineError
 from tests.engines import SIZE
@@ -210,6 +211,16 @@ def build(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> Build:
     shutil.copytree(root / "engines", tmp_path / "engines")
     store = EngineStore(tmp_path / "engines")
     return Build(engines.name, store, lambda line: None, machine=H100, builder=Gpu(), compare=False)
+
+
+def test_graphs_for_the_cpu_are_not_built(build: Build) -> None:
+    directory = build.store.engine(build.manifests(hashes=False)[0].name)
+    manifest = read_manifest(directory).model_copy(update={"form": "cpu"})
+    (directory / ENGINE_MANIFEST).unlink()  # others have linked it
+    (directory / ENGINE_MANIFEST).write_text(manifest.model_dump_json())
+
+    with pytest.raises(BuildError, match=r"for ONNX Runtime on the CPU. Export the set again .* portable"):
+        build.plans()
 
 
 def built(build: Build) -> list[str]:

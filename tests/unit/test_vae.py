@@ -98,6 +98,32 @@ def test_decoding_in_calls_equals_decoding_at_once(name: str, lengths: list[int]
     assert_all_close(caches or (), whole_caches)
 
 
+@pytest.mark.parametrize("name", ["wan", "lightvae", "wan_other_shape", "tae"])
+def test_a_stream_in_the_form_for_the_cpu_is_the_same(name: str) -> None:
+    vae = VAES[name]
+    clip, z = pixels(vae, 4), latents(vae, 4)
+    starts = [0, *range(vae.groups.first, clip.shape[2], vae.groups.later), clip.shape[2]]
+    expected = [encode(vae, clip)[1], decode(vae, z, clamp=False)[0]]
+
+    results = []
+    for graph_class, parts in (
+        (EncoderGraph, [clip[:, :, a:b] for a, b in pairwise(starts)]),
+        (DecoderGraph, z.split(1, dim=2)),
+    ):
+        caches: Sequence[Tensor] = ()
+        outputs = []
+        for i, part in enumerate(parts):
+            graph = graph_class(vae, first=i == 0, form="cpu")
+            names = [spec.name for spec in graph.signature(HEIGHT, WIDTH).outputs]
+            values = dict(zip(names, graph(part, *caches), strict=True))
+            caches = [value for key, value in values.items() if key.startswith("new_cache_")]
+            outputs.append(values["mu"] if "mu" in values else values["frames"])
+        results.append(torch.cat(outputs, dim=2))
+
+    assert_all_close(results[:1], expected[:1])
+    assert_all_close(results[1:], [expected[1].clamp(-1, 1)])
+
+
 @every_vae
 def test_the_first_latent_frame_gives_one_picture_and_later_ones_a_group(name: str) -> None:
     vae = VAES[name]

@@ -1,4 +1,4 @@
-"""Streams on exported graphs: traced once per shape of network, with the weights of each case put in."""
+"""Streams on graphs exported for the CPU: traced once per shape of network, with each case's weights."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -58,7 +58,7 @@ class ExportedStreams:
         key = hashlib.sha256(shapes.encode()).hexdigest()[:16]
 
         def trace(new: Path) -> None:
-            export_onnx(module, signature, sizes, new / ONNX_FILE)
+            export_onnx(module, signature, sizes, new / ONNX_FILE, form="cpu")
             save_file(dict(module.named_parameters()), new / PARAMETERS)
 
         source = written_once(self._traced / key, trace)

@@ -6,9 +6,10 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.checkpoints import load_weights
+from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import (
@@ -16,6 +17,7 @@ from export.graphs.vae_graphs import (
     AutoencoderGraph,
     Caches,
     DecoderGraph,
+    EncoderGraph,
     Prepare,
     decode,
     encode,
@@ -42,8 +44,37 @@ def tiny_vae(case: GoldenCase, normalized: bool) -> TinyVae:
     return vae
 
 
+class CpuForm:
+    """A place: PyTorch, with graphs in the form for the CPU. One case after the other."""
+
+    vae: Autoencoder
+
+    def __call__(self, module: nn.Module, signature: Signature, sizes: Mapping[str, int]) -> Call:
+        """A graph takes one latent frame at a time there, and caches with the time axis first."""
+        if isinstance(module, DecoderGraph):
+            graph: AutoencoderGraph = DecoderGraph(self.vae, module.first, module.clamp, form="cpu")
+            frames, results = 1, 1
+        else:
+            assert isinstance(module, EncoderGraph)
+            graph, results = EncoderGraph(self.vae, module.first, form="cpu"), 2
+            frames = self.vae.groups.first if module.first else self.vae.groups.later
+
+        def call(x: Tensor, *caches: Tensor) -> Sequence[Tensor]:
+            kept, parts = [cache[0].transpose(0, 1) for cache in caches], []
+            for part in x.split(frames, dim=2):
+                outputs = graph(part, *kept)
+                parts.append(outputs[:results])
+                kept = outputs[results:]
+            joined = [torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)]
+            return (*joined, *(cache.transpose(0, 1)[None] for cache in kept))
+
+        return call
+
+
 def at_size(place: Place, vae: Autoencoder) -> Prepare:
     """Prepares graphs for the size of the pictures, or latents, that come."""
+    if isinstance(place, CpuForm):
+        place.vae = vae
 
     def prepare(graph: AutoencoderGraph) -> Call:
         def call(x: Tensor, *caches: Tensor) -> Sequence[Tensor]:
