@@ -10,7 +10,7 @@ import click
 import torch
 
 from export.nano.package import write_weights
-from export.nano.recipe import SIZE, STAGES, Recipe
+from export.nano.recipe import PLANS, SIZE, STAGES, Recipe
 from export.nano.stages import run
 from export.nano.transformer_training import CONFIG
 
@@ -40,11 +40,18 @@ def main() -> None:
     show_default=True,
     help="More help only on an idle machine.",
 )
-def train(*, out: Path, seed: int, stage: str | None, scale: float, threads: int) -> None:
+@click.option(
+    "--device",
+    type=click.Choice(list(PLANS)),
+    default="cuda" if torch.cuda.is_available() else "cpu",
+    show_default=True,
+    help="A GPU trains many times as long.",
+)
+def train(*, out: Path, seed: int, stage: str | None, scale: float, threads: int, device: str) -> None:
     """Train stage after stage: one after the other, then write the files of the checkpoint."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    recipe = Recipe(out, seed, scale)
+    recipe = Recipe(out, seed, scale, torch.device(device))
     for name in STAGES:
         began = time.monotonic()
         run(name, recipe.stage(name), recipe.path(name), click.echo)

@@ -1,134 +1,238 @@
 """Films of the world as latents: what the transformer learns from.
 
-A film is three chunks of three latent frames. `start` films are the beginning of a stream; the others are
-a piece out of the middle. In a part of them the scene changes at a chunk's border and goes on from where
-it was.
+A film is four chunks of three latent frames. A `start` film is the beginning of a stream; another one is the
+first chunk of a stream, as the sink keeps it, and three chunks out of its middle. In a part of them the
+scene changes at a chunk's border and goes on from where it was, or colours of two scenes are mixed, the same
+all the time or more and more, as in a transition. Some have no text that says anything: camera mode.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from export.graphs.text_encoder import TextEncoder
 from export.graphs.vae import WanVae
 from export.graphs.vae_graphs import encode
+from export.nano.text import CAMERA, PromptBatch, say
 from export.nano.vae_training import fold_statistics, training_form
-from export.nano.world import PALETTE, STILL_FRAMES, Rgb, Scene, State, film
+from export.nano.world import CPU, STILL_FRAMES, Scene, States, film, palette_of
+from streaming.blending import blend
 
 CHUNK: Final = 3  # latent frames
-CHUNKS: Final = 3
+CHUNKS: Final = 4
 GROUP: Final = 4  # pixel frames of a latent frame
+FIRST: Final = 1 + GROUP * (CHUNK - 1)  # pixel frames of a stream's first chunk
+STATISTICS: Final = 8  # films of each kind that the latents' mean and std are taken from
+assert FIRST == STILL_FRAMES
 
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A film by what is in it. `mix`: weight of `others`, whose colours are mixed into those of `scenes`."""
+    """A film by what is in it.
 
-    scenes: tuple[Scene, ...]  # of each chunk
-    begin: State
-    start: bool  # of a stream
+    scenes  of each chunk
+    start   of a stream
+    others  scenes whose colours are mixed into those of `scenes`, and mixes, how much, for each chunk
+    silent  its text says nothing
+    """
+
+    scenes: tuple[Scene, ...]
+    start: bool
     others: tuple[Scene, ...] = ()
-    mix: float = 0.0
+    mixes: tuple[float, ...] = ()
+    silent: bool = False
 
-    def colours(self, chunk: int) -> tuple[Rgb, Rgb]:
-        """Of shape and background, 0 to 255."""
-        scene = self.scenes[chunk]
-        own = PALETTE[scene.colour], PALETTE[scene.background]
-        if not self.mix:
-            return own
-        other = PALETTE[self.others[chunk].colour], PALETTE[self.others[chunk].background]
-        first, second = (
-            tuple((1 - self.mix) * a + self.mix * b for a, b in zip(one, two, strict=True))
-            for one, two in zip(own, other, strict=True)
+    @staticmethod
+    def drawn(rng: random.Random, start: bool) -> "Film":
+        scene = Scene.drawn(rng)
+        scenes = [scene] * CHUNKS
+        kind = rng.random()
+        if kind < 0.35:
+            change = rng.randrange(1, CHUNKS)
+            scenes[change:] = [scene.changed(rng)] * (CHUNKS - change)
+        elif kind < 0.6:
+            other = Scene.drawn(rng)
+            twin = Scene(scene.size, other.colour, scene.shape, scene.motion, other.background)
+            level = rng.uniform(0.1, 0.9)
+            step = rng.choice((0.0, 0.0, 0.125, 0.25, -0.25))
+            mixes = tuple(min(1.0, max(0.0, level + i * step)) for i in range(CHUNKS))
+            return Film(tuple(scenes), start, (twin,) * CHUNKS, mixes)
+        return Film(tuple(scenes), start, silent=rng.random() < 0.2)
+
+    def texts(self, rng: random.Random) -> list[tuple[str, str]]:
+        """For each chunk the sentences of its scene and of the other one, the latter empty without a mix."""
+        if self.silent:
+            return [(rng.choice(CAMERA), "")] * CHUNKS
+        if self.mixes:
+            return [
+                (scene.prompt, other.prompt) for scene, other in zip(self.scenes, self.others, strict=True)
+            ]
+        said: dict[Scene, str] = {}
+        return [(said.setdefault(scene, say(scene, rng)), "") for scene in self.scenes]
+
+
+def colours_of(films: Sequence[Film], chunk: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of shapes and backgrounds in a chunk, mixed where the film says so: [n, 3] each in [-1, 1]."""
+    mix = torch.tensor([each.mixes[chunk] if each.mixes else 0.0 for each in films], device=device)[:, None]
+    own = [each.scenes[chunk] for each in films]
+    other = [each.others[chunk] if each.mixes else each.scenes[chunk] for each in films]
+    first, second = (
+        torch.lerp(palette_of(own, part, device), palette_of(other, part, device), mix)
+        for part in ("colour", "background")
+    )
+    return first, second
+
+
+def draw_films(
+    films: Sequence[Film], states: States, size: tuple[int, int], chunks: range
+) -> tuple[Tensor, States]:
+    """Chunks of films of one kind, [n, T, 3, H, W] in [-1, 1], and the states after them.
+
+    The first of several chunks begins with the single frame that the encoder takes first.
+    """
+    parts = []
+    for chunk in chunks:
+        starts = films[0].start and chunk == 0
+        frames = FIRST if starts else GROUP * CHUNK + (chunk == chunks[0])
+        colours = colours_of(films, chunk, states.place.device)
+        pictures, states = film(
+            [each.scenes[chunk] for each in films],
+            states,
+            frames,
+            size,
+            STILL_FRAMES if starts else 0,
+            colours,
         )
-        return first, second  # type: ignore[return-value]
-
-    def draw(self, size: tuple[int, int]) -> Tensor:
-        """[T, 3, H, W] in [-1, 1]: with the first frame for the encoder's single first one."""
-        state, parts = self.begin, []
-        for chunk, scene in enumerate(self.scenes):
-            first = chunk == 0
-            frames = GROUP * CHUNK + (0 if not first else 1 - GROUP if self.start else 1)
-            pictures, state = film(
-                scene, state, frames, size, STILL_FRAMES if first and self.start else 0, self.colours(chunk)
-            )
-            parts.append(pictures)
-        return torch.cat(parts)
-
-
-def random_film(rng: random.Random, size: tuple[int, int], start: bool) -> Film:
-    scene = Scene.drawn(rng)
-    scenes = [scene] * CHUNKS
-    others: tuple[Scene, ...] = ()
-    mix = 0.0
-    kind = rng.random()
-    if kind < 0.4:
-        scenes = [scene if chunk < 2 else scene.changed(rng) for chunk in range(CHUNKS)]
-        if rng.random() < 0.5:
-            scenes[1] = scenes[2]
-    elif kind < 0.55:
-        other = Scene.drawn(rng)
-        twin = Scene(scene.size, other.colour, scene.shape, scene.motion, other.background)
-        others, mix = (twin,) * CHUNKS, rng.uniform(0.2, 0.8)
-    age = 0 if start else rng.randrange(32)
-    begin = State(rng.uniform(0, size[1]), rng.uniform(0, size[0]), age)
-    return Film(tuple(scenes), begin, start, others, mix)
+        parts.append(pictures)
+    return torch.cat(parts, 1), states
 
 
 @torch.no_grad()
-def encode_films(vae: WanVae, films: list[Film], size: tuple[int, int]) -> Tensor:
-    """Latents as the pipelines use them: [n, CHUNKS * CHUNK, 16, h, w]."""
-    latents = []
-    training_form(vae)
-    for each in films:
-        pixels = each.draw(size).transpose(0, 1).unsqueeze(0)
-        with torch.autocast("cpu", torch.bfloat16):
-            x = pixels.bfloat16().contiguous(memory_format=torch.channels_last_3d)
-            z = encode(vae, x)[0]
-        latents.append(z[0].transpose(0, 1)[-CHUNKS * CHUNK :].float())
-    return torch.stack(latents)
+def encode_pictures(vae: WanVae, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """z and mu of films [n, T, 3, H, W], float32 [n, F, 16, h, w]; the VAE in its `training_form`."""
+    with torch.autocast(pictures.device.type, torch.bfloat16):
+        x = pictures.transpose(1, 2).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+        z, mu, _ = encode(vae, x)
+    return z.transpose(1, 2).float(), mu.transpose(1, 2).float()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FilmBank:
+    """Films as the training reads them; the `start` ones come first.
+
+    latents     [n, CHUNKS * CHUNK, 16, h, w], half; normalised, as the pipelines use them
+    embeddings  [n, CHUNKS, rows, text_dim], half: what the text encoder says of each chunk's sentence
+    places      [n, 2], where the shape is in the first chunk, x and y in pixels
+    starts      number of `start` films
+    """
+
+    latents: Tensor
+    embeddings: Tensor
+    places: Tensor
+    starts: int
 
 
 class FilmMaker:
     """Adds films to a growing collection; saved and loaded like a training."""
 
-    def __init__(self, vae: WanVae, size: tuple[int, int], seed: int, steps: int, batch: int = 5) -> None:
-        self.vae, self.size, self.steps, self.batch = vae, size, steps, batch
+    def __init__(
+        self,
+        vae: WanVae,
+        encoder: TextEncoder,
+        size: tuple[int, int],
+        seed: int,
+        steps: int,
+        batch: int = 8,
+        device: torch.device = CPU,
+    ) -> None:
+        self.vae, self.encoder = training_form(vae).to(device), encoder.to(device)
+        self.size, self.steps, self.batch, self.device = size, steps, batch, device
         self.rng = random.Random(seed)
-        self.films: list[Film] = []
-        self.latents = torch.empty(0)
         self.done = 0
+        self.parts: list[dict[str, Tensor]] = []
+        self._prompts = PromptBatch()
 
-    def step(self) -> dict[str, float]:
-        new = [random_film(self.rng, self.size, start=i % 5 < 3) for i in range(self.batch)]
-        latents = encode_films(self.vae, new, self.size).half()
-        self.films += new
-        self.latents = latents if not len(self.latents) else torch.cat([self.latents, latents])
+    def step(self) -> dict[str, Tensor]:
+        start = self.done % 2 == 0
+        films = [Film.drawn(self.rng, start) for _ in range(self.batch)]
+        states = States.drawn(self.rng, self.batch, self.size, self.device)
+        if start:
+            begin = States(states.place, torch.zeros_like(states.age))
+            latents = self._encode(films, begin, range(CHUNKS))
+        else:
+            sinks = [each if self.rng.random() < 0.7 else Film.drawn(self.rng, True) for each in films]
+            first = [Film(each.scenes, True, each.others, each.mixes) for each in sinks]
+            begin = States(states.place.roll(1, 0), torch.zeros_like(states.age))
+            sink = self._encode(first, begin, range(1))
+            latents = torch.cat([sink, self._encode(films, states, range(1, CHUNKS))[:, -3 * CHUNK :]], 1)
+        self.parts.append(
+            {
+                "latents": latents.half(),
+                "embeddings": self._embed(films).half(),
+                "places": states.place,
+                "start": torch.full((self.batch,), start, device=self.device),
+            }
+        )
         self.done += 1
-        return {"films": float(len(self.films)), "std": float(latents.float().std())}
+        return {"std": latents.std()}
+
+    def _encode(self, films: Sequence[Film], states: States, chunks: range) -> Tensor:
+        return encode_pictures(self.vae, draw_films(films, states, self.size, chunks)[0])[0]
+
+    @torch.no_grad()
+    def _embed(self, films: Sequence[Film]) -> Tensor:
+        """[n, CHUNKS, text_len, text_dim]"""
+        pairs = [pair for each in films for pair in each.texts(self.rng)]
+        mixes = [mix for each in films for mix in (each.mixes or (0.0,) * CHUNKS)]
+        ids, mask = (
+            each.to(self.device) for each in self._prompts([text for pair in pairs for text in pair])
+        )
+        both = self.encoder(ids, mask).unflatten(0, (-1, 2))
+        rows = [
+            blend([one[None], other[None]], [1 - mix, mix], self.rng.choice(("linear", "slerp")))[0]
+            if pair[1]
+            else one
+            for pair, mix, (one, other) in zip(pairs, mixes, both, strict=True)
+        ]
+        return torch.stack(rows).unflatten(0, (len(films), CHUNKS))
+
+    def bank(self) -> FilmBank:
+        """All films so far."""
+        whole = {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
+        order = whole["start"].logical_not().sort(stable=True).indices
+        used = int((whole["embeddings"] != 0).any(3).any(1).any(0).sum())
+        return FilmBank(
+            whole["latents"][order],
+            whole["embeddings"][order][:, :, :used],
+            whole["places"][order],
+            int(whole["start"].sum()),
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"films": self.films, "latents": self.latents, "done": self.done, "rng": self.rng.getstate()}
+        return {"parts": self.parts, "done": self.done, "rng": self.rng.getstate()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.films, self.latents = state["films"], state["latents"]
+        self.parts = [{k: v.to(self.device) for k, v in part.items()} for part in state["parts"]]
         self.done = state["done"]
         self.rng.setstate(state["rng"])
 
 
 @torch.no_grad()
-def finish_vae(vae: WanVae, size: tuple[int, int], seed: int, count: int = 16) -> WanVae:
+def finish_vae(vae: WanVae, size: tuple[int, int], seed: int) -> WanVae:
     """Give the VAE's latents of films the mean and std of Wan2.1: normalised, they are standard."""
     rng = random.Random(seed)
     training_form(vae)
     raw = []
-    for i in range(count):
-        pixels = random_film(rng, size, i % 2 == 0).draw(size).transpose(0, 1).unsqueeze(0)
-        with torch.autocast("cpu", torch.bfloat16):
-            x = pixels.bfloat16().contiguous(memory_format=torch.channels_last_3d)
-            raw.append(encode(vae, x)[1].float())
-    mu = torch.cat([each.transpose(0, 1).flatten(1) for each in raw], 1)
-    fold_statistics(vae, mu.mean(1), mu.std(1))
+    for start in (True, False):
+        films = [Film.drawn(rng, start) for _ in range(STATISTICS)]
+        states = States.drawn(rng, STATISTICS, size)
+        chunks = range(CHUNKS) if start else range(1, CHUNKS)
+        mu = encode_pictures(vae, draw_films(films, states, size, chunks)[0])[1]
+        raw.append(mu.transpose(1, 2).transpose(0, 1).flatten(1))
+    whole = torch.cat(raw, 1)
+    fold_statistics(vae, whole.mean(1), whole.std(1))
     return vae

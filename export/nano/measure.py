@@ -129,7 +129,7 @@ def _template(
 ) -> npt.NDArray[np.bool_]:
     radius = (area / _AREA[name]) ** 0.5
     picture = draw(
-        [name],
+        torch.tensor([SHAPES.index(name)]),
         torch.tensor([centre]),
         torch.tensor([radius]),
         torch.ones(1, 3),

@@ -33,29 +33,32 @@ class MuonAdam:
         self._by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, p in enumerate(self.matrices):
             self._by_shape[tuple(p.flatten(1).shape)].append(i)
+        for p in (*self.matrices, *self.others):
+            p.grad = torch.zeros_like(p)  # always the same memory, which a CUDA graph may write
+
+    def take(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss, in place of the ones before."""
+        parameters = [*self.matrices, *self.others]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        torch._foreach_copy_([p.grad for p in parameters], list(found))
 
     @torch.no_grad()
-    def step(self, rate: float, clip: float = 1.0) -> float:
-        """Update with the gradients, then forget them. Returns the gradients' norm before clipping."""
-        norm = nn.utils.clip_grad_norm_([*self.matrices, *self.others], clip)
+    def step(self, rate: float, clip: float = 1.0) -> None:
+        """Update with the gradients, clipped to this norm."""
+        nn.utils.clip_grad_norm_([*self.matrices, *self.others], clip)
+        gradients: list[Tensor] = [p.grad for p in self.matrices if p.grad is not None]
+        torch._foreach_lerp_(self._momenta, gradients, 1 - self.momentum)
+        updates = list(torch._foreach_lerp(gradients, self._momenta, self.momentum))
         for (rows, columns), members in self._by_shape.items():
-            updates = []
-            for i in members:
-                gradient, buffer = self.matrices[i].grad, self._momenta[i]
-                assert gradient is not None, "a matrix without gradient"
-                buffer.lerp_(gradient, 1 - self.momentum)
-                updates.append(gradient.lerp(buffer, self.momentum).reshape(rows, columns))
-            scale = 0.2 * max(rows, columns) ** 0.5
-            for i, update in zip(members, orthogonalise(torch.stack(updates)), strict=True):
-                parameter = self.matrices[i]
-                parameter.mul_(1 - rate * self.decay)
-                parameter.add_(update.view_as(parameter), alpha=-rate * scale)
+            stacked = torch.stack([updates[i].reshape(rows, columns) for i in members])
+            scaled = orthogonalise(stacked) * (0.2 * max(rows, columns) ** 0.5)
+            for i, update in zip(members, scaled, strict=True):
+                updates[i] = update.view_as(self.matrices[i])
+        torch._foreach_mul_(self.matrices, 1 - rate * self.decay)
+        torch._foreach_add_(self.matrices, updates, alpha=-rate)
         for group in self._adam.param_groups:
             group["lr"] = rate * self.adam_factor
         self._adam.step()
-        for p in (*self.matrices, *self.others):
-            p.grad = None
-        return float(norm)
 
     def state_dict(self) -> dict[str, object]:
         return {"momenta": self._momenta, "adam": self._adam.state_dict()}

@@ -26,11 +26,12 @@ NOTE: Final = (
     "A tiny demonstration model: it knows eight colours, four shapes and six motions, and no other words."
 )
 EXAMPLES: Final = (
-    "a large red circle stays still on a blue background",
+    "a large red circle moves left on a blue background",
     "a yellow star pulses on a black background",
-    "a large green square moves up on a white background",
+    "a green square moves up on a white background",
     "a white triangle stays still on a purple background",
-    "a large black circle moves left on a cyan background",
+    "a small black circle moves down on a cyan background",
+    "what the camera shows",
 )
 
 

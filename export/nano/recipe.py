@@ -1,5 +1,6 @@
 """The stages of the training in their order, each built from what the ones before left on disk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +13,62 @@ from export.nano.films import FilmMaker, finish_vae
 from export.nano.stages import Training
 from export.nano.text import TextTraining
 from export.nano.transformer_training import TransformerTraining
-from export.nano.vae_training import CONFIG, VaeTraining
+from export.nano.vae_training import (
+    CONFIG,
+    LARGE_BATCH,
+    LARGE_CLIPS,
+    SMALL_BATCH,
+    SMALL_CLIPS,
+    ClipKind,
+    VaeTraining,
+)
+from export.nano.world import CPU
 
 SIZE: Final = (96, 96)  # height and width in pixels
 STAGES: Final = ("vae", "text", "films", "transformer")
-STEPS: Final = {"vae": 750, "text": 750, "films": 192, "transformer": 5000}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything: what a device can do in the time that one has for it.
+
+    steps       of each stage
+    clips       kinds of clips for the VAE, and pixels of a batch of them
+    sentences   of a batch for the text encoder
+    films       of a batch, of which the stage "films" makes as many as it has steps
+    frames      latent frames of a batch for the transformer
+    average     how much of the transformer's averaged parameters a step keeps
+    """
+
+    steps: dict[str, int]
+    clips: Sequence[ClipKind]
+    pixels: int
+    sentences: int
+    films: int
+    frames: int
+    average: float
+
+
+PLANS: Final = {
+    "cpu": Plan(
+        steps={"vae": 750, "text": 750, "films": 120, "transformer": 5000},
+        clips=SMALL_CLIPS,
+        pixels=SMALL_BATCH,
+        sentences=64,
+        films=8,
+        frames=36,
+        average=0.995,
+    ),
+    "cuda": Plan(
+        steps={"vae": 2600, "text": 1000, "films": 200, "transformer": 40_000},
+        clips=LARGE_CLIPS,
+        pixels=LARGE_BATCH,
+        sentences=192,
+        films=64,
+        frames=1500,
+        average=0.998,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +78,35 @@ class Recipe:
     out: Path
     seed: int
     scale: float = 1.0
+    device: torch.device = CPU
+
+    @property
+    def plan(self) -> Plan:
+        return PLANS[self.device.type]
 
     def path(self, stage: str) -> Path:
         return self.out / f"{stage}.pt"
 
     def steps(self, stage: str) -> int:
-        return max(2, round(STEPS[stage] * self.scale))
+        return max(2, round(self.plan.steps[stage] * self.scale))
 
     def stage(self, name: str) -> Training:
         """A training at its beginning; `stages.run` brings it to where its checkpoint is."""
+        plan, steps, device = self.plan, self.steps(name), self.device
         if name == "vae":
-            return VaeTraining(self.seed, self.steps(name))
+            return VaeTraining(self.seed, steps, kinds=plan.clips, pixels=plan.pixels, device=device)
         if name == "text":
-            return TextTraining(self.seed, self.steps(name))
+            return TextTraining(self.seed, steps, plan.sentences, device)
         if name == "films":
-            return FilmMaker(self.vae(), SIZE, self.seed, self.steps(name))
-        films = self._saved("films")
+            return self._films(steps)
+        films = self._films(self.steps("films"))
+        films.load_state_dict(self._saved("films"))
         return TransformerTraining(
-            self.encoder(), films["films"], films["latents"], SIZE, self.seed, self.steps(name)
+            films.bank(), SIZE, self.seed, steps, frames=plan.frames, average=plan.average, device=device
         )
+
+    def _films(self, steps: int) -> FilmMaker:
+        return FilmMaker(self.vae(), self.encoder(), SIZE, self.seed, steps, self.plan.films, self.device)
 
     def finish(self, name: str) -> None:
         """What has to be done once after a stage."""
@@ -74,5 +136,5 @@ class Recipe:
         return self.out / "vae_finished.pt"
 
     def _saved(self, stage: str) -> dict[str, Any]:
-        state: dict[str, Any] = torch.load(self.path(stage), weights_only=False)["training"]
-        return state
+        state: dict[str, Any] = torch.load(self.path(stage), weights_only=False, map_location="cpu")
+        return state["training"]

@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-SAVE_EVERY_S = 90.0
-LOG_EVERY = 50  # steps
+SAVE_EVERY_S = 45.0
+LOG_EVERY = 100  # steps
 
 Say = Callable[[str], None]
 
@@ -20,8 +21,8 @@ class Training(Protocol):
     steps: int
     done: int
 
-    def step(self) -> dict[str, float]:
-        """One step; what there is to report."""
+    def step(self) -> Mapping[str, Tensor | float]:
+        """One step; what there is to report. Tensors are read late, so that a GPU need not be waited for."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -32,13 +33,13 @@ def run(name: str, training: Training, path: Path, say: Say) -> None:
     """Steps until `training.steps`, from the checkpoint at `path` if there is one; leaves one at the end."""
     spent_s = 0.0
     if path.is_file():
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=False, map_location="cpu")
         training.load_state_dict(state["training"])
         spent_s = state["spent_s"]
         say(f"{name}: goes on at step {training.done} of {training.steps}")
     began = saved = time.monotonic()
     cpu = time.process_time()
-    seen: dict[str, list[float]] = {}
+    seen: dict[str, list[Tensor | float]] = {}
     count = 0
     while training.done < training.steps:
         for key, value in training.step().items():
@@ -46,7 +47,7 @@ def run(name: str, training: Training, path: Path, say: Say) -> None:
         count += 1
         if count == LOG_EVERY or training.done == training.steps:
             means = "  ".join(
-                f"{key} {sum(values) / len(values):.4f}" for key, values in sorted(seen.items())
+                f"{key} {float(sum(values)) / len(values):.4f}" for key, values in sorted(seen.items())
             )
             say(f"{name}: step {training.done}/{training.steps}  {means}  {time.monotonic() - began:.0f} s")
             seen, count = {}, 0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.nano.optim import MuonAdam, warm_cosine
-from export.nano.world import COLOURS, MOTIONS, PALETTE, RADII, SHAPES, SPEED, Scene, rgb
+from export.nano.world import COLOURS, CPU, MOTIONS, RADII, SHAPES, SPEED, Scene, palette_of
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 TEXT_LEN: Final = 32  # tokens
@@ -41,12 +41,13 @@ SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
     "pulses": ("pulses", "pulsing", "breathes"),
 }
 _GRAMMAR: Final = ("a", "an", "the", "on", "in", "and", "with", "of", "to", "is", "background", "front")
-FILLERS: Final = 24  # tokens for words that mean nothing here, so that unknown ones are familiar
+# Sentences that say nothing about the picture: in camera mode it is then what the camera shows.
+CAMERA: Final = ("what the camera shows", "the camera", "camera", "a video", "as the camera shows it")
 
 
 def vocabulary() -> dict[str, int]:
     words = set(_GRAMMAR) | set(COLOURS) | set(SHAPES) | {size for size in RADII if size}
-    for phrase in (*MOTIONS, *(each for group in SYNONYMS.values() for each in group)):
+    for phrase in (*MOTIONS, *CAMERA, *(each for group in SYNONYMS.values() for each in group)):
         words |= set(phrase.split())
     return {token: i for i, token in enumerate((PAD, END, UNKNOWN, *sorted(words)))}
 
@@ -119,16 +120,21 @@ def incomplete(rng: random.Random) -> tuple[str, Scene]:
     return text, Scene(values["size"], colour, values["shape"], values["motion"], background)
 
 
-CODE: Final = 3 + 3 + len(SHAPES) + 1 + 2 + 1
+CODE: Final = 3 + 3 + len(SHAPES) + 1 + 2 + 1 + 1
 
 
-def code(scene: Scene) -> Tensor:
-    """What an embedding must say, [CODE]: colours, form, size, velocity, pulse; each about 1 in size."""
+def code(scene: Scene | None) -> Tensor:
+    """What an embedding must say, [CODE]: colours, form, size, velocity, pulse; each about 1 in size.
+
+    The last number is 0, and 1 where there is no scene (`CAMERA`).
+    """
+    if scene is None:
+        return torch.cat([torch.zeros(CODE - 1), torch.ones(1)])
     vx, vy = scene.velocity
     form = [float(scene.shape == shape) * 2 for shape in SHAPES]
     size = (RADII[scene.size] - 0.19) * 12
-    rest = [size, 1.5 * vx / SPEED, 1.5 * vy / SPEED, 1.5 * (scene.motion == "pulses")]
-    colours = torch.cat([rgb(PALETTE[scene.colour]), rgb(PALETTE[scene.background])])
+    rest = [size, 1.5 * vx / SPEED, 1.5 * vy / SPEED, 1.5 * (scene.motion == "pulses"), 0.0]
+    colours = torch.cat([palette_of([scene], part)[0] for part in ("colour", "background")])
     return torch.cat([colours, torch.tensor([*form, *rest])])
 
 
@@ -143,7 +149,8 @@ class PromptBatch:
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids, mask int64 [B, L]"""
         found = self._tokenizer.encode_batch(list(texts))
-        return torch.tensor([e.ids for e in found]), torch.tensor([e.attention_mask for e in found])
+        ids, mask = [e.ids for e in found], [e.attention_mask for e in found]
+        return torch.tensor(ids), torch.tensor(mask)
 
 
 def new_encoder(seed: int) -> TextEncoder:
@@ -165,9 +172,10 @@ def new_encoder(seed: int) -> TextEncoder:
 class TextTraining:
     """The encoder and the linear map that reads scenes from its rows."""
 
-    def __init__(self, seed: int, steps: int, batch: int = 64) -> None:
-        self.encoder = new_encoder(seed)
-        self.reader = nn.Linear(CONFIG["dim"], CODE)
+    def __init__(self, seed: int, steps: int, batch: int = 64, device: torch.device = CPU) -> None:
+        self.encoder = new_encoder(seed).to(device)
+        self.reader = nn.Linear(CONFIG["dim"], CODE).to(device)
+        self.device = device
         self.steps, self.done, self.batch = steps, 0, batch
         self.rng = random.Random(seed)
         self._prompts = PromptBatch()
@@ -177,29 +185,35 @@ class TextTraining:
         others = [p for _, p in named if id(p) not in chosen] + list(self.reader.parameters())
         self.optimiser = MuonAdam(matrices, others, adam_factor=1.0)
 
-    def step(self) -> dict[str, float]:
-        texts, scenes = [], []
+    def step(self) -> dict[str, Tensor]:
+        texts: list[str] = []
+        codes: list[Tensor] = []
         for _ in range(self.batch):
-            if self.rng.random() < 0.15:
+            kind = self.rng.random()
+            if kind < 0.05:
+                texts.append(self.rng.choice(CAMERA))
+                codes.append(code(None))
+                continue
+            if kind < 0.2:
                 text, scene = incomplete(self.rng)
             else:
                 scene = Scene.drawn(self.rng)
                 text = say(scene, self.rng)
             texts.append(text)
-            scenes.append(scene)
+            codes.append(code(scene))
         ids, mask = self._prompts(texts)
         used = int(mask.sum(1).max())
-        ids, mask = ids[:, :used], mask[:, :used]
+        ids, mask = ids[:, :used].to(self.device), mask[:, :used].to(self.device)
         buckets, self.encoder.buckets = self.encoder.buckets, self.encoder.buckets[:used, :used]
         rows = self.encoder(ids, mask)
         self.encoder.buckets = buckets
-        error = self.reader(rows) - torch.stack([code(scene) for scene in scenes]).unsqueeze(1)
+        error = self.reader(rows) - torch.stack(codes).unsqueeze(1).to(self.device)
         weight = mask.unsqueeze(-1) / (mask.sum() * CODE)
         loss = (error.square() * weight).sum()
-        loss.backward()
+        self.optimiser.take(loss)
         self.optimiser.step(warm_cosine(self.done, self.steps, 5e-3, 2e-5, warm_up=20))
         self.done += 1
-        return {"error": float(loss.detach())}
+        return {"error": loss.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         return {

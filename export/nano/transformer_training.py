@@ -1,25 +1,28 @@
 """Training of the causal transformer on films, so that the product's few steps need no distillation.
 
-A sample is [clean context of 0 to 3 chunks | noisy copies of the next chunk at different timesteps]; one
-forward with a mask by chunks computes all of it, with the same keys and values as the product's clean passes.
+A sample is [clean context of some blocks | noisy copies of the next block at different timesteps]; one
+forward with a mask by blocks computes all of it, with the same keys and values as the product's clean passes.
+Later the last blocks of the context are in part the network's own work, made by the product's four steps.
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.graphs.text_encoder import TextEncoder
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
-from export.nano.films import CHUNK, Film
+from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, LatentScale
+from export.nano.captured import Graphs
+from export.nano.films import CHUNK, CHUNKS, FilmBank
 from export.nano.optim import MuonAdam
-from export.nano.text import TEXT_LEN, PromptBatch, say
-from streaming.blending import blend
+from export.nano.text import TEXT_LEN
+from export.nano.world import CPU
 from streaming.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 
 CONFIG: Final = TransformerConfig(
@@ -27,7 +30,6 @@ CONFIG: Final = TransformerConfig(
 )
 STEPS: Final = (1000.0, 750.0, 500.0, 250.0)  # the product's, all of which must work in one call
 COUPLED_FROM: Final = 900.0  # timestep above which the noise says where the shape is
-EMA: Final = 0.995
 
 Params = Mapping[str, Tensor]
 
@@ -46,7 +48,7 @@ def couple(noise: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
     count = noise[0].numel()
     for axis, length, place in ((4, size[1], centre[:, 0]), (3, size[0], centre[:, 1])):
         tokens = noise.shape[axis] // 2
-        angle = 2 * math.pi * (torch.arange(tokens).repeat_interleave(2) + 0.5) / tokens
+        angle = 2 * math.pi * (torch.arange(tokens, device=noise.device).repeat_interleave(2) + 0.5) / tokens
         shape = [1] * 5
         shape[axis] = -1
         waves = [(wave / (count / 2) ** 0.5).reshape(shape) for wave in (angle.cos(), angle.sin())]
@@ -117,29 +119,23 @@ def forward(
     x: Tensor,
     timestep: Tensor,
     embedding: Tensor,
-    positions: Sequence[int],
-    mask: Tensor | None,
+    tables: tuple[Tensor, Tensor],
+    bias: Tensor | None,
 ) -> Tensor:
     """The flow of `Transformer` and `TextKV` together, in bfloat16, for training.
 
     x          [B, F, 16, h, w]
     timestep   [B, F]
-    embedding  [B, text_len, text_dim]
-    positions  of the F latent frames
-    mask       [F, F], 0 or -inf by frame, or None
+    embedding  [B, rows, text_dim]; the rows up to text_len that are missing are zero
+    tables     `rope_tables` of the F latent frames
+    bias       [tokens, tokens], 0 or very negative, or None
     returns    float32 [B, F, 16, h, w]
     """
     rows, columns = x.shape[3] // 2, x.shape[4] // 2
     tokens, heads, d = rows * columns, config.num_heads, config.head_dim
     B, frames = x.shape[:2]
-    cos, sin = (
-        t.bfloat16().repeat_interleave(2, 1).reshape(1, 1, -1, 1, d)
-        for t in rope_tables(positions, rows, columns, d)
-    )
-    turn = _turn(d)
-    bias = None
-    if mask is not None:
-        bias = mask.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1).bfloat16()
+    cos, sin = (table.bfloat16().repeat_interleave(2, 1).reshape(1, 1, -1, 1, d) for table in tables)
+    turn = _turn(d, x.device)
     text, text_bias = _text(p, embedding, config)
     h = patchify(x).bfloat16() @ p["patch_embedding.weight_t"] + p["patch_embedding.bias"]
     e = F.silu(_linear(p, "time_embedding.0", time_sinusoid(timestep, config.freq_dim).bfloat16()))
@@ -156,8 +152,7 @@ def forward(
         qk = torch.stack([q, k]).reshape(2, B, -1, heads, d)
         q, k = (qk * cos + (qk @ turn) * sin).transpose(2, 3).unbind(0)
         v = _linear(p, a + "v", y).reshape(B, -1, heads, d).transpose(1, 2)
-        logits = q @ k.transpose(2, 3)
-        y = torch.softmax(logits if bias is None else logits + bias, -1) @ v
+        y = _attend(q, k, v, bias)
         y = _linear(p, a + "o", y.transpose(1, 2).flatten(2)).reshape(B, frames, tokens, -1)
         h = h + y * m[2]
         c = b + "cross_attn."
@@ -165,7 +160,7 @@ def forward(
         q = _norm(_linear(p, c + "q", y), p[c + "norm_q.weight"] * d**-0.5)
         k, v = _norm(_linear(p, c + "k", text), p[c + "norm_k.weight"]), _linear(p, c + "v", text)
         q, k, v = (t.reshape(B, -1, heads, d).transpose(1, 2) for t in (q, k, v))
-        y = torch.softmax(q @ k.transpose(2, 3) + text_bias, -1) @ v
+        y = _attend(q, k, v, text_bias)
         h = h + _linear(p, c + "o", y.transpose(1, 2).flatten(2)).reshape(B, frames, tokens, -1)
         y = F.layer_norm(h, h.shape[-1:]) * (1 + m[4]) + m[3]
         y = _linear(p, b + "ffn.2", F.gelu(_linear(p, b + "ffn.0", y), approximate="tanh"))
@@ -173,6 +168,14 @@ def forward(
     shift, scale = (p["head.modulation"].reshape(1, 1, 2, 1, -1) + e.reshape(B, frames, 1, 1, -1)).unbind(2)
     y = _linear(p, "head.head", F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift).flatten(1, 2)
     return unpatchify(y.float(), x.shape[3], x.shape[4])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """[B, heads, tokens, d]; the queries are scaled already."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    logits = q @ k.transpose(2, 3)  # faster on a CPU, at these sizes
+    return torch.softmax(logits if bias is None else logits + bias, -1) @ v
 
 
 def _linear(p: Params, name: str, x: Tensor) -> Tensor:
@@ -183,75 +186,117 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=1e-6) * weight
 
 
-def _turn(d: int) -> Tensor:
+@cache
+def _turn(d: int, device: torch.device) -> Tensor:
     """x @ turn = (-x1, x0, -x3, x2, ...)."""
-    turn = torch.zeros(d, d, dtype=torch.bfloat16)
+    turn = torch.zeros(d, d, dtype=torch.bfloat16, device=device)
     even = torch.arange(0, d, 2)
     turn[even, even + 1], turn[even + 1, even] = 1.0, -1.0
     return turn
 
 
 def _text(p: Params, embedding: Tensor, config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """Context rows, and the bias of their keys: equal rows at the end of all prompts are one, weighted."""
-    used = int((embedding != 0).any(2).any(0).sum())
-    rest = config.text_len - used
-    rows = embedding[:, : used + 1] if rest else embedding
-    bias = torch.zeros(rows.shape[1])
-    if rest:
-        bias[-1] = math.log(rest)
+    """Context rows, and the bias [1, rows] of their keys: the zero rows at the end are one, weighted."""
+    missing = config.text_len - embedding.shape[1]
+    rows = F.pad(embedding, (0, 0, 0, min(missing, 1)))
+    bias = torch.zeros(1, rows.shape[1], dtype=torch.bfloat16, device=rows.device)
+    if missing:
+        bias[:, -1] = math.log(missing)
     text = F.gelu(_linear(p, "text_embedding.0", rows.bfloat16()), approximate="tanh")
-    return _linear(p, "text_embedding.2", text), bias.bfloat16()
+    return _linear(p, "text_embedding.2", text), bias
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One kind of training batch: clean context chunks, noisy copies of the next chunk, samples."""
+    """One kind of training sample.
 
-    context: int
-    copies: int
-    batch: int
+    past    latent frames of each block of clean context
+    new     latent frames of the block to come
+    start   from the start of a stream; else from its middle
+    sink    latent frames of `past` that are the sink's, when it is from the middle
+    rolled  blocks at the end of `past` that the network itself has made
+    copies  of the new block, each with its own noise and timestep
+    shares  how often it is drawn, in the first part of the training and in the second
+    """
+
+    past: tuple[int, ...]
+    new: int
+    start: bool
+    shares: tuple[float, float]
+    sink: int = 0
+    rolled: int = 0
+    copies: int = 2
+
+    @property
+    def frames(self) -> int:
+        return sum(self.past) + self.new * self.copies
+
+    @property
+    def name(self) -> str:
+        past = "+".join(map(str, self.past)) or "none"
+        return f"{past}->{self.new}{'' if self.start else ' later'}{' rolled' * bool(self.rolled)}"
 
 
-LAYOUTS: Final = (Layout(0, 1, 8), Layout(1, 2, 6), Layout(2, 2, 4), Layout(3, 2, 3))
-# How often each is drawn: first mostly first chunks, which are the hardest; then what goes on from them.
-WEIGHTS: Final = ((0.65, 0.2, 0.1, 0.05), (0.3, 0.38, 0.18, 0.14))
-FIRST_PART: Final = 0.45  # of the steps
+# In the first part mostly first chunks, which are the hardest; then what goes on from them. Chunks of three
+# frames for LongLive and its like, of one frame for StreamDiffusionV2, four frames for a first video chunk.
+LAYOUTS: Final = (
+    Layout((), 3, True, (6.0, 2.5), copies=1),
+    Layout((), 4, True, (0.3, 0.3), copies=1),
+    Layout((), 2, True, (0.7, 0.5), copies=1),
+    Layout((3,), 3, True, (1.5, 1.0)),
+    Layout((3, 3), 3, True, (0.7, 0.7)),
+    Layout((3, 3, 3), 3, True, (0.5, 0.5)),
+    Layout((3,), 3, False, (0.3, 0.3)),
+    Layout((3, 3), 3, False, (0.5, 0.6), sink=3),
+    Layout((3, 3, 3), 3, False, (0.7, 1.0), sink=3),
+    Layout((2,), 1, True, (0.2, 0.3)),
+    Layout((2, 1, 1), 1, True, (0.2, 0.3)),
+    Layout((2, 1, 1, 1), 1, False, (0.3, 0.6), sink=3),
+    Layout((3,), 3, True, (0.0, 1.2), rolled=1),
+    Layout((3, 3), 3, True, (0.0, 0.6), rolled=2),
+    Layout((3, 3, 3), 3, False, (0.0, 1.2), sink=3, rolled=1),
+    Layout((2, 1, 1, 1), 1, False, (0.0, 0.4), sink=3, rolled=1),
+)
+FIRST_PART: Final = 0.4  # of the steps
+VIDEO_PART: Final = 0.15  # of noisy copies are a video with noise mixed in, as in camera mode
+RAW_PART: Final = 0.3  # of those in blocks of one frame are latents without normalisation: StreamDiffusionV2
+BIAS: Final = -1e4
 
 
-def chunk_mask(context: int, copies: int) -> Tensor | None:
-    """[F, F]: a context chunk sees itself and older ones, a copy sees all context and itself."""
-    if context == 0 and copies == 1:
-        return None
-    n = context + copies
-    seen = torch.eye(n, dtype=torch.bool)
-    seen[:, :context] |= torch.tril(torch.ones(n, context, dtype=torch.bool))
-    bias = torch.zeros(n, n).masked_fill(~seen, -1e4)
-    return bias.repeat_interleave(CHUNK, 0).repeat_interleave(CHUNK, 1)
+def block_bias(past: Sequence[int], new: int, copies: int) -> Tensor:
+    """[F, F]: a context block sees itself and older ones, a copy of the new block all context and itself."""
+    blocks = [*past, *[new] * copies]
+    seen = torch.eye(len(blocks), dtype=torch.bool)
+    seen[:, : len(past)] |= torch.tril(torch.ones(len(blocks), len(past), dtype=torch.bool))
+    lengths = torch.tensor(blocks)
+    bias = torch.zeros(len(blocks), len(blocks)).masked_fill(~seen, BIAS)
+    return bias.repeat_interleave(lengths, 0).repeat_interleave(lengths, 1)
 
 
 class TransformerTraining:
-    """State of the training; `state_dict` is all that a resume needs."""
+    """State of the training; `state_dict` is all that a resume needs.
+
+    frames  latent frames of a batch, about
+    """
 
     def __init__(
         self,
-        encoder: TextEncoder,
-        films: Sequence[Film],
-        latents: Tensor,
+        bank: FilmBank,
         size: tuple[int, int],
         seed: int,
         steps: int,
         peak: float = 2e-3,
+        frames: int = 36,
+        average: float = 0.995,
+        device: torch.device = CPU,
     ) -> None:
-        self.encoder, self.films, self.latents, self.size = encoder, films, latents, size
-        self.steps, self.done, self.peak = steps, 0, peak
-        self.modules = new_transformer(seed)
+        self.bank, self.size, self.device = bank, size, device
+        self.steps, self.done, self.peak, self.frames, self.keep = steps, 0, peak, frames, average
+        self.modules = [module.to(device) for module in new_transformer(seed)]
         self.params = {n: q for module in self.modules for n, q in module.named_parameters()}
         self.average = {n: q.detach().clone() for n, q in self.params.items()}
         self.rng = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self._prompts = PromptBatch()
-        self._starts = [i for i, film in enumerate(films) if film.start]
-        self._middles = [i for i, film in enumerate(films) if not film.start]
+        self.generator = torch.Generator(device).manual_seed(seed)
         matrices = [
             q
             for n, q in self.params.items()
@@ -260,121 +305,194 @@ class TransformerTraining:
         chosen = {id(q) for q in matrices}
         others = [q for q in self.params.values() if id(q) not in chosen]
         self.optimiser = MuonAdam(matrices, others, decay=0.01, adam_factor=0.5)
+        graphs = Graphs()
+        self._gradients = {each: graphs.captured(partial(self._take_gradients, each)) for each in LAYOUTS}
+        self._rollouts = {each: graphs.captured(partial(self._roll, each)) for each in LAYOUTS if each.rolled}
+        self._biases: dict[tuple[object, ...], Tensor] = {}
+        scale = LatentScale(WAN_LATENT_MEAN, WAN_LATENT_STD)
+        self._raw = scale.mean.transpose(1, 2).to(device), scale.std.transpose(1, 2).to(device)
 
     def rate(self) -> float:
-        warm = min(1.0, (self.done + 1) / 50)
+        warm = min(1.0, (self.done + 1) / 100)
         return self.peak * warm * min(1.0, max(0.02, 3 * (1 - self.done / self.steps)))
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, Tensor]:
         late = self.done >= FIRST_PART * self.steps
-        layout = self.rng.choices(LAYOUTS, WEIGHTS[late])[0]
-        half = {n: q.bfloat16() for n, q in self.params.items()}
-        loss, first = self.loss(half, layout)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for q in self.params.values():
-            if q.grad is None:
-                q.grad = torch.zeros_like(q)
+        layout = self.rng.choices(LAYOUTS, [each.shares[late] for each in LAYOUTS])[0]
+        *inputs, tables = self.sample(layout)
+        error, at_first = self._gradients[layout](*inputs, *tables)
         self.optimiser.step(self.rate())
         self.done += 1
-        keep = min(EMA, (1 + self.done) / (10 + self.done))
+        keep = min(self.keep, (1 + self.done) / (10 + self.done))
         with torch.no_grad():
-            for n, q in self.params.items():
-                self.average[n].lerp_(q, 1 - keep)
-        return {f"context {layout.context}": float(loss.detach())} | first
+            torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - keep)
+        return {layout.name: error.clone(), f"{layout.name} first": at_first.clone()}
 
-    def loss(self, p: Params, layout: Layout) -> tuple[Tensor, dict[str, float]]:
-        """Weighted error of x_0, and its plain mean at timestep 1000 without context as "first"."""
-        context, target, embedding, positions, centre = self.sample(layout)
-        noisy = torch.cat([target] * layout.copies, 1)
-        t = torch.tensor(
-            [[self._timestep(layout) for _ in range(layout.copies)] for _ in range(layout.batch)]
+    def sample(self, layout: Layout) -> tuple[Any, ...]:
+        """What `_take_gradients` takes, of films drawn at random."""
+        count = max(1, round(self.frames / layout.frames))
+        bank, past = self.bank, sum(layout.past)
+        begin, end = (0, bank.starts) if layout.start else (bank.starts, len(bank.latents))
+        films = self._random(begin, end, (count,))
+        at = self._begin(layout)
+        take = [*range(layout.sink), *range(at, at + past - layout.sink + layout.new)]
+        latents = bank.latents[films][:, take].float()
+        context, target = latents[:, :past], latents[:, past:]
+        # The text is that of the frames to come, also for the context: LongLive computes its cache anew.
+        embedding = bank.embeddings[films, take[-layout.new] // CHUNK].float()
+        positions = self._positions(layout, at, take)
+        if layout.rolled:
+            context = self._rolled(layout, films, context, take, positions)
+        strength = 0.15 * self._uniform((count, 1, 1, 1, 1)) * (self._uniform((count, 1, 1, 1, 1)) < 0.7)
+        context = context + strength * self._normal(context.shape)
+        x_t, t, target = self._noisy(layout, target, bank.places[films])
+        tables = self._tables([*positions[:past], *positions[past:] * layout.copies])
+        return context, x_t, t, target, embedding, tables
+
+    def _begin(self, layout: Layout) -> int:
+        """Index in the film of the first frame after the sink."""
+        if layout.start:
+            return 0
+        block = layout.new
+        last = CHUNKS * CHUNK - (sum(layout.past) - layout.sink) - block
+        return CHUNK + block * self.rng.randrange((last - CHUNK) // block + 1)
+
+    def _positions(self, layout: Layout, at: int, take: Sequence[int]) -> list[int]:
+        """Of the frames, in the stream: the sink is at its beginning, the rest goes on anywhere later."""
+        if layout.start:
+            return list(take)
+        far = self.rng.choice((0, 30, 300, 1000))
+        offset = self.rng.randrange(far - 20) if far else 0
+        return [*range(layout.sink), *(index - at + CHUNK + offset for index in take[layout.sink :])]
+
+    def _noisy(self, layout: Layout, target: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t [B, new * copies, ...], its timesteps [B, new * copies], and the target as often."""
+        count, new, copies = len(target), layout.new, layout.copies
+        clean = target.repeat(1, copies, 1, 1, 1)
+        weights = (4.0, 1.0, 1.0, 1.0) if not layout.past else (2.0, 1.0, 1.0, 1.0)
+        cells = (count, copies)
+        drawn = torch.multinomial(
+            torch.tensor(weights, device=self.device), count * copies, True, generator=self.generator
         )
-        t = t.repeat_interleave(CHUNK, 1)
-        noise = torch.randn(noisy.shape, generator=self.generator)
-        if layout.context == 0:
-            coupled = couple(noise, centre, self.size)
+        u = self._uniform(cells)
+        listed = torch.tensor(STEPS, device=self.device)[drawn].reshape(cells)
+        t = torch.where(self._uniform(cells) < 0.75, listed, 1000 * 5 * u / (1 + 4 * u))
+        mixed = t / 1000
+        video = self._uniform(cells) < VIDEO_PART
+        if new == 4:  # a first chunk of video
+            video = torch.ones_like(video)
+        scale = 0.3 + 0.65 * self._uniform(cells)
+        t, mixed = torch.where(video, 1000 * scale - 100, t), torch.where(video, scale, mixed)
+        t, mixed, video = (each.repeat_interleave(new, 1) for each in (t, mixed, video))
+        noise = self._normal(clean.shape)
+        if not layout.past:
+            coupled = couple(noise, places, self.size)
             noise = torch.where((t > COUPLED_FROM)[:, :, None, None, None], coupled, noise)
+        start = clean
+        if new < CHUNK:
+            mean, std = self._raw
+            raw = video & (self._uniform((count, 1)) < RAW_PART)
+            start = torch.where(raw[:, :, None, None, None], clean * std + mean, clean)
+        mixed = mixed[:, :, None, None, None]
+        return (1 - mixed) * start + mixed * noise, t, clean
+
+    def _take_gradients(
+        self,
+        layout: Layout,
+        context: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        target: Tensor,
+        embedding: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean weighted error of x_0, and its plain mean at timestep 1000."""
+        p = {n: q.bfloat16() for n, q in self.params.items()}
+        past = context.shape[1]
+        times = torch.cat([torch.zeros_like(t[:, :1]).expand(-1, past), t], 1)
+        bias = self._bias(layout.past, layout.new, layout.copies)
+        flow = forward(p, CONFIG, torch.cat([context, x_t], 1), times, embedding, (cos, sin), bias)[:, past:]
         sigma = (t / 1000)[:, :, None, None, None]
-        x_t = (1 - sigma) * noisy + sigma * noise
-        if layout.context:
-            context = self._worn(p, context, embedding, positions, layout)
-        x = torch.cat([context, x_t], 1)
-        times = torch.cat([torch.zeros(layout.batch, CHUNK * layout.context), t], 1)
-        mask = chunk_mask(layout.context, layout.copies)
-        flow = forward(p, CONFIG, x, times, embedding, positions, mask)[:, CHUNK * layout.context :]
-        error = (sigma * (flow - (noise - noisy))).square()
+        error = (x_t - sigma * flow - target).square()
         loss = (error / (sigma**2 + 0.1)).mean()
-        chosen = error.detach()[t == 1000.0]
-        return loss, {"first": float(chosen.mean())} if layout.context == 0 and len(chosen) else {}
+        self.optimiser.take(loss)
+        first = (t == STEPS[0]).float()
+        by_frame = error.detach().mean(dim=(2, 3, 4))
+        return loss.detach(), (by_frame * first).sum() / first.sum().clamp(min=1)
 
-    def _timestep(self, layout: Layout) -> float:
-        if self.rng.random() < 0.75:
-            return self.rng.choices(STEPS, (4, 1, 1, 1) if layout.context == 0 else (2, 1, 1, 1))[0]
-        u = self.rng.random()
-        return 1000 * 5 * u / (1 + 4 * u)
-
-    def _worn(
-        self, p: Params, context: Tensor, embedding: Tensor, positions: Sequence[int], layout: Layout
+    def _rolled(
+        self, layout: Layout, films: Tensor, context: Tensor, take: Sequence[int], positions: Sequence[int]
     ) -> Tensor:
-        """Context as a stream has it: not quite clean, in part the model's own work."""
-        shape = (len(context), 1, 1, 1, 1)
-        strength = 0.15 * torch.rand(shape, generator=self.generator)
-        strength *= torch.rand(shape, generator=self.generator) < 0.7
-        context = context + strength * torch.randn(context.shape, generator=self.generator)
-        if self.done < 300 or self.rng.random() > 0.3:
-            return context
-        sigma = self.rng.choice((0.25, 0.5, 0.75))
-        length = CHUNK * layout.context
-        clean, last = context[:, : length - CHUNK], context[:, length - CHUNK :]
-        x_t = (1 - sigma) * last + sigma * torch.randn(last.shape, generator=self.generator)
-        t = torch.zeros(len(context), length)
-        t[:, length - CHUNK :] = 1000 * sigma
-        with torch.no_grad():
-            mask = chunk_mask(layout.context - 1, 1)
-            flow = forward(p, CONFIG, torch.cat([clean, x_t], 1), t, embedding, positions[:length], mask)
-        return torch.cat([clean, x_t - sigma * flow[:, length - CHUNK :]], 1)
-
-    def sample(self, layout: Layout) -> tuple[Tensor, Tensor, Tensor, list[int], Tensor]:
-        """context [B, F, ...], target [B, CHUNK, ...], embedding, positions of all frames, centres [B, 2]."""
-        n = layout.context
-        from_start = n == 0 or (n < 3 and self.rng.random() < 0.5)
-        chosen = [self.rng.choice(self._starts if from_start else self._middles) for _ in range(layout.batch)]
-        films = [self.films[i] for i in chosen]
-        latents = self.latents[chosen].float()
-        sink = not from_start and n >= 2  # of another film: only the last chunks say where things are
-        recent = n - sink
-        last = recent if from_start or self.rng.random() < 0.5 else 2  # chunk that is to come
-        last = max(last, recent)
-        context = latents[:, CHUNK * (last - recent) : CHUNK * last]
-        target = latents[:, CHUNK * last : CHUNK * (last + 1)]
-        offset = 0
-        if not from_start:
-            far = self.rng.choice((30, 300, 1000))
-            offset = CHUNK * self.rng.randrange(1, (far - CHUNK * 4) // CHUNK)
-        positions = [offset + i for i in range(CHUNK * recent)]
-        if sink:
-            others = [self.rng.choice(self._starts) for _ in range(layout.batch)]
-            context = torch.cat([self.latents[others][:, :CHUNK].float(), context], 1)
-            positions = [*range(CHUNK), *positions]
-        after = [offset + CHUNK * recent + i for i in range(CHUNK)]
-        positions += after * layout.copies
-        centre = torch.tensor([[film.begin.x, film.begin.y] for film in films])
-        return context, target, self.embed(films, last), positions, centre
+        """The context with its last blocks as a stream makes them, in the product's steps."""
+        blocks = layout.past[-layout.rolled :]
+        noises, embeddings, tables = [], [], []
+        done = sum(layout.past) - sum(blocks)
+        for block in blocks:
+            shape = (len(context), block, *context.shape[2:])
+            noise = [self._normal(shape) for _ in STEPS]
+            if not done:
+                noise[0] = couple(noise[0], self.bank.places[films], self.size)
+            noises.append(torch.stack(noise))
+            embeddings.append(self.bank.embeddings[films, take[done] // CHUNK].float())
+            done += block
+            tables += self._tables(positions[:done])
+        return self._rollouts[layout](context, *noises, *embeddings, *tables)[0]
 
     @torch.no_grad()
-    def embed(self, films: Sequence[Film], chunk: int) -> Tensor:
-        """[B, text_len, text_dim]: what the chunk's sentences say, blended where the film is."""
-        texts = [say(film.scenes[chunk], self.rng) for film in films]
-        mixed = [i for i, film in enumerate(films) if film.mix]
-        for i in mixed:
-            texts[i] = films[i].scenes[chunk].prompt
-        ids, mask = self._prompts(texts + [films[i].others[chunk].prompt for i in mixed])
-        embedding = self.encoder(ids, mask)
-        result: Tensor = embedding[: len(films)].clone()
-        for i, other in zip(mixed, embedding[len(films) :], strict=True):
-            mix = films[i].mix
-            result[i] = blend([embedding[i : i + 1], other[None]], [1 - mix, mix], "linear")[0]
-        return result
+    def _roll(self, layout: Layout, context: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        """rest: of each block the noise of every step, its embedding, and tables of all frames up to it."""
+        n = layout.rolled
+        noises, embeddings, tables = rest[:n], rest[n : 2 * n], rest[2 * n :]
+        p = {name: q.bfloat16() for name, q in self.params.items()}
+        done = sum(layout.past) - sum(layout.past[-n:])
+        known = context[:, :done]
+        for i, block in enumerate(layout.past[-n:]):
+            bias = self._bias(layout.past[: len(layout.past) - n + i], block, 1)
+            x_0 = torch.zeros_like(noises[i][0])
+            for noise, timestep in zip(noises[i], STEPS, strict=True):
+                sigma = timestep / 1000
+                x_t = (1 - sigma) * x_0 + sigma * noise
+                t = torch.zeros(len(x_t), done + block, device=x_t.device)
+                t[:, done:] = timestep
+                flow = forward(
+                    p,
+                    CONFIG,
+                    torch.cat([known, x_t], 1),
+                    t,
+                    embeddings[i],
+                    (tables[2 * i], tables[2 * i + 1]),
+                    bias,
+                )
+                x_0 = x_t - sigma * flow[:, done:]
+            known = torch.cat([known, x_0], 1)
+            done += block
+        return (known,)
+
+    def _bias(self, past: tuple[int, ...], new: int, copies: int) -> Tensor | None:
+        """By token; None where everything sees everything."""
+        if not past and copies == 1:
+            return None
+        key = (past, new, copies)
+        if key not in self._biases:
+            tokens = (self.size[0] // 16) * (self.size[1] // 16)
+            bias = block_bias(past, new, copies).to(self.device, torch.bfloat16)
+            self._biases[key] = bias.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+        return self._biases[key]
+
+    def _tables(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows, columns = self.size[0] // 16, self.size[1] // 16
+        cos, sin = rope_tables(positions, rows, columns, CONFIG.head_dim)
+        return cos.to(self.device), sin.to(self.device)
+
+    def _random(self, low: int, high: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(low, high, shape, generator=self.generator, device=self.device)
+
+    def _uniform(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
+    def _normal(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {

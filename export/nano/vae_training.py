@@ -7,28 +7,32 @@ colours run away from the fourth latent frame on.
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.graphs.vae import VaeConfig, WanVae
-from export.graphs.vae_graphs import LatentScale, decode, encode
+from export.graphs.vae_graphs import decode, encode
 from export.graphs.vae_layers import (
     AttentionBlock,
+    CacheTape,
+    CausalConv3d,
     ChannelNorm,
     Downsample,
     ResidualBlock,
     Upsample,
 )
+from export.nano.captured import Graphs
 from export.nano.optim import MuonAdam, warm_cosine
-from export.nano.world import PALETTE, SHAPES, SPEED, draw
+from export.nano.world import CPU, PALETTE, SHAPES, SPEED, draw
 
 CONFIG: Final = VaeConfig(dim=8)
-TORUS: Final = (64, 64)  # pixels; crops of it are what training sees
+LEAST_TORUS: Final = 64  # pixels; crops of it are what training sees
 OFFSET, CONSTANT, GAIN = 2.0, 6.0, 2.0  # of the colour channels and of the constant one, see `pass_through`
-IDENTITY: Final = LatentScale([0.0] * 16, [1.0] * 16)
 PASSED: Final = 4  # channels: red, green, blue, constant
 
 
@@ -63,6 +67,23 @@ def _sum_channels(x: Tensor) -> Tensor:
     last = x.movedim(1, -1)
     ones = torch.ones(last.shape[-1], last.shape[-1], dtype=x.dtype, device=x.device)
     return (last @ ones).movedim(-1, 1)
+
+
+class StackedConv3d(CausalConv3d):
+    """The same convolution as one over height and width of frames stacked along the channels.
+
+    On a GPU, 3-D convolutions of few channels are slow; on a CPU they are not.
+    """
+
+    def forward(self, x: Tensor, tape: CacheTape) -> Tensor:  # type: ignore[override]
+        taps, stride = self.kernel_size[0], self.stride[0]
+        x = tape.extend(x, self.context).transpose(1, 2)  # [B, T, C, h, w]
+        frames = (x.shape[1] - taps) // stride + 1
+        stacked = torch.cat([x[:, i : i + stride * (frames - 1) + 1 : stride] for i in range(taps)], 2)
+        kernel = self.weight.transpose(1, 2).flatten(1, 2)  # [out, taps * in, kh, kw], tap slowest
+        flat = stacked.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(flat, kernel, self.bias, padding=self.padding[1:])  # type: ignore[arg-type]
+        return y.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 def new_vae(seed: int) -> WanVae:
@@ -135,8 +156,7 @@ def _pass_resampled(module: Any) -> None:
 def calibrate(vae: Any, clips: int = 24) -> None:
     """Scale what leaves the two heads: latents of colours to mean 0 and std 1, pixels to their colours."""
     rng = random.Random(0)
-    still = ClipKind(1, 5, 32)
-    x = torch.cat([random_clips(still, rng)[0] for _ in range(clips)])
+    x = torch.cat([random_clips(ClipKind(5, 32), 1, rng)[0] for _ in range(clips)])
     end, first, last = vae.encoder.head[2], vae.decoder.conv1, vae.decoder.head[2]
     for half, layer in ((vae.encoder, end), (vae.decoder, last)):
         norm = half.head[0]
@@ -160,20 +180,22 @@ def calibrate(vae: Any, clips: int = 24) -> None:
 
 def decode_raw(vae: WanVae, mu: Tensor) -> Tensor:
     """Decode latents that are not normalised: [B, 16, F, h, w] -> [B, 3, T, H, W], not clamped."""
-    scale, vae.scale = vae.scale, IDENTITY
+    scale, vae.scale = vae.scale, None
     try:
         return decode(vae, mu, clamp=False)[0]
     finally:
         vae.scale = scale
 
 
-def training_form(vae: WanVae) -> WanVae:
-    """Faster layers on the same parameters."""
+def training_form(vae: WanVae, stacked: bool = False) -> WanVae:
+    """Faster layers on the same parameters. stacked: for a GPU, see `StackedConv3d`."""
     for module in vae.modules():
         if isinstance(module, ChannelNorm):
             module.__class__ = FastNorm
+        elif isinstance(module, CausalConv3d) and stacked:
+            module.__class__ = StackedConv3d
     for parameter in vae.parameters():
-        if parameter.ndim == 5:
+        if parameter.ndim == 5 and not stacked:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         elif parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -185,107 +207,139 @@ def product_form(vae: WanVae) -> WanVae:
     for module in vae.modules():
         if isinstance(module, FastNorm):
             module.__class__ = ChannelNorm  # type: ignore[assignment]
+        elif isinstance(module, StackedConv3d):
+            module.__class__ = CausalConv3d  # type: ignore[assignment]
     return vae
 
 
 @dataclass(frozen=True, slots=True)
 class ClipKind:
-    """Sizes of a batch of clips, in pixels and pixel frames."""
+    """Length in pixel frames, and height and width in pixels, of the clips of a batch."""
 
-    clips: int
     frames: int
     crop: int
 
-
-# The same work per step; long clips are needed for the steady state of the causal caches.
-KINDS: Final = (
-    ClipKind(4, 5, 48),
-    ClipKind(3, 9, 40),
-    ClipKind(3, 13, 32),
-    ClipKind(2, 25, 32),
-    ClipKind(2, 37, 24),
-)
+    def clips(self, pixels: int) -> int:
+        """How many clips have about so many pixels."""
+        return max(1, round(pixels / (self.frames * self.crop**2)))
 
 
-def random_clips(kind: ClipKind, rng: random.Random) -> tuple[Tensor, bool]:
+# Long clips are needed for the steady state of the causal caches.
+SMALL_CLIPS: Final = (ClipKind(5, 48), ClipKind(9, 40), ClipKind(13, 32), ClipKind(25, 32), ClipKind(37, 24))
+LARGE_CLIPS: Final = (ClipKind(5, 96), ClipKind(13, 64), ClipKind(25, 64), ClipKind(41, 64), ClipKind(41, 96))
+SMALL_BATCH: Final = 45_000  # pixels
+LARGE_BATCH: Final = 1_000_000
+
+
+def random_clips(
+    kind: ClipKind, count: int, rng: random.Random, device: torch.device = CPU
+) -> tuple[Tensor, bool]:
     """Clips [B, 3, T, crop, crop] in [-1, 1], and whether they stand still."""
-    frozen = rng.random() < 0.25
-    clips = [_random_clip(kind, rng, frozen) for _ in range(kind.clips)]
-    return torch.stack(clips).transpose(1, 2), frozen
-
-
-def _random_clip(kind: ClipKind, rng: random.Random, frozen: bool) -> Tensor:
-    cut = rng.choice((1, 5, 9)) if rng.random() < 0.15 and not frozen else kind.frames
-    parts = [
-        _random_motion(n, kind.crop, rng, frozen) for n in (min(cut, kind.frames), kind.frames - cut) if n > 0
+    frozen, torus = rng.random() < 0.25, max(LEAST_TORUS, kind.crop)
+    motions = [_random_motion(rng, frozen, torus) for _ in range(2 * count)]
+    # A cut: another motion, with everything that belongs to it, from this frame on.
+    cuts = [
+        rng.choice((1, 5, 9)) if rng.random() < 0.15 and not frozen else kind.frames for _ in range(count)
     ]
-    return torch.cat(parts)
+    frame = torch.arange(kind.frames)
+    chosen = torch.arange(count)[:, None] + count * (frame >= torch.tensor(cuts)[:, None])
+    values = torch.tensor(motions)[chosen.flatten()].to(device)
+    k = frame.repeat(count).to(device).float()
+    x, y, vx, vy, base, growth, phase = values[:, :7].unbind(1)
+    pictures = draw(
+        values[:, 13].long(),
+        torch.stack([x + vx * k, y + vy * k], 1),
+        base * (1 + growth * torch.sin(phase + k * math.pi / 16)),
+        values[:, 7:10],
+        values[:, 10:13],
+        (kind.crop, kind.crop),
+        (torus, torus),
+    )
+    return pictures.unflatten(0, (count, kind.frames)).transpose(1, 2), frozen
 
 
-def _random_motion(frames: int, crop: int, rng: random.Random, frozen: bool) -> Tensor:
-    """[T, 3, crop, crop]"""
+def _random_motion(rng: random.Random, frozen: bool, torus: int) -> tuple[float, ...]:
+    """x, y, velocity in x and y, radius, how much it pulses, phase; two colours; form."""
     fast = (rng.uniform(-4, 4), rng.uniform(-4, 4))
     steady = rng.choice(((SPEED, 0.0), (-SPEED, 0.0), (0.0, SPEED), (0.0, -SPEED), (0.0, 0.0)))
-    vx, vy = (0.0, 0.0) if frozen else steady if rng.random() < 0.7 else fast
-    x, y = rng.uniform(0, TORUS[1]), rng.uniform(0, TORUS[0])
-    centre = torch.tensor([[x + vx * k, y + vy * k] for k in range(frames)])
+    velocity = (0.0, 0.0) if frozen else steady if rng.random() < 0.7 else fast
     growth = 0.0 if frozen or rng.random() < 0.7 else 0.35
-    phase = rng.uniform(0, 2 * math.pi)
-    base = rng.uniform(9, 26)
-    radius = torch.tensor([base * (1 + growth * math.sin(phase + k * math.pi / 16)) for k in range(frames)])
-    colours = [_random_colour(rng).expand(frames, 3) for _ in range(2)]
-    names = [rng.choice(SHAPES)] * frames
-    return draw(names, centre, radius, colours[0], colours[1], (crop, crop), TORUS)
+    place = rng.uniform(0, torus), rng.uniform(0, torus)
+    size = rng.uniform(9, 27), growth, rng.uniform(0, 2 * math.pi)
+    colours = (*_random_colour(rng), *_random_colour(rng))
+    return (*place, *velocity, *size, *colours, float(rng.randrange(len(SHAPES))))
 
 
-def _random_colour(rng: random.Random) -> Tensor:
-    """[3] in [-1, 1]: of the palette, near it, or any."""
-    chosen = torch.tensor(rng.choice(list(PALETTE.values()))) / 127.5 - 1
+def _random_colour(rng: random.Random) -> list[float]:
+    """3 numbers in [-1, 1]: of the palette, near it, or any."""
+    chosen = [value / 127.5 - 1 for value in rng.choice(list(PALETTE.values()))]
     kind = rng.random()
     if kind < 0.5:
         return chosen
-    jitter = torch.tensor([rng.uniform(-1, 1) for _ in range(3)])
-    return (chosen + 0.2 * jitter).clamp(-1, 1) if kind < 0.7 else jitter
+    jitter = [rng.uniform(-1, 1) for _ in range(3)]
+    if kind >= 0.7:
+        return jitter
+    return [min(1.0, max(-1.0, c + 0.2 * j)) for c, j in zip(chosen, jitter, strict=True)]
 
 
 class VaeTraining:
-    """State of the training; `state_dict` is all that a resume needs."""
+    """State of the training; `state_dict` is all that a resume needs.
 
-    def __init__(self, seed: int, steps: int, peak: float = 3e-3) -> None:
-        self.vae = training_form(new_vae(seed))
+    kinds, pixels  of a batch; small crops on a CPU
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        steps: int,
+        peak: float = 3e-3,
+        kinds: Sequence[ClipKind] = SMALL_CLIPS,
+        pixels: int = SMALL_BATCH,
+        device: torch.device = CPU,
+    ) -> None:
+        self.vae = training_form(new_vae(seed).to(device), stacked=device.type == "cuda")
         self.steps, self.peak, self.done = steps, peak, 0
+        self.kinds, self.pixels, self.device = kinds, pixels, device
         self.rng = random.Random(seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
         last = self.vae.decoder.head[2].weight
         kernels = [p for p in self.vae.parameters() if p.ndim >= 4 and p.shape[1] > 1 and p is not last]
         chosen = {id(p) for p in kernels}
         others = [p for p in self.vae.parameters() if id(p) not in chosen]
         self.optimiser = MuonAdam(kernels, others)
+        graphs = Graphs()
+        self._gradients = {kind: graphs.captured(self._take_gradients) for kind in kinds}
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, Tensor]:
         """One step. Returns the mean squared error of pixels, and the latents' mean square."""
-        clips, frozen = random_clips(self.rng.choice(KINDS), self.rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            x = clips.bfloat16().contiguous(memory_format=torch.channels_last_3d)
-            _, z, _ = encode(self.vae, x)
-            noise = 0.1 * min(1.0, self.done / 300) * z.detach().float().std()  # the decoder must forgive
-            y = decode_raw(self.vae, z + noise.to(z.dtype) * torch.randn_like(z))
-        error = y.float() - clips
-        mse = error.square().mean()
-        loss = mse + error.abs().mean() + 1e-3 * z.float().square().mean()
-        if frozen and z.shape[2] > 3:
-            later = z[:, :, 2:].float()
-            loss = loss + 0.1 * (later[:, :, 1:] - later[:, :, :-1]).square().mean()
-            if later.shape[2] > 3:
-                loss = loss + 0.1 * (later[:, :, 3:] - later[:, :, :-3]).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        kind = self.rng.choice(self.kinds)
+        clips, frozen = random_clips(kind, kind.clips(self.pixels), self.rng, self.device)
+        shape = (len(clips), self.vae.z_dim, (kind.frames - 1) // 4 + 1, kind.crop // 8, kind.crop // 8)
+        noise = torch.randn(shape, generator=self.generator, device=self.device)
+        noise *= 0.1 * min(1.0, self.done / 300)
+        still = torch.tensor(0.1 if frozen else 0.0, device=self.device)
+        mse, power = self._gradients[kind](clips, noise, still)
         rate = warm_cosine(self.done, self.steps, self.peak, 2e-5, warm_up=60)
         self.optimiser.step(rate)
         self.done += 1
-        return {
-            "mse": float(mse.detach()),
-            "z": float(z.detach().float().square().mean()),
-            "frames": clips.shape[2],
-        }
+        return {"mse": mse.clone(), "z": power.clone(), f"mse of {kind.frames}": mse.clone()}
+
+    def _take_gradients(self, clips: Tensor, noise: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
+        """noise: added to the latents, which the decoder must forgive; still: weight of their constancy."""
+        # Without its cache of cast weights, which a captured graph would find already made.
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            x = clips.bfloat16().contiguous(memory_format=torch.channels_last_3d)
+            _, z, _ = encode(self.vae, x)
+            picture = decode_raw(self.vae, z + (noise * z.detach().float().std()).to(z.dtype)).float()
+        error = picture - clips
+        mse, power = error.square().mean(), z.float().square().mean()
+        loss = mse + error.abs().mean() + 1e-3 * power
+        later = z[:, :, 2:].float()
+        for apart in (1, 3):
+            if later.shape[2] > apart:
+                loss = loss + still * (later[:, :, apart:] - later[:, :, :-apart]).square().mean()
+        self.optimiser.take(loss)
+        return mse.detach(), power.detach()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -294,7 +348,7 @@ class VaeTraining:
             "done": self.done,
             "steps": self.steps,
             "rng": self.rng.getstate(),
-            "torch_rng": torch.get_rng_state(),
+            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -302,7 +356,7 @@ class VaeTraining:
         self.optimiser.load_state_dict(state["optimiser"])
         self.done = state["done"]
         self.rng.setstate(state["rng"])
-        torch.set_rng_state(state["torch_rng"])
+        self.generator.set_state(state["generator"])
 
 
 def psnr(mse: float) -> float:

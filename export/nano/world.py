@@ -43,7 +43,7 @@ PULSE_PERIOD: Final = 32  # frames
 PULSE_DEPTH: Final = 0.35
 STILL_FRAMES: Final = 9  # pixel frames of a first chunk
 
-Rgb = tuple[float, float, float]
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +93,27 @@ class Scene:
         return scene if scene.colour != scene.background else self.changed(rng)
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """Where the shape is before a frame: centre in pixels, frames since it began to move or pulse."""
+@dataclass(frozen=True, eq=False, slots=True)
+class States:
+    """Where the shapes of n films are before a frame.
 
-    x: float
-    y: float
-    age: int = 0
+    place  [n, 2], centre in pixels, x and y
+    age    [n], frames since a shape began to pulse
+    """
+
+    place: Tensor
+    age: Tensor
+
+    @staticmethod
+    def drawn(rng: random.Random, n: int, size: tuple[int, int], device: torch.device = CPU) -> "States":
+        """Anywhere on the torus, in any phase."""
+        places = [[rng.uniform(0, size[1]), rng.uniform(0, size[0])] for _ in range(n)]
+        ages = [float(rng.randrange(PULSE_PERIOD)) for _ in range(n)]
+        return States(torch.tensor(places, device=device), torch.tensor(ages, device=device))
 
 
 def draw(
-    shape: Sequence[str],
+    shape: Tensor,
     centre: Tensor,
     radius: Tensor,
     colour: Tensor,
@@ -111,9 +121,9 @@ def draw(
     size: tuple[int, int],
     torus: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Frames of flat shapes.
+    """Frames of flat shapes, on the device of the arguments.
 
-    shape               of each frame, N
+    shape               [N], index in SHAPES
     centre              [N, 2], x and y in pixels
     radius              [N], pixels
     colour, background  [N, 3] in [-1, 1]
@@ -123,15 +133,15 @@ def draw(
     """
     height, width = size
     period = torus or size
-    y = (torch.arange(height) + 0.5)[None, :, None] - centre[:, 1, None, None]
-    x = (torch.arange(width) + 0.5)[None, None, :] - centre[:, 0, None, None]
+    device = centre.device
+    y = (torch.arange(height, device=device) + 0.5)[None, :, None] - centre[:, 1, None, None]
+    x = (torch.arange(width, device=device) + 0.5)[None, None, :] - centre[:, 0, None, None]
     y = (y + period[0] / 2) % period[0] - period[0] / 2
     x = (x + period[1] / 2) % period[1] - period[1] / 2
     r = radius[:, None, None]
-    distance = torch.empty(len(shape), height, width)
-    for name in set(shape):
-        chosen = torch.tensor([each == name for each in shape])
-        distance[chosen] = _DISTANCES[name](x[chosen], y[chosen], r[chosen])
+    distance = torch.zeros(len(shape), height, width, device=device)
+    for index, name in enumerate(SHAPES):
+        distance = torch.where(shape[:, None, None] == index, _DISTANCES[name](x, y, r), distance)
     alpha = (0.5 - distance).clamp(0, 1).unsqueeze(1)
     return alpha * colour[:, :, None, None] + (1 - alpha) * background[:, :, None, None]
 
@@ -141,7 +151,7 @@ def _circle(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 
 
 def _square(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
-    return torch.maximum(x.abs().expand(-1, y.shape[1], -1), y.abs().expand(-1, -1, x.shape[2])) - 0.886 * r
+    return torch.maximum(x.abs(), y.abs()) - 0.886 * r
 
 
 def _triangle(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
@@ -169,41 +179,43 @@ def _star(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 _DISTANCES: Final = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}
 
 
-def rgb(colour: str | Rgb) -> Tensor:
-    """A palette colour, or numbers from 0 to 255 -> [3] in [-1, 1]."""
-    values = PALETTE[colour] if isinstance(colour, str) else colour
-    return torch.tensor(values, dtype=torch.float32) / 127.5 - 1
-
-
 def film(
-    scene: Scene,
-    state: State,
+    scenes: Sequence[Scene],
+    states: States,
     frames: int,
     size: tuple[int, int],
     still: int = 0,
-    colours: tuple[Rgb, Rgb] | None = None,
-) -> tuple[Tensor, State]:
-    """The next `frames` frames of a scene, [T, 3, H, W] in [-1, 1], and the state after them.
+    colours: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, States]:
+    """The next `frames` frames of n scenes, [n, T, 3, H, W] in [-1, 1], and the states after them.
 
     still    so many of them stand still first
-    colours  of shape and background in place of the scene's, 0 to 255
+    colours  of shapes and backgrounds in place of the scenes', [n, 3] each in [-1, 1]
     """
-    moved = [max(0, i + 1 - still) for i in range(frames)]
-    dx, dy = scene.velocity
-    centre = torch.tensor([[state.x + dx * k, state.y + dy * k] for k in moved])
-    base = RADII[scene.size] * size[0]
-    depth = PULSE_DEPTH if scene.motion == "pulses" else 0.0
-    phase = 2 * math.pi / PULSE_PERIOD
-    radius = torch.tensor([base * (1 + depth * math.sin(phase * (state.age + k))) for k in moved])
-    colour, background = colours or (PALETTE[scene.colour], PALETTE[scene.background])
+    device, n = states.place.device, len(scenes)
+    moved = (torch.arange(frames, device=device) + 1.0 - still).clamp(min=0)
+    velocity = torch.tensor([scene.velocity for scene in scenes], device=device)
+    centre = states.place[:, None] + velocity[:, None] * moved[None, :, None]
+    pulses = torch.tensor([float(scene.motion == "pulses") for scene in scenes], device=device)
+    base = torch.tensor([RADII[scene.size] * size[0] for scene in scenes], device=device)
+    swing = torch.sin(2 * math.pi / PULSE_PERIOD * (states.age[:, None] + moved))
+    radius = base[:, None] * (1 + PULSE_DEPTH * pulses[:, None] * swing)
+    shape = torch.tensor([SHAPES.index(scene.shape) for scene in scenes], device=device)
+    own, ground = colours or (palette_of(scenes, "colour", device), palette_of(scenes, "background", device))
     pictures = draw(
-        [scene.shape] * frames,
-        centre,
-        radius,
-        rgb(colour).expand(frames, 3),
-        rgb(background).expand(frames, 3),
+        shape.repeat_interleave(frames),
+        centre.flatten(0, 1),
+        radius.flatten(),
+        own.repeat_interleave(frames, 0),
+        ground.repeat_interleave(frames, 0),
         size,
     )
-    height, width = size
-    age = (state.age + moved[-1]) if scene.motion == "pulses" else 0
-    return pictures, State((state.x + dx * moved[-1]) % width, (state.y + dy * moved[-1]) % height, age)
+    period = torch.tensor([float(size[1]), float(size[0])], device=device)
+    after = States((states.place + velocity * moved[-1]) % period, (states.age + moved[-1]) * pulses)
+    return pictures.unflatten(0, (n, frames)), after
+
+
+def palette_of(scenes: Sequence[Scene], part: str, device: torch.device = CPU) -> Tensor:
+    """The "colour" or the "background" of scenes, [n, 3] in [-1, 1]."""
+    values = [PALETTE[getattr(scene, part)] for scene in scenes]
+    return torch.tensor(values, dtype=torch.float32, device=device) / 127.5 - 1

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from export.demo import trained_weights, write_demo_models
 from export.graphs.vae_graphs import encode
 from export.nano.__main__ import main
-from export.nano.films import Film, random_film
+from export.nano.films import CHUNK, CHUNKS, Film, FilmBank, FilmMaker, draw_films
 from export.nano.in_process import in_process
 from export.nano.measure import best_shape, look, object_mask, place, velocity
 from export.nano.recipe import Recipe
@@ -23,8 +23,10 @@ from export.nano.stages import Training, run
 from export.nano.text import TextTraining, new_encoder
 from export.nano.transformer_training import (
     CONFIG,
+    LAYOUTS,
+    Layout,
     TransformerTraining,
-    chunk_mask,
+    block_bias,
     couple,
     forward,
     new_transformer,
@@ -39,7 +41,7 @@ from export.nano.vae_training import (
     random_clips,
     training_form,
 )
-from export.nano.world import SHAPES, Scene, State, film
+from export.nano.world import SHAPES, Scene, States, film
 from streaming.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 
 SIZE = (96, 96)
@@ -47,8 +49,8 @@ SIZE = (96, 96)
 
 def pictures(scene: Scene, frames: int = 12) -> np.ndarray:
     """Frames of the world, uint8 [T, H, W, 3]; the shape crosses the border."""
-    drawn, _ = film(scene, State(86.0, 50.0), frames, SIZE)
-    return ((drawn + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
+    drawn, _ = film([scene], States(torch.tensor([[86.0, 50.0]]), torch.zeros(1)), frames, SIZE)
+    return ((drawn[0] + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -87,15 +89,13 @@ def test_the_training_computes_what_the_product_computes() -> None:
     x, embedding = torch.randn(2, 6, 16, 12, 12), torch.randn(2, 32, 128)
     embedding[:, 9:] = 0
     timestep = torch.tensor([[0.0] * 3 + [500.0] * 3] * 2)
-    mask = chunk_mask(1, 1)
-    assert mask is not None
+    mask = block_bias((3,), 3, 1).repeat_interleave(36, 0).repeat_interleave(36, 1)
+    tables = rope_tables(range(4, 10), 6, 6, 32)
 
     with torch.no_grad():
-        ours = forward(
-            {n: p.bfloat16() for n, p in named.items()}, CONFIG, x, timestep, embedding, range(4, 10), mask
-        )
-        bias = mask.repeat_interleave(36, 0).repeat_interleave(36, 1)[None, None]
-        tables = rope_tables(range(4, 10), 6, 6, 32)
+        half = {n: p.bfloat16() for n, p in named.items()}
+        ours = forward(half, CONFIG, x, timestep, embedding[:, :9], tables, mask.bfloat16())
+        bias = mask[None, None]
         past = [torch.zeros(2, 2, 0, 4, 32)] * CONFIG.num_layers
         tokens, sinusoid = patchify(x), time_sinusoid(timestep, 256)
         product = unpatchify(
@@ -108,27 +108,68 @@ def test_the_training_computes_what_the_product_computes() -> None:
 
 def test_a_new_vae_begins_as_a_blur_and_its_training_form_computes_the_same() -> None:
     vae = new_vae(0)
-    clips, _ = random_clips(ClipKind(8, 5, 40), random.Random(3))
+    clips, _ = random_clips(ClipKind(5, 40), 8, random.Random(3))
 
     with torch.no_grad():
         z = encode(vae, clips)[1]
         picture = decode_raw(vae, z)
-        fast = encode(training_form(vae), clips)[1]
+        forms = [encode(training_form(vae, stacked), clips)[1] for stacked in (False, True)]
+        again = encode(product_form(vae), clips)[1]
 
     assert psnr(float((picture - clips).square().mean())) > 12.5
-    assert torch.allclose(z, fast, atol=1e-4)
-    product_form(vae)
+    assert all(torch.allclose(z, fast, atol=1e-4) for fast in (*forms, again))
 
 
-def latents_and_films() -> tuple[torch.Tensor, list[Film]]:
+def films_of(start: bool, count: int = 4) -> list[Film]:
     rng = random.Random(0)
-    films = [random_film(rng, SIZE, start=i % 2 == 0) for i in range(12)]
-    return torch.randn(12, 9, 16, 12, 12, generator=torch.Generator().manual_seed(0)).half(), films
+    return [Film.drawn(rng, start) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("start", "frames"), [(True, 9 + 3 * 12), (False, 13 + 2 * 12)])
+def test_a_film_has_its_chunks_and_nothing_moves_in_the_first_of_a_stream(start: bool, frames: int) -> None:
+    states = States(torch.full((4, 2), 40.0), torch.zeros(4))
+
+    pictures, _ = draw_films(films_of(start), states, SIZE, range(CHUNKS) if start else range(1, CHUNKS))
+
+    assert pictures.shape == (4, frames, 3, *SIZE)
+    assert start == bool((pictures[:, :9] == pictures[:, :1]).all())
+
+
+def test_films_are_kept_with_their_sentences_and_those_from_the_start_come_first() -> None:
+    maker = FilmMaker(new_vae(0), new_encoder(0), SIZE, seed=1, steps=2, batch=2)
+    maker.step()
+    maker.step()
+
+    bank = maker.bank()
+
+    assert bank.latents.shape == (4, CHUNKS * CHUNK, 16, 12, 12)
+    assert bank.embeddings.shape[:2] == (4, CHUNKS)
+    assert bank.embeddings.abs().amax(dim=(1, 2, 3)).min() > 0
+    assert bank.starts == 2
 
 
 def small_transformer_training() -> Training:
-    latents, films = latents_and_films()
-    return TransformerTraining(new_encoder(0), films, latents, SIZE, seed=0, steps=4)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(12, CHUNKS * CHUNK, 16, 12, 12, generator=generator).half()
+    embeddings = torch.randn(12, CHUNKS, 9, 128, generator=generator).half()
+    bank = FilmBank(latents, embeddings, 96 * torch.rand(12, 2, generator=generator), 6)
+    return TransformerTraining(bank, SIZE, seed=0, steps=4, frames=12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_every_kind_of_sample_trains_the_network(layout: Layout) -> None:
+    training = small_transformer_training()
+    assert isinstance(training, TransformerTraining)
+    *inputs, tables = training.sample(layout)
+    context, x_t, t, target, *_ = inputs
+
+    training._take_gradients(layout, *inputs, *tables)
+
+    assert context.shape[1] == sum(layout.past)
+    assert x_t.shape[1] == t.shape[1] == target.shape[1] == layout.new * layout.copies
+    gradient = training.params["head.head.weight_t"].grad
+    assert gradient is not None
+    assert 0 < float(gradient.norm()) < math.inf
 
 
 TRAININGS: dict[str, Callable[[], Training]] = {
@@ -153,7 +194,7 @@ class Interrupted:
     def done(self) -> int:
         return self.training.done
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> Mapping[str, torch.Tensor | float]:
         if self.done == self.last:
             raise KeyboardInterrupt
         return self.training.step()
@@ -192,7 +233,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
 def test_the_text_encoder_learns_to_say_what_the_sentence_says() -> None:
     training = TextTraining(0, 60, batch=12)
 
-    errors = [training.step()["error"] for _ in range(60)]
+    errors = [float(training.step()["error"]) for _ in range(60)]
 
     assert np.mean(errors[-10:]) < 0.6 * np.mean(errors[:5])
 
