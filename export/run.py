@@ -34,6 +34,7 @@ from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
 from streaming.held import GROUPS
 from streaming.kept import CACHE
 from streaming.manifest import (
+    CPU_PRECISIONS,
     MANIFEST,
     ONNX_FILE,
     VERSION_DIRECTORY,
@@ -308,7 +309,8 @@ def manifest_of(
         parity=parity,
         quantization=quantization,
         keeps_caches=any(spec.name.startswith(CACHE) for spec in signature.inputs),
-        holds_inputs=any(spec.name.startswith(GROUPS) for spec in signature.inputs),
+        holds_inputs=engine.component.precision in CPU_PRECISIONS
+        and any(spec.name.startswith(GROUPS) for spec in signature.inputs),
         **engine.graph.facts,
     )
 
