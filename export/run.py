@@ -5,7 +5,9 @@ interrupted goes on where it stopped, and pipelines share the engines that they 
 """
 
 import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -208,7 +210,7 @@ def _export_in_parallel(
     # of torch do not survive a fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "onnxscript", "torch.export"])
-    with ProcessPoolExecutor(workers, context, _one_thread) as pool:
+    with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
         # The last ones take longest, so they begin first.
         jobs = {pool.submit(_export_by_name, request, e.name, store, modelopt): e for e in reversed(missing)}
         try:
@@ -221,8 +223,17 @@ def _export_in_parallel(
             raise
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """One thread, and no life after the export: it holds the lock on the directory, and may be killed."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_export, daemon=True).start()
+
+
+def _end_with_export() -> None:
+    export = multiprocessing.parent_process()
+    assert export is not None, "a worker has a parent"
+    export.join()
+    os._exit(1)
 
 
 def _export_by_name(request: Request, name: str, store: EngineStore, modelopt: ModelOpt) -> None:

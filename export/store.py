@@ -109,14 +109,15 @@ class EngineStore:
 
         Inside `writing` only. Raises StoreError when the disk is full or cannot be written.
         """
-        partial = self._partial / target.name
+        # A worker of a killed export, in its last moments, must not meet the one that follows.
+        partial = self._partial / f"{target.name}.{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             yield partial
             _flush(partial)
             if target.exists():
-                target.rename(self._partial / f"{target.name}.old")
+                target.rename(partial.with_name(f"{partial.name}.old"))
             partial.rename(target)
         except OSError as error:
             raise StoreError(
@@ -125,7 +126,7 @@ class EngineStore:
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(self._partial / f"{target.name}.old", ignore_errors=True)
+            shutil.rmtree(partial.with_name(f"{partial.name}.old"), ignore_errors=True)
 
     def write_file(self, target: Path, content: bytes) -> None:
         """Replace one file, or nothing. Inside `writing` only. Raises StoreError when the disk is full."""

@@ -1,5 +1,6 @@
 """What lies in the directory of engines is complete; everything else is refused with a reason."""
 
+import contextlib
 import errno
 import multiprocessing
 import multiprocessing.synchronize
@@ -13,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -282,10 +284,17 @@ def test_a_killed_export_leaves_no_engine_and_the_next_one_goes_on(root: Path) -
         while process.poll() is None and not any((root / "engines").glob(".partial/*/1")):
             time.sleep(0.01)
         assert process.poll() is None, "the export ended before it could be killed"
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()  # it alone, as the kernel does where memory is short
+        process.wait()
+        _, alive = psutil.wait_procs(helpers, timeout=30)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    assert len(helpers) >= min(2, len(os.sched_getaffinity(0))) - 1  # one core exports alone
+    assert alive == []
     assert not (store.models / engines.text_encoder).exists()
     with pytest.raises(EngineError, match="There is no engine in"):
         verify_set(store, engines.name)
