@@ -15,12 +15,13 @@ from streaming.autoencoder import decode, encode, encode_alone
 from streaming.errors import WanstreamError
 from streaming.model import StreamModel, timesteps
 from streaming.noise import Draw, NoiseSource, motion_noise_scale
+from streaming.pictures import to_pictures
 from streaming.prompts import Conditioning, PromptRequest
 from streaming.schedule import first_video_step
 from streaming.session import Session
 from streaming.sessions import ChunkCancelled, Images
 from streaming.specs import VIDEO, CachedKeys, OnPromptChange
-from streaming.video import input_clip, to_pictures
+from streaming.video import input_clip
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,7 +80,7 @@ def generate_chunk(
         latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
         pixels, chunk.decoder_caches = decode(model.engines.vae, latent, caches, step)
         keep_pictures(chunk, model.place(pixels), model.spec.context_pictures)
-        yield to_pictures(pixels.float().cpu().numpy())
+        yield to_pictures(pixels)
     finish(model, chunk, x_0, step)
     session.adopt(chunk)
 

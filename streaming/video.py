@@ -116,21 +116,3 @@ def input_clip(pictures: Array, height: int, width: int, frames: int) -> Array:
     if len(pictures) != frames:
         pictures = pictures[resample_indices(len(pictures), frames)]
     return to_model([pictures], height, width)
-
-
-def to_unit_range(frames: Array) -> Array:
-    """VAE output [1, 3, T, H, W], nominally in [-1, 1] -> float32 [3, T, H, W] in [0, 1]."""
-    planes = np.clip(frames[0].astype(np.float32), -1, 1)
-    planes /= np.float32(2)
-    planes += np.float32(0.5)
-    return np.asarray(planes)
-
-
-def to_pictures(frames: Array) -> Array:
-    """VAE output to pictures; truncates, does not round, as the reference does.
-
-    frames [1, 3, T, H, W], nominally in [-1, 1] -> uint8 [T, H, W, 3]
-    """
-    planes = to_unit_range(frames)
-    planes *= np.float32(PIXEL_MAX)
-    return np.stack([plane.astype(np.uint8) for plane in planes], axis=-1)  # 5 times as fast as a transpose

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.errors import WanstreamError
-from streaming.video import TINY_GROUPS, WAN_GROUPS, resample_indices, resize, to_model, to_pictures
+from streaming.pictures import to_pictures
+from streaming.video import TINY_GROUPS, WAN_GROUPS, resample_indices, resize, to_model
 
 sizes = st.integers(1, 40)
 
@@ -78,9 +79,21 @@ def test_the_working_type_is_kept(dtype: npt.DTypeLike) -> None:
 
 @pytest.mark.parametrize(("value", "level"), [(-2, 0), (-1, 0), (0, 127), (0.999, 254), (1, 255), (7, 255)])
 def test_output_is_clamped_and_truncated(value: float, level: int) -> None:
-    frames = np.full((1, 3, 1, 1, 1), value, np.float32)
+    frames = torch.full((1, 3, 1, 1, 1), value)
 
     assert to_pictures(frames).ravel().tolist() == [level] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_levels_are_those_of_float32_arithmetic_by_the_reference(dtype: torch.dtype) -> None:
+    frames = (torch.linspace(-1.1, 1.1, 3 * 2 * 64 * 64).to(dtype)).reshape(1, 3, 2, 64, 64)
+    given = frames.clone()
+
+    levels = to_pictures(frames)
+
+    unit = np.clip(frames.float().numpy(), -1, 1) / np.float32(2) + np.float32(0.5)
+    assert levels.tobytes() == (unit * np.float32(255))[0].astype(np.uint8).transpose(1, 2, 3, 0).tobytes()
+    assert torch.equal(frames, given)  # the loop goes on to use them
 
 
 @given(frames=st.integers(1, 3), height=sizes, width=sizes, seed=st.integers(0, 99))
@@ -89,7 +102,7 @@ def test_a_picture_that_goes_in_and_out_loses_at_most_one_level(
 ) -> None:
     images = pictures(frames, height, width, seed)
 
-    back: npt.NDArray[Any] = to_pictures(to_model([images], height, width))
+    back: npt.NDArray[Any] = to_pictures(torch.from_numpy(to_model([images], height, width)))
 
     assert back.shape == images.shape
     difference = images.astype(int) - back

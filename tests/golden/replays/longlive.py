@@ -9,7 +9,8 @@ from export.checkpoints import open_checkpoint
 from export.lora_merge import builtin_adapter, merge
 from streaming.blending import Transition, blend, normalised_weights
 from streaming.noise import Array, motion_noise_scale
-from streaming.video import input_clip, to_model, to_pictures, to_unit_range
+from streaming.pictures import to_pictures, to_unit_range
+from streaming.video import input_clip, to_model
 from tests.golden.case import GoldenCase
 
 
@@ -64,8 +65,8 @@ def video_pre_post(case: GoldenCase) -> None:
     """Input pictures to a clip of the wanted size and length, decoded frames to pictures."""
     for k, step in enumerate(case.steps):
         if step.get("kind") == "postprocess":
-            frames = case.tensors[f"step{k}.in.decoded"].transpose(1, 2).numpy()
-            case.assert_close(f"step{k}.out.frames", torch.from_numpy(to_unit_range(frames)).movedim(0, -1))
+            frames = case.tensors[f"step{k}.in.decoded"].transpose(1, 2)
+            case.assert_close(f"step{k}.out.frames", to_unit_range(frames).movedim(0, -1))
             case.assert_close(f"step{k}.out.frames_u8", torch.from_numpy(to_pictures(frames)))
         else:
             pictures = case.tensors[f"step{k}.in.frames_u8"].numpy()
