@@ -147,13 +147,13 @@ def test_the_scales_are_those_of_the_recorded_calls(
             name: max(largest[name], float(np.abs(v).max())) for name, v in zip(largest, values, strict=True)
         }
 
-    for node in rounds:
-        scale = float(numpy_helper.to_array(weights[node.input[1]]))
-        # The first activation is that of the unquantised graph; later ones have been rounded on their way.
-        assert scale * 448 == pytest.approx(largest[node.input[0]], rel=0.1)
+    scales = [float(numpy_helper.to_array(weights[node.input[1]])) for node in rounds]
+    room = [448 * scale / largest[node.input[0]] for scale, node in zip(scales, rounds, strict=True)]
+    # The first activation is that of the unquantised graph; later ones have been rounded on their way.
+    assert room == pytest.approx([(448 / 127) ** 2] * len(rounds), rel=0.1)
     for name, tensor in weights.items():
         if tensor.data_type == TensorProto.FLOAT8E4M3FN and name.endswith("weight_t"):
-            assert np.abs(numpy_helper.to_array(tensor).astype(np.float32)).max() == 448
+            assert 30 < np.abs(numpy_helper.to_array(tensor).astype(np.float32)).max() < 448
 
 
 def test_the_error_against_float32_is_measured_and_recorded(
