@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from export.graphs.signature import Signature
 from export.onnx_export import export_onnx
 from streaming.engines import Engine, OrtEngine
-from streaming.manifest import ONNX_FILE
+from streaming.manifest import ONNX_FILE, Form
 
 Call = Callable[..., Sequence[Tensor]]
 
@@ -39,6 +39,7 @@ class Exported:
 
     traced        of graphs that others may have traced already; they are copied
     open_engine   from the exported file to something that runs it; it may move the file's directory
+    form          of the graphs
     """
 
     def __init__(
@@ -46,17 +47,20 @@ class Exported:
         directory: Path,
         traced: Path,
         open_engine: Callable[[Path, Signature], Engine] = in_onnx_runtime,
+        form: Form = "portable",
     ) -> None:
         self._directory, self._traced, self._open = directory, traced, open_engine
+        self._form: Form = form
         self._engines: dict[str, Engine] = {}
 
     def __call__(self, module: nn.Module, signature: Signature, sizes: Mapping[str, int]) -> Call:
         # Graphs that are made anew for every call, or by another case, are the same if all that they hold is.
-        key = fingerprint(module, signature)
+        key = f"{fingerprint(module, signature)}_{self._form}"
         if key not in self._engines:
             path = self._directory / str(len(self._engines)) / ONNX_FILE
             source = written_once(
-                self._traced / key, lambda new: export_onnx(module, signature, sizes, new / ONNX_FILE)
+                self._traced / key,
+                lambda new: export_onnx(module, signature, sizes, new / ONNX_FILE, form=self._form),
             )
             shutil.copytree(source, path.parent)
             self._engines[key] = self._open(path, signature)

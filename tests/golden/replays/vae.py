@@ -46,9 +46,12 @@ def tiny_vae(case: GoldenCase, normalized: bool) -> TinyVae:
 
 
 class CpuForm:
-    """A place: PyTorch, with graphs in the form for the CPU. One case after the other."""
+    """Graphs in the form for the CPU, in another place. One case after the other."""
 
     vae: Autoencoder
+
+    def __init__(self, place: Place = in_torch) -> None:
+        self._place = place
 
     def __call__(self, module: nn.Module, signature: Signature, sizes: Mapping[str, int]) -> Call:
         """A graph takes one latent frame at a time there, and caches with the time axis first."""
@@ -59,11 +62,14 @@ class CpuForm:
             assert isinstance(module, EncoderGraph)
             graph, results = EncoderGraph(self.vae, module.first, form="cpu"), 2
             frames = self.vae.groups.first if module.first else self.vae.groups.later
+        pictures = (signature.outputs if isinstance(module, DecoderGraph) else signature.inputs)[0]
+        height, width = map(int, pictures.shape[-2:])
+        run = self._place(graph, graph.signature(height, width), {})
 
         def call(x: Tensor, *caches: Tensor) -> Sequence[Tensor]:
             kept, parts = [cache[0].transpose(0, 1) for cache in caches], []
             for part in x.split(frames, dim=2):
-                outputs = graph(part, *kept)
+                outputs = run(part, *kept)
                 parts.append(outputs[:results])
                 kept = outputs[results:]
             joined = [torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)]
