@@ -31,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def numbers_near_zero() -> None:
+    """A session of ONNX Runtime makes its thread take them for zero, which Hypothesis refuses to work with."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """How `pytest -n` spreads the tests."""

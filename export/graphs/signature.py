@@ -18,6 +18,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     integer: bool = False  # int64 instead of the graph's floating type
     float32: bool = False  # float32 whatever the graph's floating type is
+    waves: bool = False  # values are sines and cosines
 
     def example(self, sizes: Mapping[str, int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Zeros of this shape, dynamic axes from `sizes`."""

@@ -256,7 +256,9 @@ class Transformer(nn.Module):
         layers = range(config.num_layers)
         text = [(2, batch, config.text_len, *heads)] * config.num_layers
         past = [(2, batch, cache_tokens, *heads)] * config.num_layers
-        rope_k = [TensorSpec(f"rope_k_{part}", ("S+T", half), float32=True) for part in ("cos", "sin")]
+        rope_k = [
+            TensorSpec(f"rope_k_{part}", ("S+T", half), float32=True, waves=True) for part in ("cos", "sin")
+        ]
         caches = (
             *(rope_k if self.unroped_cache else ()),
             *cache_specs("cross_kv", text),
@@ -266,9 +268,12 @@ class Transformer(nn.Module):
         return Signature(
             inputs=(
                 TensorSpec("tokens", (batch, "T", config.in_dim * patch)),
-                TensorSpec("time_sin", (batch, "F", config.freq_dim), float32=True),
+                TensorSpec("time_sin", (batch, "F", config.freq_dim), float32=True, waves=True),
                 TensorSpec("key_bias", (batch, 1, 1, "S+T")),
-                *(TensorSpec(f"rope_{part}", ("T", half), float32=True) for part in ("cos", "sin")),
+                *(
+                    TensorSpec(f"rope_{part}", ("T", half), float32=True, waves=True)
+                    for part in ("cos", "sin")
+                ),
                 *caches,
             ),
             outputs=(
