@@ -83,7 +83,9 @@ def open_checkpoint(path: Path, entry: str | tuple[str, ...] | None = None, pref
     Raises CheckpointError if the file is absent, damaged, or has another layout.
     """
     if not path.is_file():
-        raise CheckpointError(f"Checkpoint '{path}' does not exist. Download the models of this pipeline.")
+        raise CheckpointError(
+            f"Checkpoint '{path}' does not exist. Download the models: download_models --pipeline PIPELINE."
+        )
     if path.suffix == ".safetensors":
         entries, read = _safetensors_entries(path), _safetensors_reader(path)
     elif path.suffix in (".pt", ".pth"):

@@ -24,7 +24,9 @@ def read_config(path: Path) -> TransformerConfig:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise CheckpointError(f"'{path}' does not exist. Download the models of this pipeline.") from error
+        raise CheckpointError(
+            f"'{path}' does not exist. Download the models: download_models --pipeline PIPELINE."
+        ) from error
     except ValueError as error:
         raise CheckpointError(f"'{path}' is damaged ({error}). Delete it and download it again.") from error
     if not isinstance(values, dict):

@@ -80,7 +80,7 @@ class ModelOpt:
         try:
             with tempfile.TemporaryDirectory() as nowhere:
                 done = subprocess.run(
-                    [str(self.python), "-c", source, *arguments],
+                    [str(self.python.absolute()), "-c", source, *arguments],
                     cwd=nowhere,
                     capture_output=True,
                     text=True,

@@ -28,7 +28,18 @@ def root(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> Path:
 
 
 def demo_options(root: Path) -> tuple[object, ...]:
-    return ("longlive", "--demo", "--home", root, "--models", root / "models", "--window", 7)
+    return (
+        "longlive",
+        "--demo",
+        "--form",
+        "portable",
+        "--home",
+        root,
+        "--models",
+        root / "models",
+        "--window",
+        7,
+    )
 
 
 def test_small_weights_of_a_directory_take_the_place_of_random_ones(root: Path) -> None:
@@ -69,7 +80,7 @@ def test_a_demonstration_is_not_taken_for_an_export_of_real_weights(root: Path) 
     [
         (["longlive", "--size", "320"], "'320' is not HEIGHTxWIDTH, such as 320x576."),
         (["longlive", "--size", "321x576"], "321x576 is no valid size: both must be multiples of 16"),
-        (["longlive", "--size", "320x576"], "config.json' does not exist. Download the models"),
+        (["longlive", "--size", "320x576"], "does not exist. Download the models: download_models"),
         (["passthrough"], "'passthrough' is not one of"),
         (
             ["longlive", "--demo", "--models", "."],

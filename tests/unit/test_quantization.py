@@ -251,6 +251,12 @@ def test_a_modelopt_that_fails_leaves_no_engine(
     assert not (store.root / ".partial").exists()
 
 
+def test_a_relative_path_of_the_interpreter_is_taken_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(MODELOPT.parent)
+
+    assert ModelOpt(Path(MODELOPT.name)).version().startswith("modelopt 0.")
+
+
 def test_products_outside_the_blocks_are_left_alone() -> None:
     graph = onnx.GraphProto()
     for i, weight in enumerate(("head.head.weight_t", "blocks.3.ffn.2.weight_t", "blocks_weight_t", "kv")):
