@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def numbers_near_zero() -> None:
-    """A session of ONNX Runtime makes its thread take them for zero, which Hypothesis refuses to work with."""
+    """An ONNX Runtime session makes its thread take them for zero, which Hypothesis refuses to work with."""
     torch.set_flush_denormal(False)
 
 
