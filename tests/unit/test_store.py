@@ -269,7 +269,19 @@ def test_autoencoders_of_another_size_are_not_opened(root: Path) -> None:
 
 
 def export_command(root: Path, *options: object) -> list[str]:
-    arguments = ("longlive", "--demo", "--home", root, "--models", root / "models", "--window", 7, *options)
+    arguments = (
+        "longlive",
+        "--demo",
+        "--form",
+        "portable",
+        "--home",
+        root,
+        "--models",
+        root / "models",
+        "--window",
+        7,
+        *options,
+    )
     return [sys.executable, "-m", "export", *map(str, arguments)]
 
 
