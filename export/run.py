@@ -211,8 +211,10 @@ def _export_in_parallel(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "onnxscript", "torch.export"])
     with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
-        # The last ones take longest, so they begin first.
-        jobs = {pool.submit(_export_by_name, request, e.name, store, modelopt): e for e in reversed(missing)}
+        # The longest begin first: the transformer, then the last ones.
+        first = [engine for engine in missing if engine.graph.kind == "transformer"]
+        order = [*first, *(engine for engine in reversed(missing) if engine not in first)]
+        jobs = {pool.submit(_export_by_name, request, e.name, store, modelopt): e for e in order}
         try:
             for number, job in enumerate(as_completed(jobs), 1):
                 job.result()
