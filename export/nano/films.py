@@ -198,7 +198,8 @@ class FilmMaker:
             else one
             for pair, mix, (one, other) in zip(pairs, mixes, both, strict=True)
         ]
-        return torch.stack(rows).unflatten(0, (len(films), CHUNKS))
+        embeddings: Tensor = torch.stack(rows).unflatten(0, (len(films), CHUNKS))
+        return embeddings
 
     def bank(self) -> FilmBank:
         """All films so far."""

@@ -40,7 +40,7 @@ class MuonAdam:
         """Compute the gradients of a loss, in place of the ones before."""
         parameters = [*self.matrices, *self.others]
         found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        torch._foreach_copy_([p.grad for p in parameters], list(found))
+        torch._foreach_copy_([p.grad for p in parameters if p.grad is not None], list(found))
 
     @torch.no_grad()
     def step(self, rate: float, clip: float = 1.0) -> None:
@@ -54,8 +54,9 @@ class MuonAdam:
             scaled = orthogonalise(stacked) * (0.2 * max(rows, columns) ** 0.5)
             for i, update in zip(members, scaled, strict=True):
                 updates[i] = update.view_as(self.matrices[i])
-        torch._foreach_mul_(self.matrices, 1 - rate * self.decay)
-        torch._foreach_add_(self.matrices, updates, alpha=-rate)
+        matrices: list[Tensor] = [*self.matrices]
+        torch._foreach_mul_(matrices, 1 - rate * self.decay)
+        torch._foreach_add_(matrices, updates, alpha=-rate)
         for group in self._adam.param_groups:
             group["lr"] = rate * self.adam_factor
         self._adam.step()

@@ -136,5 +136,7 @@ class Recipe:
         return self.out / "vae_finished.pt"
 
     def _saved(self, stage: str) -> dict[str, Any]:
-        state: dict[str, Any] = torch.load(self.path(stage), weights_only=False, map_location="cpu")
-        return state["training"]
+        saved: dict[str, dict[str, Any]] = torch.load(
+            self.path(stage), weights_only=False, map_location="cpu"
+        )
+        return saved["training"]

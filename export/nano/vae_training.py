@@ -82,8 +82,9 @@ class StackedConv3d(CausalConv3d):
         stacked = torch.cat([x[:, i : i + stride * (frames - 1) + 1 : stride] for i in range(taps)], 2)
         kernel = self.weight.transpose(1, 2).flatten(1, 2)  # [out, taps * in, kh, kw], tap slowest
         flat = stacked.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(flat, kernel, self.bias, padding=self.padding[1:])  # type: ignore[arg-type]
-        return y.unflatten(0, (-1, frames)).transpose(1, 2)
+        y = F.conv2d(flat, kernel, self.bias, padding=self.padding[1:])
+        by_frame: Tensor = y.unflatten(0, (-1, frames))
+        return by_frame.transpose(1, 2)
 
 
 def new_vae(seed: int) -> WanVae:
