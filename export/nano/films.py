@@ -191,15 +191,15 @@ class FilmMaker:
         ids, mask = (
             each.to(self.device) for each in self._prompts([text for pair in pairs for text in pair])
         )
-        both = self.encoder(ids, mask).unflatten(0, (-1, 2))
+        each = self.encoder(ids, mask)
+        both = each.reshape(-1, 2, *each.shape[1:])
         rows = [
             blend([one[None], other[None]], [1 - mix, mix], self.rng.choice(("linear", "slerp")))[0]
             if pair[1]
             else one
             for pair, mix, (one, other) in zip(pairs, mixes, both, strict=True)
         ]
-        embeddings: Tensor = torch.stack(rows).unflatten(0, (len(films), CHUNKS))
-        return embeddings
+        return torch.stack(rows).reshape(len(films), CHUNKS, *rows[0].shape)
 
     def bank(self) -> FilmBank:
         """All films so far."""

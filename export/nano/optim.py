@@ -26,7 +26,8 @@ class MuonAdam:
         decay: float = 0.0,
         adam_factor: float = 0.7,
     ) -> None:
-        self.matrices, self.others = list(matrices), list(others)
+        self.matrices: list[Tensor] = list(matrices)
+        self.others: list[Tensor] = list(others)
         self.momentum, self.decay, self.adam_factor = momentum, decay, adam_factor
         self._momenta = [torch.zeros_like(p) for p in self.matrices]
         self._adam = torch.optim.Adam(self.others, lr=0.0, betas=(0.9, 0.98))

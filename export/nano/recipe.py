@@ -136,7 +136,6 @@ class Recipe:
         return self.out / "vae_finished.pt"
 
     def _saved(self, stage: str) -> dict[str, Any]:
-        saved: dict[str, dict[str, Any]] = torch.load(
-            self.path(stage), weights_only=False, map_location="cpu"
-        )
-        return saved["training"]
+        state: dict[str, Any] = torch.load(self.path(stage), weights_only=False, map_location="cpu")
+        training: dict[str, Any] = state["training"]
+        return training

@@ -18,8 +18,11 @@ Say = Callable[[str], None]
 class Training(Protocol):
     """A training that can be stopped between any two steps."""
 
-    steps: int
-    done: int
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def done(self) -> int: ...
 
     def step(self) -> Mapping[str, Tensor | float]:
         """One step; what there is to report. Tensors are read late, so that a GPU need not be waited for."""

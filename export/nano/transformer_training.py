@@ -426,7 +426,8 @@ class TransformerTraining:
     ) -> Tensor:
         """The context with its last blocks as a stream makes them, in the product's steps."""
         blocks = layout.past[-layout.rolled :]
-        noises, embeddings = [], []
+        noises: list[Tensor] = []
+        embeddings: list[Tensor] = []
         tables: list[Tensor] = []
         done = sum(layout.past) - sum(blocks)
         for block in blocks:

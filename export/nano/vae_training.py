@@ -83,8 +83,7 @@ class StackedConv3d(CausalConv3d):
         kernel = self.weight.transpose(1, 2).flatten(1, 2)  # [out, taps * in, kh, kw], tap slowest
         flat = stacked.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         y = F.conv2d(flat, kernel, self.bias, padding=self.padding[1:])
-        by_frame: Tensor = y.unflatten(0, (-1, frames))
-        return by_frame.transpose(1, 2)
+        return y.reshape(-1, frames, *y.shape[1:]).transpose(1, 2)
 
 
 def new_vae(seed: int) -> WanVae:
@@ -256,7 +255,7 @@ def random_clips(
         (kind.crop, kind.crop),
         (torus, torus),
     )
-    return pictures.unflatten(0, (count, kind.frames)).transpose(1, 2), frozen
+    return pictures.reshape(count, kind.frames, *pictures.shape[1:]).transpose(1, 2), frozen
 
 
 def _random_motion(rng: random.Random, frozen: bool, torus: int) -> tuple[float, ...]:

@@ -212,7 +212,7 @@ def film(
     )
     period = torch.tensor([float(size[1]), float(size[0])], device=device)
     after = States((states.place + velocity * moved[-1]) % period, (states.age + moved[-1]) * pulses)
-    return pictures.unflatten(0, (n, frames)), after
+    return pictures.reshape(n, frames, *pictures.shape[1:]), after
 
 
 def palette_of(scenes: Sequence[Scene], part: str, device: torch.device = CPU) -> Tensor:

@@ -3,7 +3,8 @@
 import asyncio
 import time
 
-from aiortc import MediaStreamTrack
+import numpy as np
+from aiortc import MediaStreamTrack, VideoStreamTrack
 from av import VideoFrame
 
 from benchmarks.frame_numbers import NumberedVideo
@@ -29,4 +30,18 @@ class NumberedCamera(MediaStreamTrack):
         await asyncio.sleep(max(0.0, self._started + due_s - now))
         frame = self._video.frame(self.sent, due_s)
         self.sent += 1
+        return frame
+
+
+class PlainCamera(VideoStreamTrack):
+    """Sends pictures of one colour."""
+
+    def __init__(self, rgb: tuple[int, int, int], size: tuple[int, int] = (128, 128)) -> None:
+        """size: height and width in pixels"""
+        super().__init__()
+        self._picture = np.full((*size, 3), rgb, np.uint8)
+
+    async def recv(self) -> VideoFrame:
+        frame = VideoFrame.from_ndarray(self._picture, format="rgb24")
+        frame.pts, frame.time_base = await self.next_timestamp()
         return frame
