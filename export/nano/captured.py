@@ -44,7 +44,7 @@ class Graphs:
     def _capture(
         self, function: Function, inputs: tuple[Tensor, ...]
     ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
