@@ -60,6 +60,7 @@ Results = dict[str, Any]
 MINUTE_S, PICTURES_PER_S, CHUNK_PICTURES = 60, 15, 12
 LONG_CHUNKS = MINUTE_S * PICTURES_PER_S // CHUNK_PICTURES
 ROUND_TRIPS = 8  # films
+SHOWN = 6  # prompts on the contact sheet and in the video
 
 
 class Source(Protocol):
@@ -133,7 +134,7 @@ def adherence(pipeline: Source, prompts: int, chunks: int, seed: int) -> tuple[R
             rows[i].append(_judge(images, before, scene))
             before = images
             pictures.append(images)
-        if number < 12:
+        if number < SHOWN:
             shown.append((scene.prompt, pictures))
     table = {str(i): _summary(entries) for i, entries in rows.items()}
     moving = [e["motion"] for i in range(1, min(10, chunks)) for e in rows[i] if e["moving"]]
@@ -296,7 +297,7 @@ def contact_sheet(shown: Sequence[tuple[str, Sequence[Images]]], path: Path, col
             picture = Image.fromarray(frames[index]).resize((tile, tile), Image.Resampling.BICUBIC)
             sheet.paste(picture, (column * (tile + 4), top + caption))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.quantize(128).save(path, optimize=True)  # flat colours
 
 
 def video(shown: Sequence[tuple[str, Sequence[Images]]], path: Path, rate: int = 16) -> None:
