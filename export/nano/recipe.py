@@ -51,11 +51,11 @@ class Plan:
 
 PLANS: Final = {
     "cpu": Plan(
-        steps={"vae": 750, "text": 750, "films": 120, "transformer": 5000},
+        steps={"vae": 750, "text": 750, "films": 240, "transformer": 5000},
         clips=SMALL_CLIPS,
         pixels=SMALL_BATCH,
         sentences=64,
-        films=8,
+        films=4,
         frames=36,
         average=0.995,
     ),
