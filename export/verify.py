@@ -1,6 +1,7 @@
 """Check an earlier export again: every file against its manifest, every graph against the rules."""
 
 from export.onnx_export import FORM_OPS, check_onnx
+from export.quantization import FP8_OPS
 from export.store import EngineStore
 from streaming.engine_set import read_engine_set
 from streaming.manifest import ONNX_FILE, EngineManifest
@@ -11,5 +12,8 @@ def verify_set(store: EngineStore, name: str) -> list[EngineManifest]:
     engines = read_engine_set(store.sets / name)
     manifests = [store.verified(engine) for engine in engines.engines()]
     for manifest in manifests:
-        check_onnx(store.engine(manifest.name) / ONNX_FILE, operators=FORM_OPS[manifest.form])
+        quantised = FP8_OPS if manifest.quantization else ()
+        check_onnx(
+            store.engine(manifest.name) / ONNX_FILE, operators=FORM_OPS[manifest.form].union(quantised)
+        )
     return manifests

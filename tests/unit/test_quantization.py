@@ -23,6 +23,7 @@ from export.quantization import ModelOpt, ModelOptError, quantized_products
 from export.run import export_pipeline, plan
 from export.store import EngineStore
 from export.tensorrt_build import TOLERANCES, BuildError
+from export.verify import verify_set
 from streaming.engine_set import EngineSet
 from streaming.machine import Machine
 from streaming.manifest import ONNX_FILE, BuildOptions, EngineManifest
@@ -93,6 +94,12 @@ def test_the_matrix_products_of_the_blocks_have_pairs_and_nothing_else(
     assert scales == {TensorProto.BFLOAT16}
     others = [t for name, t in weights.items() if name.endswith("weight_t") and name not in found]
     assert {tensor.data_type for tensor in others} == {TensorProto.BFLOAT16}
+
+
+def test_it_can_be_verified_later(quantized: tuple[EngineStore, EngineSet]) -> None:
+    store, engines = quantized
+
+    assert {"fp8"} < {manifest.precision for manifest in verify_set(store, engines.name)}
 
 
 def test_what_is_not_quantised_is_shared_with_other_sets(
