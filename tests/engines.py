@@ -33,6 +33,22 @@ def export_small(root: Path, pipeline: str = "longlive") -> tuple[EngineStore, E
     return store, export_pipeline(request, store, lambda line: None, workers=2)
 
 
+def small_options(root: Path) -> tuple[object, ...]:
+    """What `wanstream-export` takes to make the set of `export_small`."""
+    return (
+        "longlive",
+        "--demo",
+        "--form",
+        "portable",
+        "--home",
+        root,
+        "--models",
+        root / "models",
+        "--window",
+        7,
+    )
+
+
 def export_all(longlive: Path, root: Path) -> None:
     """Copy the small LongLive of `export_small` to `root` and export every other pipeline beside it.
 

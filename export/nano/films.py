@@ -7,7 +7,7 @@ all the time or more and more, as in a transition. Some have no text that says a
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -136,6 +136,19 @@ class FilmBank:
     starts: int
 
 
+def film_bank(parts: Sequence[Mapping[str, Tensor]]) -> FilmBank:
+    """The bank of what a `FilmMaker` has saved as its `parts`."""
+    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    order = whole["start"].logical_not().sort(stable=True).indices
+    used = int((whole["embeddings"] != 0).any(3).any(1).any(0).sum())
+    return FilmBank(
+        whole["latents"][order],
+        whole["embeddings"][order][:, :, :used],
+        whole["places"][order],
+        int(whole["start"].sum()),
+    )
+
+
 class FilmMaker:
     """Adds films to a growing collection; saved and loaded like a training."""
 
@@ -203,15 +216,7 @@ class FilmMaker:
 
     def bank(self) -> FilmBank:
         """All films so far."""
-        whole = {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
-        order = whole["start"].logical_not().sort(stable=True).indices
-        used = int((whole["embeddings"] != 0).any(3).any(1).any(0).sum())
-        return FilmBank(
-            whole["latents"][order],
-            whole["embeddings"][order][:, :, :used],
-            whole["places"][order],
-            int(whole["start"].sum()),
-        )
+        return film_bank(self.parts)
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": self.parts, "done": self.done, "rng": self.rng.getstate()}

@@ -9,7 +9,7 @@ import torch
 
 from export.graphs.text_encoder import TextEncoder
 from export.graphs.vae import WanVae
-from export.nano.films import FilmMaker, finish_vae
+from export.nano.films import FilmMaker, film_bank, finish_vae
 from export.nano.stages import Training
 from export.nano.text import TextTraining
 from export.nano.transformer_training import TransformerTraining
@@ -98,15 +98,11 @@ class Recipe:
         if name == "text":
             return TextTraining(self.seed, steps, plan.sentences, device)
         if name == "films":
-            return self._films(steps)
-        films = self._films(self.steps("films"))
-        films.load_state_dict(self._saved("films"))
+            return FilmMaker(self.vae(), self.encoder(), SIZE, self.seed, steps, plan.films, device)
+        films = [{k: v.to(device) for k, v in part.items()} for part in self._saved("films")["parts"]]
         return TransformerTraining(
-            films.bank(), SIZE, self.seed, steps, frames=plan.frames, average=plan.average, device=device
+            film_bank(films), SIZE, self.seed, steps, frames=plan.frames, average=plan.average, device=device
         )
-
-    def _films(self, steps: int) -> FilmMaker:
-        return FilmMaker(self.vae(), self.encoder(), SIZE, self.seed, steps, self.plan.films, self.device)
 
     def finish(self, name: str) -> None:
         """What has to be done once after a stage."""

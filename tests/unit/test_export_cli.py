@@ -14,6 +14,7 @@ from export.store import EngineStore
 from streaming.demo import DEMO
 from streaming.engine_set import EngineSet
 from streaming.manifest import ONNX_FILE
+from tests.engines import small_options
 
 
 def run(*arguments: object) -> Result:
@@ -27,23 +28,8 @@ def root(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def demo_options(root: Path) -> tuple[object, ...]:
-    return (
-        "longlive",
-        "--demo",
-        "--form",
-        "portable",
-        "--home",
-        root,
-        "--models",
-        root / "models",
-        "--window",
-        7,
-    )
-
-
 def test_small_weights_of_a_directory_take_the_place_of_random_ones(root: Path) -> None:
-    result = run(*demo_options(root))
+    result = run(*small_options(root))
 
     assert result.exit_code == 0, result.output
     assert "All 7 engines are there and undamaged." in result.output
@@ -51,7 +37,7 @@ def test_small_weights_of_a_directory_take_the_place_of_random_ones(root: Path) 
 
 
 def test_verify_counts_the_engines_of_a_good_export(root: Path) -> None:
-    result = run(*demo_options(root), "--verify")
+    result = run(*small_options(root), "--verify")
 
     assert result.exit_code == 0, result.output
     assert result.output.startswith("7 engines are complete and undamaged: ")
@@ -61,7 +47,7 @@ def test_verify_names_the_file_that_is_wrong(root: Path, exported_engines: tuple
     path = EngineStore(root / "engines").engine(exported_engines[1].text_kv) / ONNX_FILE
     path.write_bytes(path.read_bytes()[:-1])
 
-    result = run(*demo_options(root), "--verify")
+    result = run(*small_options(root), "--verify")
 
     assert result.exit_code == 1
     assert f"'{path}' has " in result.stderr

@@ -30,7 +30,7 @@ from streaming.manifest import MANIFEST, ONNX_FILE, read_manifest
 from streaming.records import EngineError
 from streaming.served import in_process, open_model
 from streaming.specs import LONGLIVE
-from tests.engines import SIZE, small_request
+from tests.engines import SIZE, small_options, small_request
 
 
 @pytest.fixture
@@ -269,20 +269,7 @@ def test_autoencoders_of_another_size_are_not_opened(root: Path) -> None:
 
 
 def export_command(root: Path, *options: object) -> list[str]:
-    arguments = (
-        "longlive",
-        "--demo",
-        "--form",
-        "portable",
-        "--home",
-        root,
-        "--models",
-        root / "models",
-        "--window",
-        7,
-        *options,
-    )
-    return [sys.executable, "-m", "export", *map(str, arguments)]
+    return [sys.executable, "-m", "export", *map(str, (*small_options(root), *options))]
 
 
 def test_a_killed_export_leaves_no_engine_and_the_next_one_goes_on(root: Path) -> None:
