@@ -26,6 +26,7 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 from aiortc.mediastreams import MediaStreamError
 
 from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo, luma_of, read_number
+from gateway.webrtc.jitter_buffer import install_jitter_buffer
 
 START_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 30.0
@@ -140,6 +141,7 @@ class PeerProcess:
 
 def _main(pipe: Connection, pictures: list[bytes] | None, fps: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    install_jitter_buffer()  # aiortc's own shows a picture when the next one begins; browsers do not wait
     asyncio.run(_serve(pipe, pictures, fps))
 
 
