@@ -123,20 +123,21 @@ class TritonSession:
             "sequence_start": start,
             "sequence_end": end,
         }
-        finished = False
+        answered = finished = False
         try:
             if self._stream is None:
                 self._stream = _Stream(self._client)
             self._stream.send(request)
             while not finished:
                 chunk, finished = await self._receive(self._stream, shared=video is not None)
+                answered = True
                 yield chunk
         except ChunkFailed:
             finished = True  # an error response is final, the stream stays usable
             raise
         finally:
             if not finished:
-                self._hang_up()
+                self._hang_up(at_once=op is Op.GENERATE and self._shared is None and not answered)
 
     async def _start(self, parameters: Mapping[str, Any]) -> None:
         async for _ in self.request(Op.START, parameters, None, start=True):
@@ -192,11 +193,14 @@ class TritonSession:
             Meta() if meta is None else json.loads(meta.reshape(-1)[0]),
         ), final
 
-    def _hang_up(self) -> None:
-        """Give up the stream. What still runs on it is cancelled; `close` waits for its end."""
+    def _hang_up(self, *, at_once: bool = False) -> None:
+        """Give up the stream. What still runs on it is cancelled; `close` waits for its end.
+
+        at_once: what runs has many responses, of which none came.
+        """
         stream, self._stream = self._stream, None
         if stream is not None:
-            ending = asyncio.create_task(stream.end())
+            ending = asyncio.create_task(stream.end(0.0 if at_once else _END_S))
             self._endings.add(ending)
             ending.add_done_callback(self._endings.discard)
 
@@ -206,8 +210,9 @@ class _Stream:
 
     Triton 2.51 can keep a request for ever when its stream is cancelled just as the last response goes out:
     the model then never unloads and the server never stops. So a stream is closed from our side and read to
-    its end; only a chunk that goes on for longer is cancelled. grpc reports a closed channel as a
-    cancellation; here only the reading task sees it, and the session's own task is not taken for cancelled.
+    its end; only a chunk that goes on for longer, or has not begun to answer, is cancelled. grpc reports a
+    closed channel as a cancellation; here only the reading task sees it, and the session's own task is not
+    taken for cancelled.
     """
 
     def __init__(self, client: InferenceServerClient) -> None:
@@ -233,10 +238,10 @@ class _Stream:
             raise ServingLost(_BROKEN)
         return item
 
-    async def end(self) -> None:
-        """Close the stream and wait until it is read to its end."""
+    async def end(self, patience_s: float) -> None:
+        """Close the stream and wait until it is read to its end; cancel it if that takes longer."""
         self._requests.put_nowait(None)
-        await asyncio.wait({self._reader}, timeout=_END_S)
+        await asyncio.wait({self._reader}, timeout=patience_s)
         if not self._reader.done():
             self._call.cancel()
             await asyncio.wait({self._reader}, timeout=_END_S)

@@ -1,7 +1,7 @@
 """Waiting with a time limit, in loops that must end when their task is cancelled."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,3 +25,19 @@ async def within(work: Awaitable[T], timeout_s: float | None) -> T:
         return task.result()
     finally:
         task.cancel()
+
+
+async def unless_before_first(stop: asyncio.Event, items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """`items`, of which there is one at least; none if `stop` is set before the first: that is cancelled."""
+    first, stopped = asyncio.ensure_future(anext(items)), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        came = first.done()
+    finally:
+        for task in (first, stopped):
+            task.cancel()
+        await asyncio.gather(first, stopped, return_exceptions=True)
+    if came:
+        yield first.result()
+        async for item in items:
+            yield item

@@ -82,6 +82,18 @@ class ParameterState:
         return self._reset
 
     @property
+    def outdated(self) -> bool:
+        """Whether the chunk that is being made would be told something else if it began now."""
+        taken, context = self._taken, self._context
+        if taken is None:
+            return False
+        scales, images = (
+            context.spec.supports_lora and self._lora_scales,
+            context.vace_loaded and self._images,
+        )
+        return self._reset or bool(scales or images) or self._view() != taken.view
+
+    @property
     def effective(self) -> dict[str, Any]:
         """Every parameter in force, defaults included; `paused` too, one-shot keys not."""
         spec, load = self._context.spec, self._context.load_params

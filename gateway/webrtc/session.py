@@ -106,6 +106,8 @@ class Session:
             self.input.wake()
         if self.state.reset_pending:
             self.output.clear()
+        if self.state.outdated:
+            self.worker.begin_again()
         return problems
 
     async def stop(self, error_message: str | None, linger_s: float = _LINGER_S) -> None:

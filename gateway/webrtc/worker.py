@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from gateway.pipelines import Loaded, NothingLoaded, Pipelines
 from gateway.serving import ChunkFailed, Images, ServingLost, ServingSession
-from gateway.waiting import within
+from gateway.waiting import unless_before_first, within
 from gateway.webrtc.parameters import ParameterState
 from gateway.webrtc.video_input import VideoInput
 from gateway.webrtc.video_output import FrameQueue
@@ -80,7 +80,12 @@ class StreamWorker:
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._failures = 0
+        self._outdated = asyncio.Event()
         self.stats = WorkerStats()
+
+    def begin_again(self) -> None:
+        """The chunk in the making has old parameters: unless it is on its way to the peer, begin it again."""
+        self._outdated.set()
 
     def set_paused(self, paused: bool) -> None:
         """Act on `paused` at once: the picture stands still, what was made before is not shown late."""
@@ -133,9 +138,17 @@ class StreamWorker:
                 if video is None:
                     continue
             try:
-                await self._chunk(session, video)
+                # Without a loop there is nothing to win: the chunk is there before it could be given up.
+                finished = await self._chunk(session, video, may_give_up=loaded.spec.loop is not None)
+                if not finished and self._wants(video):
+                    # To its end this time: whoever sends changes all the time shall see pictures.
+                    await self._chunk(session, video, may_give_up=False)
             except ChunkFailed as error:
                 await self._handle_failure(error)
+
+    def _wants(self, video: Images | None) -> bool:
+        """Whether a chunk of these input pictures is still what the session asks for."""
+        return not self._output.paused and (self._state.input_mode == "video") == (video is not None)
 
     async def _rest_while_paused(self, session: ServingSession) -> None:
         if self._resumed.is_set():
@@ -170,7 +183,9 @@ class StreamWorker:
             if self._state.input_mode != "video" or self._output.paused:
                 return None
 
-    async def _chunk(self, session: ServingSession, video: Images | None) -> None:
+    async def _chunk(self, session: ServingSession, video: Images | None, *, may_give_up: bool) -> bool:
+        """Make one chunk. False: it was given up, since its parameters changed before its first picture."""
+        self._outdated.clear()
         parameters = self._state.take_chunk()
         self._log_changes(parameters)
         if parameters.get("init_cache"):
@@ -178,11 +193,17 @@ class StreamWorker:
         started = time.monotonic()
         count = 0
         meta: dict[str, Any] = {}
-        async for part in session.generate(parameters, video):
+        parts = session.generate(parameters, video)
+        answered = False
+        async for part in unless_before_first(self._outdated, parts) if may_give_up else parts:
+            answered = True
             meta.update(part.meta)
             count += len(part.frames)
             if len(part.frames) and not self._output.paused:
                 self._output.put(part.frames)
+        if not answered:
+            logger.info("[%s] Chunk %d begins again", self._id, self.stats.chunks)
+            return False
         seconds = time.monotonic() - started
         self._output.chunk_done(seconds, count)
         self._state.chunk_succeeded(meta)
@@ -194,6 +215,7 @@ class StreamWorker:
         self.stats.timings_ms = dict(meta.get("timings_ms", {}))
         for warning in meta.get("warnings", []):
             logger.warning("[%s] %s", self._id, warning)
+        return True
 
     def _log_changes(self, parameters: Mapping[str, Any]) -> None:
         """Prompts are private: what was changed to which value is for debugging only."""

@@ -123,9 +123,9 @@ class DoubleSession:
     async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
         policy = copy.deepcopy(self._policy)
         record = policy.next_chunk(parameters, video)
-        number = len(self.chunks)
-        self.chunks.append(record)
         await asyncio.sleep(self._faults.chunk_delay_s)
+        number = len(self.chunks)
+        self.chunks.append(record)  # one that was given up before is no chunk
         if self._faults.chunk_errors > 0:
             self._faults.chunk_errors -= 1
             raise ChunkFailed(self._faults.chunk_error, fatal=self._faults.fatal)

@@ -1,5 +1,7 @@
 """LongLive from the gateway to the pictures: small exported engines in the embedded Triton."""
 
+import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -65,6 +67,28 @@ async def test_parameters_change_while_it_streams(demo_server: ServerProcess) ->
         await peer.wait_frames(40, within_s=60)
         peer.send({"reset_cache": True})
         await peer.wait_frames(20, within_s=60)
+        numbers = await sessions(demo_server.client)
+
+        assert numbers[str(peer.session_id)]["failed_chunks"] == 0
+        assert [m for m in peer.messages if m["type"] == "parameter_error"] == []
+
+
+async def test_changes_without_end_do_not_stop_the_stream(demo_server: ServerProcess) -> None:
+    await load(demo_server.client, "longlive", within_s=90)
+    async with Peer(demo_server.client) as peer:
+        await peer.connect({"prompts": "a red ball"})
+        await peer.wait_frames(12, within_s=60)
+
+        async def drag() -> None:
+            for number in itertools.count():
+                peer.send({"prompts": [{"text": "a red ball"}, {"text": "snow", "weight": number % 100}]})
+                await asyncio.sleep(0.01)
+
+        dragging = asyncio.ensure_future(drag())
+        try:
+            await peer.wait_frames(60, within_s=90)
+        finally:
+            dragging.cancel()
         numbers = await sessions(demo_server.client)
 
         assert numbers[str(peer.session_id)]["failed_chunks"] == 0

@@ -225,7 +225,11 @@ async def test_newest_data_channel_gets_the_notifications(server: DoubleProcess)
         newest = peer.open_channel("again")
         await until(lambda: newest.readyState == "open", 5, "second channel open")
         peer.send({"prompts": [{"text": "b"}]})
-        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt in use")
+        await until(
+            lambda: "b" in [c["active_prompts"][0]["text"] for c in server.chunks()[-1:]],
+            3,
+            "new prompt in use",
+        )
 
         peer.send({"noise_scale": 9})
         message = await peer.wait_message("parameter_error")
@@ -281,6 +285,31 @@ async def test_change_to_text_ends_the_wait_for_video_that_does_not_come(server:
         peer.send({"input_mode": "text"})
 
         await until(lambda: len(server.chunks()) > chunks, 2, "further chunks")
+
+
+async def test_a_chunk_without_a_picture_begins_again_once_when_its_prompt_changes(
+    server: DoubleProcess,
+) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+        server.set_faults(chunk_delay_s=3.0)
+        before = len(server.chunks())
+        await until(lambda: len(server.chunks()) > before, 2, "the last quick chunk")
+
+        changes = [[{"text": text, "weight": 1.0}] for text in ("b", "c", "d")]
+        for prompts in changes:
+            await asyncio.sleep(0.5)
+            peer.send({"prompts": prompts})
+        known = len(server.chunks())
+        await until(lambda: len(server.chunks()) > known, 10, "the chunk that began again")
+        server.set_faults(chunk_delay_s=0.2)
+        await until(lambda: len(server.chunks()) > known + 1, 10, "the chunk after it")
+
+        assert [chunk["active_prompts"] for chunk in server.chunks()[known : known + 2]] == [
+            changes[0],
+            changes[2],
+        ]
 
 
 async def test_one_failed_chunk_is_reported_and_the_stream_goes_on(server: DoubleProcess) -> None:

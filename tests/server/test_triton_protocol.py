@@ -14,6 +14,7 @@ import pytest_asyncio
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
+from gateway.triton_session import TritonSession
 from streaming.protocol import decode_error
 from tests.server.scripted_pipeline import CHUNKS, LABEL, RESET
 from tests.server.triton_fixtures import (
@@ -480,6 +481,25 @@ async def test_model_can_be_unloaded_after_failed_and_cancelled_chunks(scripted:
     await scripted.unload()
 
     assert await scripted.state() == "UNAVAILABLE"
+
+
+async def test_chunks_that_are_given_up_before_their_first_picture_leave_no_trace(
+    triton: EmbeddedTriton, scripted: ModelClient
+) -> None:
+    session = TritonSession(scripted.api, SCRIPTED, lambda text: None)
+    made = []
+    for number in range(12):
+        given_up = session.generate({"delay_s": 60, "label": 1}, None)
+        waiting = asyncio.ensure_future(anext(given_up))
+        await asyncio.sleep(0.01 * number)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        made += [chunk async for chunk in session.generate({"delay_s": 0, "label": 2, "groups": 2}, None)]
+    await session.close()
+    await scripted.unload()
+
+    assert [part.frames[0, 0, 0, CHUNKS] for part in made] == [i // 2 for i in range(24)]
+    assert {part.frames[0, 0, 0, LABEL] for part in made} == {2}
 
 
 async def test_session_can_be_continued_from_another_connection(

@@ -264,6 +264,57 @@ def test_pause_acts_at_once_and_is_no_parameter_of_a_chunk() -> None:
     assert state.paused is False
 
 
+@pytest.mark.parametrize(
+    ("message", "outdated"),
+    [
+        ({"prompts": "b"}, True),
+        ({"prompts": [{"text": "a", "weight": 7}]}, False),  # alone, a prompt has all the weight anyway
+        ({"transition": {"target_prompts": "b"}}, True),
+        ({"noise_scale": 0.1}, True),
+        ({"reset_cache": True}, True),
+        ({"reset_cache": False}, False),
+        ({"paused": True}, False),
+        ({"lora_scales": [{"path": "a", "scale": 0.1}]}, True),
+        ({"unheard_of": 1}, False),
+        ({"noise_scale": "much"}, False),
+    ],
+)
+def test_a_message_that_tells_something_new_makes_the_chunk_in_the_making_outdated(
+    message: dict[str, Any], outdated: bool
+) -> None:
+    state = streaming({"prompts": "a"})
+    state.take_chunk()
+    before = state.outdated
+
+    state.merge(message)
+
+    assert not before
+    assert state.outdated is outdated
+
+
+def test_without_a_chunk_in_the_making_nothing_is_outdated() -> None:
+    state = streaming({"prompts": "a"})
+
+    state.merge({"prompts": "b"})
+
+    assert not state.outdated
+
+
+def test_a_chunk_that_begins_again_is_told_all_that_the_first_try_was_told_and_what_came_since() -> None:
+    state = streaming({"prompts": "a"})
+    state.merge({"noise_scale": 0.1, "reset_cache": True, "lora_scales": [{"path": "a", "scale": 0.1}]})
+    state.take_chunk()
+
+    state.merge({"prompts": "b"})
+
+    assert next_chunk(state) == {
+        "prompts": prompt("b"),
+        "noise_scale": 0.1,
+        "lora_scales": [{"path": "a", "scale": 0.1}],
+        "init_cache": True,
+    }
+
+
 # Transitions
 
 

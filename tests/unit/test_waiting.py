@@ -1,10 +1,11 @@
 """Waiting with a time limit."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.waiting import within
+from gateway.waiting import unless_before_first, within
 
 
 @pytest.mark.parametrize("steps_apart", range(5))
@@ -45,3 +46,73 @@ async def test_time_limit_ends_the_work() -> None:
         await within(work(), 0.01)
 
     await asyncio.wait_for(ended.wait(), 5)
+
+
+class Slow:
+    """Items 0, 1, 2: the first one comes when `ready` is set."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.ended = False
+
+    async def items(self) -> AsyncIterator[int]:
+        try:
+            await self.ready.wait()
+            for item in range(3):
+                yield item
+        finally:
+            self.ended = True
+
+
+async def test_items_come_when_nothing_stops_them() -> None:
+    slow = Slow()
+    slow.ready.set()
+
+    assert [item async for item in unless_before_first(asyncio.Event(), slow.items())] == [0, 1, 2]
+
+
+async def test_nothing_comes_when_it_is_stopped_before_the_first_item() -> None:
+    slow, stop = Slow(), asyncio.Event()
+    reading = asyncio.ensure_future(_read(unless_before_first(stop, slow.items())))
+    await asyncio.sleep(0)
+
+    stop.set()
+
+    assert await asyncio.wait_for(reading, 5) == []
+    assert slow.ended
+
+
+async def test_all_items_come_when_it_is_stopped_after_the_first() -> None:
+    slow, stop = Slow(), asyncio.Event()
+    slow.ready.set()
+    items = unless_before_first(stop, slow.items())
+    first = await anext(items)
+
+    stop.set()
+
+    assert [first, *await _read(items)] == [0, 1, 2]
+
+
+async def test_an_error_before_the_first_item_is_passed_on() -> None:
+    async def broken() -> AsyncIterator[int]:
+        raise ValueError("broken")
+        yield 0
+
+    with pytest.raises(ValueError, match="broken"):
+        await _read(unless_before_first(asyncio.Event(), broken()))
+
+
+async def test_a_cancelled_reader_ends_the_items() -> None:
+    slow = Slow()
+    reading = asyncio.ensure_future(_read(unless_before_first(asyncio.Event(), slow.items())))
+    await asyncio.sleep(0.01)
+
+    reading.cancel()
+    await asyncio.wait({reading}, timeout=5)
+
+    assert reading.cancelled()
+    assert slow.ended
+
+
+async def _read(items: AsyncIterator[int]) -> list[int]:
+    return [item async for item in items]
