@@ -145,6 +145,7 @@ def table(rows: Sequence[Row]) -> str:
         "gap p50 / p95 / p99 ms",
         "chunk ms p50",
         "text",
+        "encode",
         "denoise, per step",
         "clean or context",
         "decode",
@@ -164,7 +165,7 @@ def table(rows: Sequence[Row]) -> str:
 def cells(row: Row) -> list[str]:
     name = f"{row['pipeline']}, {row['mode']}, {row['placement'].replace('_', ' ')}"
     if "error" in row:
-        return [name, row["error"], *[""] * 14]
+        return [name, row["error"], *[""] * 15]
     first, gap, delay = (
         row.get("first_frame_ms", {}),
         row.get("gap_ms", {}),
@@ -182,6 +183,7 @@ def cells(row: Row) -> list[str]:
         _joined(gap.get("p50"), gap.get("p95"), gap.get("p99")),
         _text(row["chunk_ms"]["p50"]),
         _text(steps.get("text"), 1),
+        _text(steps.get("encode")),
         _text(steps.get("denoise_per_step"), 1),
         _text(sum(context), 1) if context else "",
         _text(steps.get("decode")),
