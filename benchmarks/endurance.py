@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--pipeline", default="longlive", choices=sorted(SPECS))
     parser.add_argument("--minutes", type=float, default=20.0, help="length of the stream")
     parser.add_argument("--home", type=Path, required=True, help="where engines are, or are exported to")
+    parser.add_argument("--change-every", type=float, default=15.0, help="seconds between two new prompts")
     parser.add_argument("--size", type=size_option, default=(128, 192), help="HEIGHTxWIDTH of the pictures")
     add_out_option(parser)
     options = parser.parse_args()
@@ -62,14 +63,19 @@ def main() -> None:
         demo_engines(options.home, spec, size)
         with gateway(home=options.home) as server:
             load_pipeline(server, spec.id, height=size[0], width=size[1])
-            samples, record, metrics = stream(server, peer, spec, 60 * options.minutes)
+            samples, record, metrics = stream(server, peer, spec, 60 * options.minutes, options.change_every)
     except (BenchmarkError, PeerError) as error:
         sys.exit(f"The benchmark failed: {error}")
     finally:
         peer.close()
 
     report = judge(spec, samples, record, metrics)
-    settings = {"pipeline": spec.id, "minutes": options.minutes, "size": "{}x{}".format(*size)}
+    settings = {
+        "pipeline": spec.id,
+        "minutes": options.minutes,
+        "change_every_s": options.change_every,
+        "size": "{}x{}".format(*size),
+    }
     result = {"precision": "float32", "settings": settings, **report, "samples": samples}
     print(f"\n{write_result(options.out, 'endurance', result)}")
     for name, check in report["checks"].items():
@@ -78,11 +84,12 @@ def main() -> None:
 
 
 def stream(
-    server: Server, peer: PeerProcess, spec: PipelineSpec, seconds: float
+    server: Server, peer: PeerProcess, spec: PipelineSpec, seconds: float, change_every_s: float
 ) -> tuple[list[Sample], StreamRecord, dict[str, Any]]:
     """Watch one stream; sizes on the way, what came, and the server's own numbers at the end.
 
-    On a slow machine it goes on until the rotary end is passed, but not longer than twice the time.
+    Each new prompt is one that nobody has sent before. On a slow machine the stream goes on until the rotary
+    end is passed, but not longer than twice the time.
     """
     peer.start_connecting(
         server.url, {"input_mode": TEXT, "prompts": [{"text": "a red ball", "weight": 1.0}]}
@@ -90,9 +97,13 @@ def stream(
     peer.wait_for_frames()
     started = time.monotonic()
     samples = []
+    changes = 0
     with httpx.Client(base_url=server.url, timeout=30) as client:
         while (elapsed := time.monotonic() - started) < 2 * seconds:
             time.sleep(SAMPLE_PERIOD_S)
+            if spec.supports_prompts and elapsed >= (changes + 1) * change_every_s:
+                changes += 1
+                peer.send({"prompts": [{"text": f"a blue box, number {changes}", "weight": 1.0}]})
             metrics = session_metrics(client)
             if elapsed >= seconds and latent_frames(spec, metrics) > spec_loop(spec).rope_positions:
                 break
