@@ -1,7 +1,6 @@
 """A real stream for calibration: the loop of a pipeline, its calls of the transformer written to files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +12,7 @@ from export.graphs.transformer import TextKV, Transformer
 from export.in_process import in_process, prompt_encoder
 from export.jobs import DTYPES, Request
 from streaming.demo import DEMO, read_demo
-from streaming.engines import Engine
+from streaming.engines import Engine, EngineWrapper
 from streaming.model import FLOW
 
 # Two prompts, as different as can be: the second one comes when the window is full.
@@ -24,26 +23,18 @@ _PROMPTS: Final = (
 _MOST_CHUNKS: Final = 6  # before the prompt changes
 
 
-@dataclass(slots=True)
-class CallRecorder:
+class CallRecorder(EngineWrapper):
     """The transformer's engine. Writes the inputs of its calls while `wanted`, all of them float32."""
 
-    engine: Engine
-    directory: Path
-    wanted: bool = True
-    held_out: tuple[Path, Tensor] | None = None  # inputs of a call that is not wanted, and its flow
-    files: list[Path] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.engine.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.engine.outputs
+    def __init__(self, engine: Engine, directory: Path) -> None:
+        super().__init__(engine)
+        self.wanted = True
+        self.held_out: tuple[Path, Tensor] | None = None  # inputs of a call that is not wanted, and its flow
+        self.files: list[Path] = []
+        self._directory = directory
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        results = self.engine.run(inputs, outputs)
+        results = super().run(inputs, outputs)
         if self.wanted:
             self.files.append(self._write(f"call{len(self.files):03d}", inputs))
         elif FLOW in results:  # the latest: the window is as full as it gets
@@ -51,7 +42,7 @@ class CallRecorder:
         return results
 
     def _write(self, name: str, inputs: Mapping[str, Tensor]) -> Path:
-        path = self.directory / f"{name}.npz"
+        path = self._directory / f"{name}.npz"
         np.savez(path, **{key: inputs[key].contiguous().numpy() for key in self.inputs})
         return path
 

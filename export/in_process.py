@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.signature import Signature
-from export.graphs.transformer import TextKV, Transformer
+from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae_graphs import AutoencoderGraph, DecoderGraph, EncoderGraph
 from export.jobs import TEXT_ENCODER, TOKENIZER, VAE_FILES, Request
 from export.load import load_text_encoder, load_vae
@@ -17,6 +17,19 @@ from streaming.specs import SPECS
 from streaming.text import PromptTokenizer
 
 EncodePrompts = Callable[[Sequence[str]], list[Tensor]]
+
+
+def stream_sizes(config: TransformerConfig, spatial_factor: int = 8) -> ModelSizes:
+    """What a stream has to know of a transformer. spatial_factor: pixels per latent position."""
+    return ModelSizes(
+        layers=config.num_layers,
+        heads=config.num_heads,
+        head_dim=config.head_dim,
+        freq_dim=config.freq_dim,
+        channels=config.in_dim,
+        patch=config.patch_size,
+        spatial_factor=spatial_factor,
+    )
 
 
 def in_process(
@@ -52,15 +65,7 @@ def in_process(
             ),
         ),
         encode_prompts=encode_prompts,
-        sizes=ModelSizes(
-            layers=config.num_layers,
-            heads=config.num_heads,
-            head_dim=config.head_dim,
-            freq_dim=config.freq_dim,
-            channels=config.in_dim,
-            patch=config.patch_size,
-            spatial_factor=vae.spatial_factor,
-        ),
+        sizes=stream_sizes(config, vae.spatial_factor),
         height=size[0],
         width=size[1],
         cache_frames=request.loop.cache_frames,

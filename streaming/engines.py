@@ -35,6 +35,18 @@ class Engine(Protocol):
         """The requested outputs by name. Raises WanstreamError when inputs are wrong or the engine fails."""
 
 
+class EngineWrapper:
+    """An engine around another one; a subclass does something before or after the call."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        """As Engine.run."""
+        return self.engine.run(inputs, outputs)
+
+
 @dataclass(frozen=True, slots=True)
 class TorchEngine:
     """A PyTorch function or module in this process; its arguments are `inputs`, in that order."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from streaming.engines import Engine
+from streaming.engines import Engine, EngineWrapper
 from streaming.errors import FatalStreamError, WanstreamError
 from streaming.sessions import ModelRunner
 
@@ -21,7 +21,7 @@ _ATTEMPTS = 5  # memory of models that were unloaded is not free at once
 _PAUSE_S = 1.0
 
 
-class EngineOnDemand:
+class EngineOnDemand(EngineWrapper):
     """An engine on the same Triton server that is loaded for each call and unloaded after it.
 
     Calls of a pipeline do not overlap, so nobody misses the other engines meanwhile.
@@ -33,13 +33,13 @@ class EngineOnDemand:
         others: names of the engines that make room, in the order in which they are loaded again. They keep
         nothing between calls.
         """
-        self._engine, self._name, self._models, self._others = engine, name, models, tuple(others)
-        self.inputs, self.outputs = engine.inputs, engine.outputs
+        super().__init__(engine)
+        self._name, self._models, self._others = name, models, tuple(others)
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         """As Engine.run; raises FatalStreamError when the other engines cannot be loaded again."""
         with self._in_memory():
-            return self._engine.run(inputs, outputs)
+            return super().run(inputs, outputs)
 
     @contextlib.contextmanager
     def _in_memory(self) -> Iterator[None]:

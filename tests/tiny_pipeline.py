@@ -14,8 +14,9 @@ from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
-from streaming.engines import Engine, Engines, TorchEngine, VaeEngines
-from streaming.model import ModelSizes, StreamModel
+from export.in_process import stream_sizes
+from streaming.engines import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
+from streaming.model import StreamModel
 from streaming.model_pipeline import ModelPipeline
 from streaming.protocol import Meta
 from streaming.sessions import Images, Stream
@@ -66,24 +67,16 @@ class Hook:
         self.action(number)
 
 
-@dataclass(frozen=True)
-class HookedEngine:
+class HookedEngine(EngineWrapper):
     """An engine that tells a hook first."""
 
-    engine: Engine
-    hook: Hook
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.engine.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.engine.outputs
+    def __init__(self, engine: Engine, hook: Hook) -> None:
+        super().__init__(engine)
+        self._hook = hook
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        self.hook()
-        return self.engine.run(inputs, outputs)
+        self._hook()
+        return super().run(inputs, outputs)
 
 
 def tiny_pipeline(
@@ -112,7 +105,7 @@ def tiny_pipeline(
             VaeEngines(*(engine(coder, coder.signature(HEIGHT, WIDTH)) for coder in coders), vae.groups),
         ),
         encode_prompts=encode_prompts,
-        sizes=ModelSizes(CONFIG.num_layers, CONFIG.num_heads, CONFIG.head_dim, CONFIG.freq_dim),
+        sizes=stream_sizes(CONFIG),
         height=HEIGHT,
         width=WIDTH,
         cache_frames=loop.cache_frames,

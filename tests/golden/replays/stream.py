@@ -15,8 +15,9 @@ from torch import Tensor
 from export.checkpoints import load_weights
 from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig, pad_prompt
-from streaming.engines import Engine, Engines, TorchEngine, VaeEngines
-from streaming.model import ModelSizes, StreamModel
+from export.in_process import stream_sizes
+from streaming.engines import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
+from streaming.model import StreamModel
 from streaming.model_pipeline import ModelPipeline, ModelStream
 from streaming.noise import Draw, SeededNoise
 from streaming.protocol import Meta
@@ -56,23 +57,15 @@ class Recorder:
     last_kv: list[Tensor] = field(default_factory=list)  # of the last denoising call, per layer
 
 
-@dataclass
-class RecordingEngine:
+class RecordingEngine(EngineWrapper):
     """The transformer's engine, or the one of its text side; notes what is asked of it."""
 
-    engine: Engine
-    seen: Recorder = field(default_factory=Recorder)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.engine.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.engine.outputs
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.seen = Recorder()
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        results = self.engine.run(inputs, self.outputs)
+        results = super().run(inputs, self.outputs)
         if "prompt_embeds" in inputs:
             self.seen.embeddings.append(inputs["prompt_embeds"])
         elif "flow" in outputs:
@@ -143,14 +136,7 @@ class StreamReplay:
             encode_prompts=lambda texts: [
                 pad_prompt(case.tensors[stream.prompts.get(text, text)], sizes.text_len) for text in texts
             ],
-            sizes=ModelSizes(
-                layers=sizes.num_layers,
-                heads=sizes.num_heads,
-                head_dim=sizes.head_dim,
-                freq_dim=sizes.freq_dim,
-                channels=sizes.in_dim,
-                patch=sizes.patch_size,
-            ),
+            sizes=stream_sizes(sizes),
             height=config["height"],
             width=config["width"],
             cache_frames=cache_frames,
