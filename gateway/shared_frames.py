@@ -3,6 +3,7 @@
 import itertools
 import logging
 import mmap
+import os
 from typing import Any
 
 import grpc
@@ -18,21 +19,29 @@ _numbers = itertools.count(1)
 
 
 class SharedFrames:
-    """Room for one chunk of input and one of output; made, and made larger, when it is needed.
+    """Room for one chunk of input, and perhaps one of output; made, and made larger, when it is needed.
 
     Spares the copies into and out of gRPC messages.
     """
 
-    def __init__(self, client: Any, prefix: str) -> None:
-        """prefix: of the file's name in /dev/shm; whoever sweeps after a crash knows it."""
+    def __init__(self, client: Any, prefix: str, *, both_ways: bool) -> None:
+        """prefix: of the file's name in /dev/shm; whoever sweeps after a crash knows it.
+
+        both_ways: output has the size of the input and travels here, too. It has to come in one part: a
+        second one would overwrite the first.
+        """
         self._client = client
         self._prefix = prefix
         self._memory: mmap.mmap | None = None
+        self.both_ways = both_ways
         self.region = ""
-        self.bytes_each = 0  # size of either half: input first, then output
+        self.bytes_each = 0  # size of the input's room, which is the first, and of the output's
 
     async def put(self, video: Images) -> None:
-        """Write input pictures, uint8 [T, H, W, 3]. Raises InferenceServerException, RpcError, OSError."""
+        """Write input pictures, uint8 [T, H, W, 3].
+
+        Raises InferenceServerException and RpcError, and OSError when the machine has not enough memory.
+        """
         if video.nbytes > self.bytes_each:
             await self.close()
             await self._open(video.nbytes)
@@ -60,8 +69,13 @@ class SharedFrames:
     async def _open(self, bytes_each: int) -> None:
         self.region = f"{self._prefix}frames_{next(_numbers)}"
         path = SHARED_MEMORY / self.region
-        with path.open("x+b") as file:
-            file.truncate(2 * bytes_each)
-            self._memory = mmap.mmap(file.fileno(), 2 * bytes_each)
+        size = bytes_each * (2 if self.both_ways else 1)
+        try:
+            with path.open("x+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # else a full /dev/shm kills whoever writes there
+                self._memory = mmap.mmap(file.fileno(), size)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         self.bytes_each = bytes_each
-        await self._client.register_system_shared_memory(self.region, f"/{self.region}", 2 * bytes_each)
+        await self._client.register_system_shared_memory(self.region, f"/{self.region}", size)

@@ -204,11 +204,13 @@ class TritonServing:
     def open_session(self) -> TritonSession:
         if self._client is None or not self._loaded:
             raise ServingLost("Triton is not connected; load the pipeline again.")
+        model = self._loaded[-1]
+        in_parts = SPECS[model].loop is not None
         shared = None
-        # A pipeline without a loop answers each request at once, so its pictures can share memory.
-        if self._embedded is not None and SPECS[self._loaded[-1]].loop is None:
-            shared = SharedFrames(self._client, self._embedded.shared_memory_prefix)
-        return TritonSession(self._client, self._loaded[-1], self._model_died, shared)
+        if self._embedded is not None:
+            prefix = self._embedded.shared_memory_prefix
+            shared = SharedFrames(self._client, prefix, both_ways=not in_parts)
+        return TritonSession(self._client, model, self._model_died, shared, in_parts=in_parts)
 
     async def gpu_memory_bytes(self) -> tuple[int, int] | None:
         if self._metrics_url is not None:

@@ -48,13 +48,16 @@ class TritonSession:
         model: str,
         on_dead: Callable[[str], None],
         shared: SharedFrames | None = None,
+        *,
+        in_parts: bool = True,
     ) -> None:
         """shared: memory in which pictures travel instead of in messages, or None.
 
-        Only for a model that answers each request at once: a second part would overwrite the first.
+        in_parts: the model answers in several parts, of which the first comes long before the last.
         """
         self._client = client
         self._shared = shared
+        self._in_parts = in_parts
         self._model = model
         self._on_dead = on_dead
         self._sequence_id = 0
@@ -129,7 +132,7 @@ class TritonSession:
                 self._stream = _Stream(self._client)
             self._stream.send(request)
             while not finished:
-                chunk, finished = await self._receive(self._stream, shared=video is not None)
+                chunk, finished = await self._receive(self._stream, to_video=video is not None)
                 answered = True
                 yield chunk
         except ChunkFailed:
@@ -137,7 +140,7 @@ class TritonSession:
             raise
         finally:
             if not finished:
-                self._hang_up(at_once=op is Op.GENERATE and self._shared is None and not answered)
+                self._hang_up(at_once=op is Op.GENERATE and self._in_parts and not answered)
 
     async def _start(self, parameters: Mapping[str, Any]) -> None:
         async for _ in self.request(Op.START, parameters, None, start=True):
@@ -155,21 +158,27 @@ class TritonSession:
         if video is None:
             return {"inputs": [command]}
         frames = InferInput(VIDEO_INPUT, list(video.shape), "UINT8")
-        if self._shared is None:
-            frames.set_data_from_numpy(video)
-            return {"inputs": [command, frames]}
         try:
-            await self._shared.put(video)
+            if self._shared is not None:
+                await self._shared.put(video)
+        except OSError as error:
+            logger.warning("Pictures travel in messages, which takes longer: no shared memory (%s)", error)
+            self._shared = None
         except (grpc.RpcError, grpc.aio.UsageError, InferenceServerException) as error:
             self._on_dead(_BROKEN)
             raise ServingLost(_BROKEN) from error
-        size = self._shared.bytes_each
+        if self._shared is None:
+            frames.set_data_from_numpy(video)
+            return {"inputs": [command, frames]}
         frames.set_shared_memory(self._shared.region, video.nbytes)
+        if not self._shared.both_ways:
+            return {"inputs": [command, frames]}
+        size = self._shared.bytes_each
         output = InferRequestedOutput(FRAMES_OUTPUT)
         output.set_shared_memory(self._shared.region, size, offset=size)
         return {"inputs": [command, frames], "outputs": [output, InferRequestedOutput(META_OUTPUT)]}
 
-    async def _receive(self, stream: "_Stream", *, shared: bool) -> tuple[Chunk, bool]:
+    async def _receive(self, stream: "_Stream", *, to_video: bool) -> tuple[Chunk, bool]:
         try:
             result, error = await stream.receive()
         except ServingLost as lost:
@@ -183,7 +192,7 @@ class TritonSession:
             raise ChunkFailed(text, fatal=fatal)
         response = result.get_response()
         final = response.parameters["triton_final_response"].bool_param
-        if self._shared is not None and shared:
+        if self._shared is not None and self._shared.both_ways and to_video:
             frames = self._shared.get(list(result.get_output(FRAMES_OUTPUT).shape))
         else:
             frames = result.as_numpy(FRAMES_OUTPUT)

@@ -66,6 +66,8 @@ class ScriptedStream:
                 self._models.run(parameters["call"], {"IN": np.zeros(1, np.float32)}, ["OUT"])
             self._wait(float(parameters.get("delay_s", 0)), cancelled)
             image = self._picture(parameters)
+            if video is not None:
+                image[..., LABEL] = video[0, 0, 0, 0]
             last = number == groups - 1
             if last:
                 self._chunks += 1

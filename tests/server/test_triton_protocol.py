@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest_asyncio
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
+from gateway.leftovers import SHARED_MEMORY
+from gateway.shared_frames import SharedFrames
 from gateway.triton_session import TritonSession
 from streaming.protocol import decode_error
 from tests.server.scripted_pipeline import CHUNKS, LABEL, RESET
@@ -500,6 +504,51 @@ async def test_chunks_that_are_given_up_before_their_first_picture_leave_no_trac
 
     assert [part.frames[0, 0, 0, CHUNKS] for part in made] == [i // 2 for i in range(24)]
     assert {part.frames[0, 0, 0, LABEL] for part in made} == {2}
+
+
+async def test_input_may_come_through_shared_memory_where_answers_come_in_parts(
+    triton: EmbeddedTriton, scripted: ModelClient
+) -> None:
+    shared = SharedFrames(scripted.api, triton.shared_memory_prefix, both_ways=False)
+    session = TritonSession(scripted.api, SCRIPTED, lambda text: None, shared)
+    made = []
+    for level, size in ((3, 8), (4, 64), (5, 8)):
+        video = np.full((2, size, size, 3), level, np.uint8)
+        made.append([part.frames async for part in session.generate({"groups": 3}, video)])
+    during = list(SHARED_MEMORY.glob(f"{triton.shared_memory_prefix}frames*"))
+    sizes = [file.stat().st_size for file in during]
+    await session.close()
+
+    assert [[int(frames[0, 0, 0, LABEL]) for frames in chunk] for chunk in made] == [
+        [3] * 3,
+        [4] * 3,
+        [5] * 3,
+    ]
+    assert sizes == [2 * 64 * 64 * 3]
+    assert not during[0].exists()
+
+
+async def test_without_room_in_shared_memory_pictures_travel_in_messages(
+    triton: EmbeddedTriton,
+    scripted: ModelClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    shared = SharedFrames(scripted.api, triton.shared_memory_prefix, both_ways=False)
+    session = TritonSession(scripted.api, SCRIPTED, lambda text: None, shared)
+    video = np.full((2, 8, 8, 3), 3, np.uint8)
+    made = [part.frames for _ in range(2) async for part in session.generate({}, video)]
+    await session.close()
+
+    assert [int(frames[0, 0, 0, LABEL]) for frames in made] == [3, 3]
+    told = [record.getMessage() for record in caplog.records if "No space left" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("Pictures travel in messages, which takes longer")
+    assert list(SHARED_MEMORY.glob(f"{triton.shared_memory_prefix}frames*")) == []
 
 
 async def test_session_can_be_continued_from_another_connection(
