@@ -52,6 +52,9 @@ def engine_config(
         if manifest.keeps_caches:
             for tensor in config.input:
                 tensor.optional = tensor.name.startswith(CACHE)
+            for tensor in (*config.input, *config.output):
+                if CACHE not in tensor.name:  # a stream may begin with another number of frames
+                    tensor.dims[:] = [-1] * len(tensor.dims)
             config.input.add(name=KEPT_INPUT, data_type=pb.TYPE_STRING, dims=[1], optional=True)
         if manifest.holds_inputs:
             for tensor in config.input:

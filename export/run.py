@@ -307,6 +307,7 @@ def manifest_of(
         own = torch.int64 if spec.integer else torch.float32 if spec.float32 else dtype
         return TensorInfo(name=spec.name, shape=spec.shape, dtype=_DTYPE_NAMES[own])
 
+    keeps_caches = any(spec.name.startswith(CACHE) for spec in signature.inputs)
     return EngineManifest(
         name=engine.name,
         kind=engine.graph.kind,
@@ -321,7 +322,8 @@ def manifest_of(
         exporter_version=exporter_version(),
         parity=parity,
         quantization=quantization,
-        keeps_caches=any(spec.name.startswith(CACHE) for spec in signature.inputs),
+        keeps_caches=keeps_caches,
+        begins_streams=keeps_caches,
         holds_inputs=engine.component.precision in CPU_PRECISIONS
         and any(spec.name.startswith(GROUPS) for spec in signature.inputs),
         **engine.graph.facts,

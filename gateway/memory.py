@@ -17,6 +17,7 @@ from streaming.memory_plan import (
     GPU,
     MemoryPlan,
     Placement,
+    begun_elsewhere,
     engines_that_make_room,
     memory_plan,
     read_manifests,
@@ -76,7 +77,9 @@ def fit(
         return Fit(everything, False, min(most, everything.sessions_in(free)), free)
     others = {name: found for name, found in manifests.items() if name != engines.text_encoder}
     without = memory_plan(engines, others, loop, size, placement)
-    gone = engines_that_make_room(engines, manifests)
+    elsewhere = begun_elsewhere(engines, manifests, placement)
+    models = {name: found for name, found in manifests.items() if name not in elsewhere}
+    gone = engines_that_make_room(engines, models)
     beside_it = {name: found for name, found in manifests.items() if name not in gone}
     alone = memory_plan(engines, beside_it, loop, size, placement)
     without.check(free)

@@ -30,6 +30,7 @@ from gateway.triton_session import TritonSession, user_text
 from gateway.waiting import within
 from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND
 from streaming.errors import WanstreamError
+from streaming.plans import models_of
 from streaming.protocol import Op
 from streaming.specs import SPECS, PipelineSpec
 
@@ -155,8 +156,9 @@ class TritonServing:
         assert self._engines is not None
         await self._engines.prepare(spec, on_stage)
         found = await asyncio.to_thread(self._engines.find, spec, load_params)
-        names = list(found.content.engines((load_params["height"], load_params["width"])))
-        await asyncio.to_thread(self._engines.check, found, names)
+        size = (load_params["height"], load_params["width"])
+        await asyncio.to_thread(self._engines.check, found, found.content.engines(size))
+        names = list(await asyncio.to_thread(models_of, found.content, self._engines.models, size))
         chosen = await self._memory.fit(found.content, self._engines.models, spec, load_params)
         on_stage(chosen.summary)
         self._sessions = chosen.sessions

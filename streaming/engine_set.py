@@ -97,6 +97,12 @@ class EngineSet(Record):
             f"wanstream-export {self.pipeline} --size {height}x{width}."
         )
 
+    @property
+    def beginnings(self) -> dict[str, str]:
+        """Engines that begin a stream -> those that go on with its caches."""
+        pairs = ((v.encoder_first, v.encoder_next, v.decoder_first, v.decoder_next) for v in self.vae)
+        return {first: then for a, b, c, d in pairs for first, then in ((a, b), (c, d))}
+
     def engines(self, size: tuple[int, int] | None = None) -> tuple[str, ...]:
         """Names of the engines, those first that others need.
 

@@ -1,4 +1,4 @@
-"""The caller's side of `streaming/kept.py`: an engine on the server that keeps its caches."""
+"""The caller's side of `streaming/kept.py`: engines on the server that keep their caches."""
 
 import itertools
 import uuid
@@ -23,11 +23,12 @@ class KeepingEngine:
     """A model of the Triton server, on ONNX Runtime, whose new caches stay where they were made.
 
     A tensor on device `meta` stands for each of them: it has their shape and no data, and can be given to
-    later calls of this engine. Caches that come as ordinary tensors, as from a `first` graph, are sent.
+    later calls of this engine. Caches that come as ordinary tensors are sent.
     """
 
     def __init__(self, manifest: EngineManifest, models: ModelRunner) -> None:
         self._name, self._models = manifest.name, models
+        self.begins_streams = manifest.begins_streams
         self.inputs = tuple(tensor.name for tensor in manifest.inputs)
         self.outputs = tuple(tensor.name for tensor in manifest.outputs)
         self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
@@ -41,10 +42,20 @@ class KeepingEngine:
         self._unwanted: deque[str] = deque()  # names of sets to drop with the next call
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        command = self._command(inputs.values())
+        return self.call(inputs, outputs, self._dtypes)
+
+    def call(
+        self,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        dtypes: Mapping[str, torch.dtype],
+        first: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the engine's graph, or that of engine `first`, whose inputs have these types."""
+        command = self._command(inputs.values(), first)
         feeds: dict[str, Any] = {
             name: sent(inputs[name].to("cpu", dtype))
-            for name, dtype in self._dtypes.items()
+            for name, dtype in dtypes.items()
             if not inputs[name].is_meta
         }
         feeds[KEPT_INPUT] = np.array([command.encode()], dtype=np.object_)
@@ -57,11 +68,11 @@ class KeepingEngine:
         stand_ins = self._stand_ins(command.keep)
         return {n: stand_ins[n] if n in stand_ins else received(results[n]) for n in outputs}
 
-    def _command(self, given: Iterable[Tensor]) -> KeptCommand:
+    def _command(self, given: Iterable[Tensor], first: str | None) -> KeptCommand:
         used = {self._sets[tensor].name for tensor in given if tensor.is_meta}
         assert len(used) <= 1, "caches of different calls were mixed"
         drop = [self._unwanted.popleft() for _ in range(len(self._unwanted))]
-        return KeptCommand(next(iter(used), None), f"{self._prefix}-{next(self._count)}", tuple(drop))
+        return KeptCommand(next(iter(used), None), f"{self._prefix}-{next(self._count)}", tuple(drop), first)
 
     def _stand_ins(self, name: str) -> dict[str, Tensor]:
         """For the caches of a set; the engine may forget it when none of them is left."""
@@ -71,6 +82,19 @@ class KeepingEngine:
         for tensor in tensors.values():
             self._sets[tensor] = kept
         return tensors
+
+
+class BeginningEngine:
+    """The graph that begins the streams of a `KeepingEngine`, in the same process: its caches stay there."""
+
+    def __init__(self, manifest: EngineManifest, then: KeepingEngine) -> None:
+        self._name, self._then = manifest.name, then
+        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
+        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
+        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        return self._then.call(inputs, outputs, self._dtypes, self._name)
 
 
 @dataclass(frozen=True, eq=False)

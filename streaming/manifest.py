@@ -149,6 +149,7 @@ class EngineManifest(Record):
     quantization: Quantization | None = None  # of precision fp8
     form: Form = "portable"
     keeps_caches: bool = False  # its model on ONNX Runtime can, see `streaming/kept.py`
+    begins_streams: bool = False  # it can also run the graph without caches that comes before its own
     holds_inputs: bool = False  # the same, see `streaming/held.py`
     tensorrt: TensorRTBuild | None = None
 
@@ -166,6 +167,16 @@ class EngineManifest(Record):
 def engine_directory(models: Path, name: str) -> Path:
     """Where the files of engine `name` are, in the model repository `models`."""
     return models / name / VERSION_DIRECTORY
+
+
+def beside(directory: Path, name: str) -> Path:
+    """Where the files of engine `name` are, in the model repository of the engine in `directory`.
+
+    Raises EngineError for a name that leads elsewhere.
+    """
+    if not name or Path(name).name != name or name == "..":
+        raise EngineError(f"'{name}' is not the name of an engine.")
+    return engine_directory(directory.parent.parent, name)
 
 
 def read_manifest(directory: Path, name: str | None = None) -> EngineManifest:

@@ -152,6 +152,7 @@ def memory_plan(
     here = set(engines.engines((height, width)))
     loaded = {name: manifest for name, manifest in manifests.items() if name in here}
     caches = _session_caches(engines, loaded, loop, height, width)
+    processes = len(loaded.keys() - begun_elsewhere(engines, loaded, placement))
     again = sum(caches[name] for name in ("VAE caches", "cross attention"))  # old and new ones in one call
     again += caches["averaged sink"]  # a chunk makes a new one; the old one is still needed on failure
     if loop.on_prompt_change is OnPromptChange.RECACHE:
@@ -166,7 +167,7 @@ def memory_plan(
         activations=sum(map(activation_bytes, loaded.values())),
         pool=int(_POOL_RESERVE * max(map(_largest_call, loaded.values()), default=0)),
         working=again,
-        overhead=placement.base_bytes + len(loaded) * placement.engine_bytes,
+        overhead=placement.base_bytes + processes * placement.engine_bytes,
         session=caches | {"latents and pictures": _latents_bytes(engines, loop, height, width)},
     )
 
@@ -180,8 +181,20 @@ def engines_that_make_room(engines: EngineSet, manifests: Mapping[str, EngineMan
     """Those of `manifests` that may be unloaded while the text encoder runs, in the order of loading.
 
     Not those that keep the caches of the streams themselves.
+
+    manifests: of engines that are Triton models of their own
     """
     return [name for name, m in manifests.items() if name != engines.text_encoder and not m.keeps_caches]
+
+
+def begun_elsewhere(
+    engines: EngineSet, manifests: Mapping[str, EngineManifest], placement: Placement
+) -> set[str]:
+    """Those of `manifests` that run in another one's process, which only ONNX Runtime does (`models_of`)."""
+    if placement is not CPU:
+        return set()
+    pairs = engines.beginnings.items()
+    return {first for first, then in pairs if then in manifests and manifests[then].begins_streams}
 
 
 def activation_bytes(manifest: EngineManifest) -> int:

@@ -12,7 +12,14 @@ import triton_python_backend_utils as pb_utils
 
 from streaming.held import HELD_INPUT, HeldCommand, HeldInputs
 from streaming.kept import KEPT_INPUT, KeptCaches, KeptCommand
-from streaming.manifest import ONNX_FILE, check_files, check_runs_on_cpu, read_manifest
+from streaming.manifest import (
+    ONNX_FILE,
+    EngineManifest,
+    beside,
+    check_files,
+    check_runs_on_cpu,
+    read_manifest,
+)
 from streaming.ort import open_session
 
 
@@ -24,12 +31,9 @@ class OrtModel:
         config = json.loads(args["model_config"])
         threads = int(config.get("parameters", {}).get("threads", {}).get("string_value", "1"))
         directory = Path(args["model_repository"]) / args["model_version"]
-        manifest = read_manifest(directory, args["model_name"])
-        check_runs_on_cpu(manifest)
-        check_files(directory, manifest)
+        manifest, self._session = _open(directory, args["model_name"], threads)
         self._inputs = tuple(tensor.name for tensor in manifest.inputs)
-        self._session = open_session(directory / ONNX_FILE, threads)
-        self._kept = KeptCaches(self._session)
+        self._kept = KeptCaches(self._session, lambda name: _open(beside(directory, name), name, threads)[1])
         self._held = HeldInputs()
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -53,6 +57,14 @@ class OrtModel:
         except Exception as error:  # process boundary: the caller sees only what is sent
             logging.getLogger(__name__).exception("an engine failed")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+
+def _open(directory: Path, name: str, threads: int) -> tuple[EngineManifest, Any]:
+    """The manifest and the session of engine `name` in `directory`. Raises EngineError."""
+    manifest = read_manifest(directory, name)
+    check_runs_on_cpu(manifest)
+    check_files(directory, manifest)
+    return manifest, open_session(directory / ONNX_FILE, threads)
 
 
 def _text(request: Any, name: str) -> bytes | None:

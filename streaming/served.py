@@ -12,7 +12,7 @@ from streaming.embedding_cache import EmbeddingCache
 from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND, SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
 from streaming.holding_engine import HoldingEngine
-from streaming.keeping_engine import KeepingEngine
+from streaming.keeping_engine import BeginningEngine, KeepingEngine
 from streaming.machine import Machine
 from streaming.manifest import (
     ONNX_FILE,
@@ -29,7 +29,7 @@ from streaming.memory_plan import engines_that_make_room, read_manifests
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
 from streaming.on_demand import EngineOnDemand
-from streaming.plans import check_plan, serves_plan
+from streaming.plans import check_plan, models_of, serves_plan
 from streaming.prompt_encoder import PromptEncoder
 from streaming.records import EngineError
 from streaming.sessions import LoadContext, ModelRunner
@@ -50,14 +50,17 @@ _DTYPES: Final = {
 class Place(Protocol):
     """Makes an engine of a model repository ready to run."""
 
-    def __call__(self, name: str, **facts: object) -> Engine:
-        """facts: what the engine's manifest has to say. Raises EngineError if it does not."""
+    def __call__(self, name: str, *, then: Engine | None = None, **facts: object) -> Engine:
+        """then: the engine that goes on with this one's caches. facts: what the engine's manifest has to say.
+
+        Raises EngineError if it does not.
+        """
 
 
 def in_process(models: Path, threads: int = 1) -> Place:
     """Engines of the model repository `models`, in ONNX Runtime in this process."""
 
-    def place(name: str, **facts: object) -> Engine:
+    def place(name: str, *, then: Engine | None = None, **facts: object) -> Engine:
         directory = engine_directory(models, name)
         manifest = read_manifest(directory)
         check_facts(manifest, facts)
@@ -78,10 +81,12 @@ def served(
     """
     machine = Machine.here()
 
-    def place(name: str, **facts: object) -> Engine:
+    def place(name: str, *, then: Engine | None = None, **facts: object) -> Engine:
         directory = engine_directory(models, name)
         manifest = read_manifest(directory)
         check_facts(manifest, facts)
+        if isinstance(then, KeepingEngine) and then.begins_streams:
+            return BeginningEngine(manifest, then)
         if serves_plan(directory):
             check_plan(directory, manifest, machine)
         if make_room and manifest.kind == "text_encoder":
@@ -175,7 +180,8 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
         others: list[str] = []
         if given.get(ON_DEMAND) == "true":
             content = read_engine_set(engine_set)
-            others = engines_that_make_room(content, read_manifests(models, content.engines(size)))
+            manifests = read_manifests(models, models_of(content, models, size))
+            others = engines_that_make_room(content, manifests)
         place = served(models, context.models, device, others)
         cache = prompt_cache(models, engine_set)
         model = open_model(engine_set, with_choices(spec, given), place, size, device, cache)
@@ -215,11 +221,13 @@ def _needed(parameters: Mapping[str, str], name: str) -> str:
 
 
 def _vae(names: VaeSet, groups: FrameGroups, place: Place) -> VaeEngines:
-    size = {"height": names.height, "width": names.width}
+    size: dict[str, Any] = {"height": names.height, "width": names.width}
+    encoder_next = place(names.encoder_next, kind="vae_encoder_next", **size)
+    decoder_next = place(names.decoder_next, kind="vae_decoder_next", **size)
     return VaeEngines(
-        place(names.encoder_first, kind="vae_encoder_first", **size),
-        place(names.encoder_next, kind="vae_encoder_next", **size),
-        place(names.decoder_first, kind="vae_decoder_first", **size),
-        place(names.decoder_next, kind="vae_decoder_next", **size),
+        place(names.encoder_first, then=encoder_next, kind="vae_encoder_first", **size),
+        encoder_next,
+        place(names.decoder_first, then=decoder_next, kind="vae_decoder_first", **size),
+        decoder_next,
         groups,
     )

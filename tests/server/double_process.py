@@ -54,6 +54,10 @@ class DoubleProcess(ServerProcess):
         sessions = self.sessions()
         return list(sessions[session]["chunks"]) if sessions else []
 
+    def prompts(self) -> list[str]:
+        """Texts under which the newest chunk was made; none before the first."""
+        return [prompt["text"] for chunk in self.chunks()[-1:] for prompt in chunk["active_prompts"]]
+
     def sessions(self) -> list[dict[str, Any]]:
         """All serving sessions since the start: `chunks` and `closed`."""
         return list(self._control("GET", "/sessions"))

@@ -102,7 +102,7 @@ async def test_second_quick_start_with_updates_while_streaming(before: str, serv
         frames = await peer.wait_frames(1)
         peer.send({"denoising_step_list": [800, 600, 400]})
         peer.send({"prompts": [{"text": "A bear", "weight": 1.0}]})
-        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "A bear", 3, "new prompt")
+        await until(lambda: server.prompts() == ["A bear"], 3, "new prompt")
         parameters = await session_parameters(server.client)
 
     assert accepted.status == 200
@@ -215,7 +215,7 @@ async def test_two_pipelines_in_a_row_and_then_a_stream(server: DoubleProcess) -
         await peer.connect(initial)
         peer.send({"quantize_mode": None, "lookahead_ms": 0})
         peer.send({"prompts": [{"text": "b"}], "denoising_step_list": [749]})
-        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt")
+        await until(lambda: server.prompts() == ["b"], 3, "new prompt")
 
     assert peer.messages == []
 
@@ -230,7 +230,7 @@ async def test_stream_survives_a_reload_with_another_resolution(server: DoublePr
         await states_until_loaded(server.client, larger)
         await until(lambda: peer.frames[-1].width == 192, 5, "the new size")
         peer.send({"prompts": [{"text": "b"}]})
-        await until(lambda: server.chunks()[-1]["active_prompts"][0]["text"] == "b", 3, "new prompt")
+        await until(lambda: server.prompts() == ["b"], 3, "new prompt")
         after = await peer.wait_frames(3)
 
     assert {(frame.width, frame.height) for frame in after} == {(192, 128)}

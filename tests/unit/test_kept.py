@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from streaming.keeping_engine import KeepingEngine
+from streaming.keeping_engine import BeginningEngine, KeepingEngine
 from streaming.kept import KEPT_INPUT, MOST_SETS, KeptCaches, KeptCommand
 from streaming.manifest import EngineManifest, TensorInfo
 from streaming.ort import open_session
@@ -23,8 +23,12 @@ SHAPE = (1, 4)
 class RunsHere:
     """A `ModelRunner` whose only model is a graph in ONNX Runtime; it notes what it was sent."""
 
-    def __init__(self, path: Path) -> None:
-        self.kept = KeptCaches(open_session(path, 1))
+    def __init__(self, directory: Path) -> None:
+        """directory: `model.onnx` and the graphs that begin a stream."""
+        self.kept = KeptCaches(
+            open_session(directory / "model.onnx", 1),
+            lambda name: open_session(directory / f"{name}.onnx", 1),
+        )
         self.sent: list[set[str]] = []
         self.broken = False
 
@@ -42,32 +46,42 @@ class RunsHere:
 
 @pytest.fixture
 def runner(tmp_path: Path) -> RunsHere:
-    """frames = z + cache, the new cache is twice z."""
+    """frames = z + cache, the new cache is twice z. To begin: frames = -z, and the cache is the same."""
+    doubled = helper.make_node("Add", ["z", "z"], ["new_cache_00"])
+    save_graph(
+        tmp_path / "model.onnx",
+        [helper.make_node("Add", ["z", "cache_00"], ["frames"]), doubled],
+        ["z", "cache_00"],
+    )
+    save_graph(tmp_path / "begin.onnx", [helper.make_node("Neg", ["z"], ["frames"]), doubled], ["z"])
+    return RunsHere(tmp_path)
 
+
+def save_graph(path: Path, nodes: list[onnx.NodeProto], inputs: list[str]) -> None:
     def value(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE)
 
-    nodes = [
-        helper.make_node("Add", ["z", "cache_00"], ["frames"]),
-        helper.make_node("Add", ["z", "z"], ["new_cache_00"]),
-    ]
     graph = helper.make_graph(
-        nodes, "toy", [value("z"), value("cache_00")], [value("frames"), value("new_cache_00")]
+        nodes, "toy", [value(name) for name in inputs], [value("frames"), value("new_cache_00")]
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, tmp_path / "model.onnx")
-    return RunsHere(tmp_path / "model.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def manifest(name: str, *inputs: str) -> EngineManifest:
+    def info(tensor: str) -> TensorInfo:
+        return TensorInfo(name=tensor, shape=SHAPE, dtype="float32")
+
+    return EngineManifest.model_construct(
+        name=name,
+        inputs=tuple(map(info, inputs)),
+        outputs=(info("frames"), info("new_cache_00")),
+        begins_streams=True,
+    )
 
 
 @pytest.fixture
 def engine(runner: RunsHere) -> KeepingEngine:
-    def info(name: str) -> TensorInfo:
-        return TensorInfo(name=name, shape=SHAPE, dtype="float32")
-
-    manifest = EngineManifest.model_construct(
-        name="toy", inputs=(info("z"), info("cache_00")), outputs=(info("frames"), info("new_cache_00"))
-    )
-    return KeepingEngine(manifest, runner)
+    return KeepingEngine(manifest("toy", "z", "cache_00"), runner)
 
 
 def call(engine: KeepingEngine, z: float, cache: Tensor) -> tuple[float, Tensor]:
@@ -94,6 +108,18 @@ def test_an_older_cache_still_holds_what_it_held(engine: KeepingEngine) -> None:
     again, _ = call(engine, 2.0, before)
 
     assert again == 4.0
+
+
+def test_a_stream_begins_in_the_process_that_goes_on_with_it(engine: KeepingEngine, runner: RunsHere) -> None:
+    beginning = BeginningEngine(manifest("begin", "z"), engine)
+
+    results = beginning.run({"z": torch.full(SHAPE, 1.0)}, ["frames", "new_cache_00"])
+    second, _ = call(engine, 2.0, results["new_cache_00"])
+
+    assert float(results["frames"][0, 0]) == -1.0
+    assert second == 4.0
+    assert runner.sent == [{"z"}, {"z"}]
+    assert (beginning.inputs, beginning.outputs) == (("z",), ("frames", "new_cache_00"))
 
 
 def test_caches_that_nobody_holds_are_dropped_with_the_next_call(
