@@ -4,7 +4,7 @@
 behaviour (states, errors, limits) can be tested with a serving side that is slow or fails on demand.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,7 +77,7 @@ class Chunk:
 class ServingSession(Protocol):
     """One stream on the loaded pipeline. Calls must not overlap."""
 
-    def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
+    def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncGenerator[Chunk, None]:
         """Make one chunk.
 
         parameters: on the first call the full state of the session, later the keys that changed.

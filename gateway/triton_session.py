@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -66,20 +66,25 @@ class TritonSession:
         self._endings: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
+    async def generate(
+        self, parameters: Mapping[str, Any], video: Images | None
+    ) -> AsyncGenerator[Chunk, None]:
         """See ServingSession. Each part is yielded as soon as it arrives."""
         if not self._sequence_id:
             await self._start({})
         try:
-            async for chunk in self.request(Op.GENERATE, parameters, video):
-                yield chunk
+            async with contextlib.aclosing(self.request(Op.GENERATE, parameters, video)) as parts:
+                async for chunk in parts:
+                    yield chunk
         except ChunkFailed as error:
             if _UNKNOWN_SEQUENCE not in str(error):
                 raise
             logger.info("The sequence idled out; starting it again")
             await self._start(self._parameters)
-            async for chunk in self.request(Op.GENERATE, {**parameters, "init_cache": True}, video):
-                yield chunk
+            again = {**parameters, "init_cache": True}
+            async with contextlib.aclosing(self.request(Op.GENERATE, again, video)) as parts:
+                async for chunk in parts:
+                    yield chunk
         self._parameters.update((k, v) for k, v in parameters.items() if k not in ONE_SHOT)
 
     async def keep_alive(self) -> None:
@@ -98,7 +103,7 @@ class TritonSession:
         if self._sequence_id:
             with contextlib.suppress(ServingError, asyncio.TimeoutError):
                 await within(self._stop(), _CLOSE_S)
-        self._hang_up()
+        self._hang_up(self._stream)
         if self._endings:
             await asyncio.wait(set(self._endings))
         if self._shared is not None:
@@ -112,7 +117,7 @@ class TritonSession:
         *,
         start: bool = False,
         end: bool = False,
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Send one command and yield its responses until the final one.
 
         Closing the iterator early cancels the request. Raises ChunkFailed, ServingLost.
@@ -127,12 +132,12 @@ class TritonSession:
             "sequence_end": end,
         }
         answered = finished = False
+        stream: _Stream | None = None
         try:
-            if self._stream is None:
-                self._stream = _Stream(self._client)
-            self._stream.send(request)
+            stream = self._stream = self._stream or _Stream(self._client)
+            stream.send(request)
             while not finished:
-                chunk, finished = await self._receive(self._stream, to_video=video is not None)
+                chunk, finished = await self._receive(stream, to_video=video is not None)
                 answered = True
                 yield chunk
         except ChunkFailed:
@@ -140,7 +145,7 @@ class TritonSession:
             raise
         finally:
             if not finished:
-                self._hang_up(at_once=op is Op.GENERATE and self._in_parts and not answered)
+                self._hang_up(stream, at_once=op is Op.GENERATE and self._in_parts and not answered)
 
     async def _start(self, parameters: Mapping[str, Any]) -> None:
         async for _ in self.request(Op.START, parameters, None, start=True):
@@ -202,13 +207,13 @@ class TritonSession:
             Meta() if meta is None else json.loads(meta.reshape(-1)[0]),
         ), final
 
-    def _hang_up(self, *, at_once: bool = False) -> None:
-        """Give up the stream. What still runs on it is cancelled; `close` waits for its end.
+    def _hang_up(self, stream: "_Stream | None", *, at_once: bool = False) -> None:
+        """Give up a stream. What still runs on it is cancelled; `close` waits for its end.
 
         at_once: what runs has many responses, of which none came.
         """
-        stream, self._stream = self._stream, None
-        if stream is not None:
+        if stream is not None and stream is self._stream:
+            self._stream = None
             ending = asyncio.create_task(stream.end(0.0 if at_once else _END_S))
             self._endings.add(ending)
             ending.add_done_callback(self._endings.discard)

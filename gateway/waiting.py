@@ -1,7 +1,8 @@
 """Waiting with a time limit, in loops that must end when their task is cancelled."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,17 +28,21 @@ async def within(work: Awaitable[T], timeout_s: float | None) -> T:
         task.cancel()
 
 
-async def unless_before_first(stop: asyncio.Event, items: AsyncIterator[T]) -> AsyncIterator[T]:
-    """`items`, of which there is one at least; none if `stop` is set before the first: that is cancelled."""
-    first, stopped = asyncio.ensure_future(anext(items)), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        came = first.done()
-    finally:
-        for task in (first, stopped):
-            task.cancel()
-        await asyncio.gather(first, stopped, return_exceptions=True)
-    if came:
-        yield first.result()
-        async for item in items:
-            yield item
+async def unless_before_first(stop: asyncio.Event, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """`items`, of which there is one at least; none if `stop` is set before the first: that is cancelled.
+
+    `items` are closed when this ends, however it ends; else they would be when the garbage is collected.
+    """
+    async with contextlib.aclosing(items):
+        first, stopped = asyncio.ensure_future(anext(items)), asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            came = first.done()
+        finally:
+            for task in (first, stopped):
+                task.cancel()
+            await asyncio.gather(first, stopped, return_exceptions=True)
+        if came:
+            yield first.result()
+            async for item in items:
+                yield item

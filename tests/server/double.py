@@ -6,7 +6,7 @@ transitions as the specification says (api.md 9.3 and 9.5), on names and numbers
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,9 @@ class DoubleSession:
         self._policy = StreamPolicy()
         self._size = height, width
 
-    async def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncIterator[Chunk]:
+    async def generate(
+        self, parameters: Mapping[str, Any], video: Images | None
+    ) -> AsyncGenerator[Chunk, None]:
         policy = copy.deepcopy(self._policy)
         record = policy.next_chunk(parameters, video)
         await asyncio.sleep(self._faults.chunk_delay_s)

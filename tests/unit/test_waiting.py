@@ -1,7 +1,7 @@
 """Waiting with a time limit."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
@@ -49,17 +49,19 @@ async def test_time_limit_ends_the_work() -> None:
 
 
 class Slow:
-    """Items 0, 1, 2: the first one comes when `ready` is set."""
+    """Items 0, 1, 2, perhaps without an end: the first one comes when `ready` is set."""
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
         self.ended = False
 
-    async def items(self) -> AsyncIterator[int]:
+    async def items(self, *, endless: bool = False) -> AsyncGenerator[int, None]:
         try:
             await self.ready.wait()
             for item in range(3):
                 yield item
+            if endless:
+                await asyncio.Event().wait()
         finally:
             self.ended = True
 
@@ -94,7 +96,7 @@ async def test_all_items_come_when_it_is_stopped_after_the_first() -> None:
 
 
 async def test_an_error_before_the_first_item_is_passed_on() -> None:
-    async def broken() -> AsyncIterator[int]:
+    async def broken() -> AsyncGenerator[int, None]:
         raise ValueError("broken")
         yield 0
 
@@ -107,6 +109,22 @@ async def test_a_cancelled_reader_ends_the_items() -> None:
     reading = asyncio.ensure_future(_read(unless_before_first(asyncio.Event(), slow.items())))
     await asyncio.sleep(0.01)
 
+    reading.cancel()
+    await asyncio.wait({reading}, timeout=5)
+
+    assert reading.cancelled()
+    assert slow.ended
+
+
+@pytest.mark.parametrize("steps_apart", range(8))
+async def test_the_items_have_ended_when_a_cancelled_reader_has(steps_apart: int) -> None:
+    slow = Slow()
+    reading = asyncio.ensure_future(_read(unless_before_first(asyncio.Event(), slow.items(endless=True))))
+    await asyncio.sleep(0.01)
+
+    slow.ready.set()
+    for _ in range(steps_apart):
+        await asyncio.sleep(0)
     reading.cancel()
     await asyncio.wait({reading}, timeout=5)
 
