@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from export.calibration import record_stream
 from export.graphs.signature import Signature, TensorSpec
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae_graphs import Autoencoder
+from export.in_process import stream_sizes
 from export.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, Request, components
 from export.load import read_config
 from export.onnx_export import ALLOWED_OPS, OPSET, check_onnx, check_parity, export_onnx
@@ -361,15 +362,9 @@ def engine_set(
         cache_frames=request.loop.cache_frames,
         padding_keys=request.loop.padding_keys,
         model=ModelFacts(
-            layers=config.num_layers,
-            heads=config.num_heads,
-            head_dim=config.head_dim,
-            freq_dim=config.freq_dim,
             text_len=config.text_len,
             text_dim=config.text_dim,
-            channels=config.in_dim,
-            patch=config.patch_size,
-            spatial_factor=vae.spatial_factor,
+            **asdict(stream_sizes(config, vae.spatial_factor)),
         ),
         frames=FrameCuts(
             first=vae.groups.first,

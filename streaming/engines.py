@@ -97,7 +97,17 @@ class OrtEngine:
         return {name: torch.from_numpy(array) for name, array in zip(outputs, results, strict=True)}
 
 
-class TritonEngine:
+class ManifestEngine:
+    """Base of engines of the server: names and types are those of the manifest."""
+
+    def __init__(self, manifest: EngineManifest) -> None:
+        self.name = manifest.name
+        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
+        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
+        self.dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
+
+
+class TritonEngine(ManifestEngine):
     """An engine that is a model of the Triton server that this process belongs to.
 
     Inputs are brought to the types of its manifest, so engines of different precision work together.
@@ -107,15 +117,13 @@ class TritonEngine:
         self, manifest: EngineManifest, models: ModelRunner, device: torch.device | None = None
     ) -> None:
         """device: where inputs and outputs are; None: the CPU."""
-        self._name, self._models = manifest.name, models
+        super().__init__(manifest)
+        self._models = models
         self._device = device or torch.device("cpu")
-        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
-        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
-        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        feeds = {name: sent(inputs[name].to(self._device, dtype)) for name, dtype in self._dtypes.items()}
-        results = self._models.run(self._name, feeds, list(outputs))
+        feeds = {name: sent(inputs[name].to(self._device, dtype)) for name, dtype in self.dtypes.items()}
+        results = self._models.run(self.name, feeds, list(outputs))
         return {name: received(results[name]) for name in outputs}
 
 

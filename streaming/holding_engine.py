@@ -7,26 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from streaming.engines import ManifestEngine
 from streaming.exchange import received, sent
 from streaming.held import GROUPS, HELD_INPUT, HeldCommand
 from streaming.manifest import EngineManifest
 from streaming.sessions import ModelRunner
 
 
-class HoldingEngine:
+class HoldingEngine(ManifestEngine):
     """A model of the Triton server, on ONNX Runtime, which is sent its caches only when they have changed.
 
     A tensor has changed if it is another one, or was written to: PyTorch counts that.
     """
 
     def __init__(self, manifest: EngineManifest, models: ModelRunner) -> None:
-        self._name, self._models = manifest.name, models
-        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
-        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
-        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
+        super().__init__(manifest)
+        self._models = models
         self._groups = {prefix: [n for n in self.inputs if n.startswith(prefix)] for prefix in GROUPS}
         self._prefix, self._count = uuid.uuid4().hex, itertools.count()
         self._held: dict[str, _Held] = {}
@@ -44,11 +42,11 @@ class HoldingEngine:
                 known = self._held[group] = _Held(f"{self._prefix}-{next(self._count)}", tensors)
             names[group] = known.name
         arrays: dict[str, Any] = {
-            name: sent(tensor.to("cpu", self._dtypes[name])) for name, tensor in feeds.items()
+            name: sent(tensor.to("cpu", self.dtypes[name])) for name, tensor in feeds.items()
         }
         arrays[HELD_INPUT] = np.array([HeldCommand(names).encode()], dtype=np.object_)
         try:
-            results = self._models.run(self._name, arrays, list(outputs))
+            results = self._models.run(self.name, arrays, list(outputs))
         except BaseException:
             self._held.clear()  # the engine may not have got them
             raise

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from streaming.engines import ManifestEngine
 from streaming.exchange import received, sent
 from streaming.kept import KEPT_INPUT, NEW_CACHE, KeptCommand
 from streaming.manifest import EngineManifest
 from streaming.sessions import ModelRunner
 
 
-class KeepingEngine:
+class KeepingEngine(ManifestEngine):
     """A model of the Triton server, on ONNX Runtime, whose new caches stay where they were made.
 
     A tensor on device `meta` stands for each of them: it has their shape and no data, and can be given to
@@ -27,11 +28,9 @@ class KeepingEngine:
     """
 
     def __init__(self, manifest: EngineManifest, models: ModelRunner) -> None:
-        self._name, self._models = manifest.name, models
+        super().__init__(manifest)
+        self._models = models
         self.begins_streams = manifest.begins_streams
-        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
-        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
-        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
         self._shapes = {
             tensor.name: (tuple(map(int, tensor.shape)), getattr(torch, tensor.dtype))
             for tensor in manifest.outputs
@@ -42,7 +41,7 @@ class KeepingEngine:
         self._unwanted: deque[str] = deque()  # names of sets to drop with the next call
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        return self.call(inputs, outputs, self._dtypes)
+        return self.call(inputs, outputs, self.dtypes)
 
     def call(
         self,
@@ -61,7 +60,7 @@ class KeepingEngine:
         feeds[KEPT_INPUT] = np.array([command.encode()], dtype=np.object_)
         wanted = [name for name in outputs if name not in self._shapes]
         try:
-            results = self._models.run(self._name, feeds, wanted)
+            results = self._models.run(self.name, feeds, wanted)
         except BaseException:
             self._unwanted.extend((*command.drop, command.keep))  # the engine may not have heard of it
             raise
@@ -84,17 +83,15 @@ class KeepingEngine:
         return tensors
 
 
-class BeginningEngine:
+class BeginningEngine(ManifestEngine):
     """The graph that begins the streams of a `KeepingEngine`, in the same process: its caches stay there."""
 
     def __init__(self, manifest: EngineManifest, then: KeepingEngine) -> None:
-        self._name, self._then = manifest.name, then
-        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
-        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
-        self._dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
+        super().__init__(manifest)
+        self._then = then
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        return self._then.call(inputs, outputs, self._dtypes, self._name)
+        return self._then.call(inputs, outputs, self.dtypes, self.name)
 
 
 @dataclass(frozen=True, eq=False)
