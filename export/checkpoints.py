@@ -82,10 +82,7 @@ def open_checkpoint(path: Path, entry: str | tuple[str, ...] | None = None, pref
     Then, if all keys start with `model.`, that is removed, and `_fsdp_wrapped_module.` anywhere (wan.md 7.2).
     Raises CheckpointError if the file is absent, damaged, or has another layout.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"Checkpoint '{path}' does not exist. Download the models: download_models --pipeline PIPELINE."
-        )
+    require_file(path)
     if path.suffix == ".safetensors":
         entries, read = _safetensors_entries(path), _safetensors_reader(path)
     elif path.suffix in (".pt", ".pth"):
@@ -96,6 +93,14 @@ def open_checkpoint(path: Path, entry: str | tuple[str, ...] | None = None, pref
     else:
         raise CheckpointError(f"Checkpoint '{path}' must be a .safetensors, .pt or .pth file.")
     return Checkpoint(path, _by_model_key(path, entries, prefix), read)
+
+
+def require_file(path: Path) -> None:
+    """Raises CheckpointError if the file is absent."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"Checkpoint '{path}' does not exist. Download the models: download_models --pipeline PIPELINE."
+        )
 
 
 def checkpoint_shapes(*modules: nn.Module) -> dict[str, Shape]:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import nn
 
-from export.checkpoints import Checkpoint, load_weights, open_checkpoint
+from export.checkpoints import Checkpoint, load_weights, open_checkpoint, require_file
 from export.graphs.signature import Signature
 from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer, TransformerConfig
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
@@ -184,7 +184,22 @@ def components(request: Request) -> tuple[Component, ...]:
     """
     _ = request.loop  # what no file can help with is said first
     files = TRANSFORMER_FILES[request.pipeline]
-    return components_of(request, read_config(request.models / files.config))
+    parts = components_of(request, read_config(request.models / files.config))
+    _require_autoencoder(request)
+    for path in (path for part in parts for path in part.sources):
+        require_file(path)
+    return parts
+
+
+def _require_autoencoder(request: Request) -> None:
+    """Raises WanstreamError for one that a demonstration does not have: no download brings it."""
+    there = [name for name, file in VAE_FILES.items() if (request.models / file).is_file()]
+    if request.demo and request.vae_type not in there:
+        raise WanstreamError(
+            f"The demonstration in '{request.models}' has no autoencoder '{request.vae_type}'. It has: "
+            f"{', '.join(there) or 'none'}. Use: --vae-type {there[0] if there else 'wan'}, or export real "
+            "weights, without --demo."
+        )
 
 
 def components_of(request: Request, config: TransformerConfig) -> tuple[Component, ...]:

@@ -81,6 +81,26 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: list[str], messa
     assert message in " ".join(result.stderr.split())
 
 
+@pytest.mark.parametrize("vae_type", ["tae", "lightvae", "lighttae"])
+def test_an_autoencoder_that_the_demonstration_does_not_have_is_refused_with_what_it_has(
+    tmp_path: Path, vae_type: str
+) -> None:
+    result = run("longlive", "--demo", "--vae-type", vae_type, "--home", tmp_path)
+
+    assert result.exit_code == 1
+    assert f"has no autoencoder '{vae_type}'. It has: wan. Use: --vae-type wan" in result.stderr
+
+
+def test_a_checkpoint_that_was_not_downloaded_is_named_with_the_command(root: Path) -> None:
+    """Whichever file of a pipeline it is: here the autoencoder's."""
+    options = [option for option in small_options(root) if option != "--demo"]
+
+    result = run(*options, "--vae-type", "tae")
+
+    assert result.exit_code == 1
+    assert "taew2_1.pth' does not exist. Download the models: download_models" in result.stderr
+
+
 def test_demonstration_weights_are_the_same_every_time_and_written_once(tmp_path: Path) -> None:
     first, second = ensure_demo_models(tmp_path / "a"), ensure_demo_models(tmp_path / "b")
 
