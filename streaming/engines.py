@@ -47,6 +47,24 @@ class EngineWrapper:
         return self.engine.run(inputs, outputs)
 
 
+class BatchLimit(EngineWrapper):
+    """An engine that takes batches of a limited size: a larger one goes in several calls.
+
+    All its inputs and outputs are [B, ...].
+    """
+
+    def __init__(self, engine: Engine, largest: int) -> None:
+        """largest: entries of a batch, at least 1."""
+        super().__init__(engine)
+        self._largest = largest
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        parts = {name: tensor.split(self._largest) for name, tensor in inputs.items()}
+        calls = [dict(zip(parts, call, strict=True)) for call in zip(*parts.values(), strict=True)]
+        results = [super(BatchLimit, self).run(call, outputs) for call in calls]
+        return {name: torch.cat([result[name] for result in results]) for name in outputs}
+
+
 @dataclass(frozen=True, slots=True)
 class TorchEngine:
     """A PyTorch function or module in this process; its arguments are `inputs`, in that order."""

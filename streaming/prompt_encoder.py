@@ -13,7 +13,7 @@ PROMPT_EMBEDS = "prompt_embeds"
 
 
 class PromptEncoder:
-    """Encodes prompts that the cache does not know in one batch."""
+    """Encodes prompts that the cache does not know, all at once."""
 
     def __init__(self, tokenizer: PromptTokenizer, engine: Engine, cache: EmbeddingCache) -> None:
         self._tokenizer, self._engine, self._cache = tokenizer, engine, cache

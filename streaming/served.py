@@ -10,7 +10,7 @@ import torch
 
 from streaming.embedding_cache import EmbeddingCache
 from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND, SET, TOKENIZER, VaeSet, read_engine_set
-from streaming.engines import Engine, Engines, OrtEngine, TritonEngine, VaeEngines
+from streaming.engines import BatchLimit, Engine, Engines, OrtEngine, TritonEngine, VaeEngines
 from streaming.holding_engine import HoldingEngine
 from streaming.keeping_engine import BeginningEngine, KeepingEngine
 from streaming.machine import Machine
@@ -66,7 +66,7 @@ def in_process(models: Path, threads: int = 1) -> Place:
         check_facts(manifest, facts)
         check_files(directory, manifest)
         check_runs_on_cpu(manifest)
-        return OrtEngine(directory / ONNX_FILE, threads)
+        return in_profile(OrtEngine(directory / ONNX_FILE, threads), manifest)
 
     return place
 
@@ -90,13 +90,14 @@ def served(
         if serves_plan(directory):
             check_plan(directory, manifest, machine)
         if make_room and manifest.kind == "text_encoder":
-            return EngineOnDemand(TritonEngine(manifest, runner, device), name, runner, make_room)
+            encoder = in_profile(TritonEngine(manifest, runner, device), manifest)
+            return EngineOnDemand(encoder, name, runner, make_room)
         if not runner.is_ready(name):
             raise EngineError(
                 f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
             )
         if serves_plan(directory):
-            return TritonEngine(manifest, runner, device)
+            return in_profile(TritonEngine(manifest, runner, device), manifest)
         return onnxruntime_engine(manifest, runner)
 
     return place
@@ -108,7 +109,13 @@ def onnxruntime_engine(manifest: EngineManifest, runner: ModelRunner) -> Engine:
         return KeepingEngine(manifest, runner)
     if manifest.holds_inputs:
         return HoldingEngine(manifest, runner)
-    return TritonEngine(manifest, runner)
+    return in_profile(TritonEngine(manifest, runner), manifest)
+
+
+def in_profile(engine: Engine, manifest: EngineManifest) -> Engine:
+    """The engine, called with no larger batch than its profiles have: a plan refuses others."""
+    largest = manifest.largest_sizes().get("B")
+    return engine if largest is None else BatchLimit(engine, largest)
 
 
 def open_model(
