@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.load_params import LoadRequest, lora_adapters
 from gateway.serving import Serving, ServingError, ServingSession
-from gateway.waiting import within
+from gateway.waiting import end, to_the_end, within
 from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,13 @@ class Pipelines:
         self._error: str | None = None
         self._stage: str | None = None
         self._wanted: LoadRequest | None = None  # accepted, not yet begun
-        self._running: LoadRequest | None = None  # being loaded now
+        self._running: LoadRequest | None = None  # being loaded now, or being undone
+        self._given_up = False  # it is being undone
         self._runner: asyncio.Task[None] | None = None
         self._load_task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()  # one owner of the serving side's model state at a time
         self._changed = asyncio.Condition()
+        self._closed = False
 
     @property
     def serving(self) -> Serving:
@@ -124,17 +126,18 @@ class Pipelines:
 
     def request_load(self, request: LoadRequest) -> State:
         """Accept a load; the state has changed when this returns. Equal requests are no-ops."""
-        newest = self._wanted or self._running
+        if self._closed:  # a request that came while the server stops
+            return self.state
+        newest = self._wanted or (None if self._given_up else self._running)
         if newest is not None:
             if (newest.spec.id, newest.params) == (request.spec.id, request.params):
                 return State.LOADING
-        elif self._loaded and self._loaded.serves(request):
+        elif self._loaded and self._loaded.serves(request) and not self._running:
             return State.LOADED
         self._wanted = request
         self._error = None
         self._stage = None
-        if self._load_task is not None:
-            self._load_task.cancel()
+        self._give_up_loading()
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run(), name="pipeline-loader")
         return State.LOADING
@@ -142,8 +145,7 @@ class Pipelines:
     async def unload(self) -> None:
         """Unload what is loaded, cancel what is loading; idempotent. Streams end."""
         self._wanted = None
-        if self._load_task is not None:
-            self._load_task.cancel()
+        self._give_up_loading()
         async with self._lock:
             self._error = None
             await self._retire()
@@ -187,11 +189,16 @@ class Pipelines:
                     loaded.idle.set()
 
     async def close(self) -> None:
-        """Unload and stop the loader task."""
+        """Unload and stop the loader task; nothing is loaded any more after that."""
+        self._closed = True
         await self.unload()
         if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
+            await end(self._runner)
+
+    def _give_up_loading(self) -> None:
+        if self._load_task is not None:
+            self._given_up = True
+            self._load_task.cancel()
 
     async def _run(self) -> None:
         while self._wanted is not None:
@@ -199,41 +206,46 @@ class Pipelines:
                 request, self._wanted = self._wanted, None
                 if request is None:  # unloaded meanwhile
                     break
-                self._running = request
+                self._running, self._given_up = request, False
                 self._load_task = asyncio.create_task(self._load(request), name=f"load-{request.spec.id}")
                 try:
-                    await self._load_task
-                except asyncio.CancelledError:
-                    if not self._load_task.cancelled():  # this task itself is being stopped
-                        self._load_task.cancel()
-                        raise
-                    logger.info("Loading %s was cancelled", request.spec.id)
-                except Exception as error:  # task boundary: the status tells the client
-                    self._fail(request, error)
+                    await to_the_end(asyncio.wait({self._load_task}))
+                    self._judge(request, self._load_task)
                 finally:
                     self._running = None
                     self._load_task = None
                     self._stage = None
             await self._notify()
 
+    def _judge(self, request: LoadRequest, load: "asyncio.Task[None]") -> None:
+        if load.cancelled():
+            logger.info("Loading %s was cancelled", request.spec.id)
+        elif error := load.exception():
+            self._fail(request, error)
+
     async def _load(self, request: LoadRequest) -> None:
         if self._loaded and self._loaded.serves(request):  # an older wish was cancelled in favour of this one
             return
         await self._retire()
         logger.info("Loading %s with %s", request.spec.id, request.params)
-        load = self._serving.load(request.spec, request.params, self._set_stage)
         try:
-            await within(load, self._load_timeout_s)
+            await within(self._serve(request), self._load_timeout_s)
         except asyncio.TimeoutError as error:
             raise ServingError(f"not loaded within {self._load_timeout_s:.0f} s") from error
-        self._loaded = Loaded(request.spec, request.params)
+        except asyncio.CancelledError:
+            await self._retire()  # it may have been done at just that moment
+            raise
         logger.info("Loaded %s", request.spec.id)
+
+    async def _serve(self, request: LoadRequest) -> None:
+        await self._serving.load(request.spec, request.params, self._set_stage)
+        self._loaded = Loaded(request.spec, request.params)  # in the same step: what is lost now is this one
 
     def _set_stage(self, text: str) -> None:
         logger.info("%s", text)
         self._stage = text
 
-    def _fail(self, request: LoadRequest, error: Exception) -> None:
+    def _fail(self, request: LoadRequest, error: BaseException) -> None:
         if isinstance(error, ServingError):
             logger.error("Failed to load %s: %s", request.spec.id, error)
             text = str(error)
@@ -244,16 +256,11 @@ class Pipelines:
             self._error = f"Failed to load pipeline {request.spec.id}: {text}"
 
     async def _retire(self) -> None:
-        """Take the loaded pipeline out of service; a cancellation waits until that is done.
+        """Take the loaded pipeline out of service; cancellations wait until that is done.
 
         Whoever loads next must not meet a half unloaded pipeline.
         """
-        work = asyncio.ensure_future(self._take_out_of_service())
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await work
-            raise
+        await to_the_end(self._take_out_of_service())
 
     async def _take_out_of_service(self) -> None:
         """Sessions let go of the loaded pipeline, then it is unloaded."""

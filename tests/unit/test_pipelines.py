@@ -10,6 +10,7 @@ import pytest
 from gateway.load_params import LoadRequest
 from gateway.pipelines import NothingLoaded, Pipelines, State
 from gateway.serving import Availability, Chunk, Images, ServingError, StageCallback
+from gateway.waiting import to_the_end
 from streaming.specs import SPECS, PipelineSpec
 
 
@@ -30,7 +31,10 @@ class IdleSession:
 
 
 class SlowServing:
-    """Loads when `release` is set; fails with the text in `failure`. Records what it was told to do."""
+    """Loads when `release` is set; fails with the text in `failure`. Records what it was told to do.
+
+    What it needs to let go of a cancelled load, and to unload, is in `leaving_steps`: turns of the event loop.
+    """
 
     url = "nowhere"
 
@@ -39,6 +43,9 @@ class SlowServing:
         self.failure: str | None = None
         self.calls: list[str] = []
         self.cancelled: list[str] = []
+        self.leaving_steps = 0
+        self.models: list[str] = []  # that are there now
+        self.overlaps: list[str] = []  # loads and unloads that found others at work
 
     async def start(self, on_lost: Callable[[str], None]) -> None: ...
 
@@ -51,16 +58,27 @@ class SlowServing:
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         self.calls.append(f"load {spec.id}")
         on_stage(f"Loading {spec.name}...")
+        self.overlaps += [f"load {spec.id} beside {model}" for model in self.models]
+        self.models.append(spec.id)
         try:
             await self.release.wait()
         except asyncio.CancelledError:
             self.cancelled.append(spec.id)
+            await to_the_end(self._let_go(spec.id))
             raise
         if self.failure is not None:
+            self.models.clear()
             raise ServingError(self.failure)
 
     async def unload(self) -> None:
         self.calls.append("unload")
+        for model in list(self.models):
+            await self._let_go(model)
+
+    async def _let_go(self, model: str) -> None:
+        for _ in range(self.leaving_steps):
+            await asyncio.sleep(0)
+        self.models.remove(model)
 
     def open_session(self) -> IdleSession:
         return IdleSession()
@@ -255,3 +273,109 @@ async def test_a_load_that_takes_too_long_is_an_error(serving: SlowServing) -> N
 
     assert "not loaded within" in pipelines.status()["error"]
     await pipelines.close()
+
+
+async def ticks(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("apart", [1, 5, 20, 100])
+async def test_a_cancelled_load_has_ended_before_the_next_begins(
+    pipelines: Pipelines, serving: SlowServing, apart: int
+) -> None:
+    """Three times in a row, at several moments of what the load before does to end."""
+    serving.leaving_steps = 50
+    wanted = ["longlive", "memflow", "streamdiffusionv2", "passthrough"]
+    for pipeline_id in wanted:
+        pipelines.request_load(request(pipeline_id))
+        await ticks(apart)
+    serving.release.set()
+    await settled(pipelines)
+
+    assert serving.overlaps == []
+    assert serving.models == ["passthrough"]
+    assert pipelines.status()["pipeline_id"] == "passthrough"
+
+
+@pytest.mark.parametrize("apart", [1, 5, 20, 100])
+async def test_cancellations_do_not_cut_an_unload_short(
+    pipelines: Pipelines, serving: SlowServing, apart: int
+) -> None:
+    """Several newer wishes come while the loaded pipeline retires."""
+    await loaded_with(pipelines, serving, request("longlive"))
+    serving.leaving_steps = 200
+
+    for pipeline_id in ("memflow", "streamdiffusionv2", "reward-forcing", "passthrough"):
+        pipelines.request_load(request(pipeline_id))
+        await ticks(apart)
+    await settled(pipelines)
+
+    assert serving.overlaps == []
+    assert serving.models == ["passthrough"]
+
+
+async def test_a_load_that_takes_too_long_has_ended_before_the_next_begins(serving: SlowServing) -> None:
+    serving.leaving_steps = 50
+    pipelines = Pipelines(serving, load_timeout_s=0.05)
+    pipelines.request_load(request("longlive"))
+    await settled(pipelines)
+    error = pipelines.status()["error"]
+
+    serving.release.set()
+    pipelines.request_load(request("memflow"))
+    await settled(pipelines)
+
+    assert "not loaded within" in error
+    assert serving.overlaps == []
+    assert serving.models == ["memflow"]
+    await pipelines.close()
+
+
+async def test_a_load_that_is_done_when_it_is_cancelled_leaves_nothing(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    for apart in range(12):
+        serving.release.clear()
+        pipelines.request_load(request("longlive"))
+        await ticks(10)
+        serving.release.set()
+        await ticks(apart)
+        await pipelines.unload()
+        await settled(pipelines)
+
+        assert serving.models == []
+        assert pipelines.status()["status"] == "not_loaded"
+
+
+async def test_the_same_load_may_be_asked_for_while_it_is_being_cancelled(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    serving.leaving_steps = 50
+    pipelines.request_load(request("longlive"))
+    await ticks(10)
+    unloading = asyncio.create_task(pipelines.unload())
+    await ticks(5)
+
+    pipelines.request_load(request("longlive"))
+    serving.release.set()
+    await unloading
+    await settled(pipelines)
+
+    assert pipelines.status()["pipeline_id"] == "longlive"
+    assert serving.overlaps == []
+
+
+async def test_nothing_is_loaded_once_the_server_stops(serving: SlowServing) -> None:
+    serving.leaving_steps = 50
+    pipelines = Pipelines(serving, load_timeout_s=60)
+    pipelines.request_load(request("longlive"))
+    await ticks(5)
+
+    closing = asyncio.create_task(pipelines.close())
+    await ticks(5)
+    pipelines.request_load(request("memflow"))
+    await closing
+
+    assert serving.models == []
+    assert "load memflow" not in serving.calls
