@@ -16,7 +16,7 @@ from gateway.webrtc.sessions import Sessions
 class _Offer(BaseModel):
     sdp: str
     type: str
-    initialParameters: Any = None  # noqa: N815 - the wire's name
+    initialParameters: dict[str, Any] | None = None  # noqa: N815 - the wire's name
 
 
 _OFFER: TypeAdapter[_Offer] = TypeAdapter(_Offer)

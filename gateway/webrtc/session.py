@@ -17,6 +17,7 @@ from gateway.logs import current_session
 from gateway.pipelines import Pipelines
 from gateway.strict_json import JsonError
 from gateway.webrtc.parameters import ParameterState, parse_message
+from gateway.webrtc.signalling import CandidateFilter
 from gateway.webrtc.video_input import VideoInput
 from gateway.webrtc.video_output import FrameQueue, GeneratedTrack
 from gateway.webrtc.worker import StreamObserver, StreamStoppedError, StreamWorker
@@ -37,6 +38,7 @@ class Session:
         pipelines: Pipelines,
         state: ParameterState,
         observer: StreamObserver,
+        candidates: CandidateFilter,
         on_end: Callable[["Session"], None],
     ) -> None:
         self.id = str(uuid.uuid4())
@@ -47,7 +49,8 @@ class Session:
         self.started = time.monotonic()
         self.closed = False
         self.failed = False  # the stream ended with an error
-        self.candidates = asyncio.Lock()
+        self.candidates = candidates
+        self.adding_candidates = asyncio.Lock()
         self._on_end = on_end
         self._channel: RTCDataChannel | None = None
         self._pending: list[str] = []
@@ -60,7 +63,6 @@ class Session:
         )
         self.track = GeneratedTrack(self.output, on_demand=self._begin)
         self.worker.set_paused(state.paused)
-        peer.on("track", self._on_track)
         peer.on("datachannel", self._on_channel)
         peer.on("connectionstatechange", self._on_connection_state)
 
@@ -164,10 +166,10 @@ class Session:
             error = "internal error, see the server's log"
         await self.stop(error)
 
-    def _on_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "video":
-            self._has_input = True
-            self.spawn(self._receive(track), "input")
+    def receive(self, track: MediaStreamTrack) -> None:
+        """Take input pictures from the peer's video."""
+        self._has_input = True
+        self.spawn(self._receive(track), "input")
 
     async def _receive(self, track: MediaStreamTrack) -> None:
         try:

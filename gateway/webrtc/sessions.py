@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aiortc import RTCPeerConnection, RTCSessionDescription
-from aiortc.exceptions import InvalidAccessError, InvalidStateError
+from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
 from gateway.errors import ApiError, ValidationFailed
 from gateway.pipelines import Loaded, Pipelines
@@ -18,7 +18,7 @@ from gateway.waiting import within
 from gateway.webrtc.ice import IceServers
 from gateway.webrtc.parameters import ParameterContext, ParameterState
 from gateway.webrtc.session import Session, session_metrics
-from gateway.webrtc.signalling import check_offer, parse_candidate, split_mdns_candidates
+from gateway.webrtc.signalling import Offer, is_name, read_offer, too_many_candidates
 from gateway.webrtc.worker import StreamObserver
 
 logger = logging.getLogger(__name__)
@@ -90,67 +90,74 @@ class Sessions:
         loaded = self._pipelines.loaded
         if loaded is None:
             raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
-        check_offer(sdp, kind)
+        offer = read_offer(sdp, kind)
         context = ParameterContext(loaded.spec, loaded.params, self._assets_directory)
         state = ParameterState.open(context, initial_parameters)
         await self._make_room(loaded)
         peer = RTCPeerConnection(self._ice.for_server())
-        session = Session(peer, self._pipelines, state, self._observer, self._ended)
+        session = Session(peer, self._pipelines, state, self._observer, offer.filter, self._ended)
         self._totals.sessions += 1
         self._empty.clear()
         self._sessions[session.id] = session
         try:
-            await self._negotiate(session, sdp)
+            answer = await self._negotiate(session, offer)
         except asyncio.CancelledError:  # the client hung up
             await session.close()
             raise
         except Exception as error:
             refusal = _refusal(error, evicted=session.closed)
-            logger.info("[%s] Offer refused", session.id, exc_info=error if refusal is not error else None)
+            expected = (
+                isinstance(error, ApiError | InternalError | OperationError | InvalidStateError | ValueError)
+                or refusal.status == 503
+            )
+            logger.info("[%s] Offer refused: %s", session.id, refusal, exc_info=None if expected else error)
             await session.close()
             raise refusal from error
         session.spawn(self._watchdog(session), "watchdog")
         session.report(state.remarks)
         logger.info("[%s] Session opened for %s", session.id, loaded.spec.id)
-        return Answer(session.id, peer.localDescription.sdp, peer.localDescription.type)
+        return Answer(session.id, answer, peer.localDescription.type)
 
-    async def _negotiate(self, session: Session, sdp: str) -> None:
+    async def _negotiate(self, session: Session, offer: Offer) -> str:
+        """Bring the connection up to the answer, which is returned."""
         peer = session.peer
-        sdp, names = split_mdns_candidates(sdp)
-        await peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
-        if names:
-            session.spawn(self._apply_candidates(session, [parse_candidate(n) for n in names]), "candidates")
-        video = next(t for t in peer.getTransceivers() if t.kind == "video")
-        peer.addTrack(session.track)
+        await peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
         for transceiver in peer.getTransceivers():
-            if transceiver.kind != "video":
-                transceiver.direction = "inactive"
-        video.direction = "sendrecv"
+            transceiver.direction = offer.direction(transceiver.mid)
+            if transceiver.mid == offer.viewer:
+                transceiver.sender.replaceTrack(session.track)
+            if transceiver.mid == offer.camera:
+                session.receive(transceiver.receiver.track)
         await peer.setLocalDescription(await peer.createAnswer())
+        session.spawn(self._apply_candidates(session, offer.candidates), "candidates")
+        return offer.complete(peer.localDescription.sdp)
 
     async def add_candidates(self, session_id: str, candidates: list[dict[str, Any]]) -> None:
         """Trickle ICE; the slow part (mDNS names) goes on in the background.
 
-        Raises ApiError 404 (unknown or closed session), 400 (an unreadable candidate; none is applied then).
+        Raises ApiError 404 (unknown or closed session), 400 (an unreadable candidate: none is applied; too
+        many of them: the first ones are applied).
         """
         session = self._sessions.get(session_id)
         if session is None:
             raise ApiError(404, f"Session {session_id} not found")
         if session.closed or session.peer.connectionState in ("closed", "failed"):
             raise ApiError(404, f"Session {session_id} is closed or failed")
-        parsed = [parse_candidate(entry) for entry in candidates]
-        session.spawn(self._apply_candidates(session, parsed), "candidates")
+        chosen, left_out = session.candidates.choose(candidates)
+        session.spawn(self._apply_candidates(session, chosen), "candidates")
+        if left_out:
+            raise too_many_candidates(left_out)
 
-    async def _apply_candidates(self, session: Session, candidates: list[Any]) -> None:
-        async with session.candidates:  # in order of arrival: after the end of candidates none is used
-            for candidate in candidates:
-                if candidate is not None and candidate.protocol.lower() != "udp":
-                    continue
-                try:
-                    await session.peer.addIceCandidate(candidate)
-                except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
-                    # A name that cannot be resolved; the other side's checks reach us all the same.
-                    logger.debug("[%s] Candidate not used: %s", session.id, error)
+    async def _apply_candidates(self, session: Session, candidates: Sequence[RTCIceCandidate | None]) -> None:
+        names = [candidate for candidate in candidates if candidate is not None and is_name(candidate)]
+        addresses = [candidate for candidate in candidates if candidate not in names]
+        async with session.adding_candidates:  # in order of arrival: after their end none is used
+            for candidate in addresses:
+                # When the peer can only reach us, an end would fail the connection before it has tried.
+                if candidate is not None or session.candidates.has_addresses:
+                    await _add_candidate(session, candidate)
+                await asyncio.sleep(0)  # each takes aioice a moment, the streams go on in between
+        await asyncio.gather(*(_add_candidate(session, name) for name in names))
 
     async def delete(self, session_id: str) -> None:
         """Close a session; unknown ids are fine."""
@@ -218,6 +225,14 @@ class Sessions:
         if not session.connected:
             logger.info("[%s] Not connected within %.0f s: dropped", session.id, self._connect_timeout_s)
             await session.close()
+
+
+async def _add_candidate(session: Session, candidate: RTCIceCandidate | None) -> None:
+    try:
+        await session.peer.addIceCandidate(candidate)
+    except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
+        # A name that cannot be resolved; the other side's checks reach us all the same.
+        logger.debug("[%s] Candidate not used: %s", session.id, error)
 
 
 def _refusal(error: Exception, *, evicted: bool) -> ApiError:

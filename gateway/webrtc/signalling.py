@@ -1,66 +1,125 @@
-"""Offers and candidates as text: what is refused, and why."""
+"""Offers and candidates as text: what is refused, and why; what is rewritten so that aiortc takes it."""
 
+import ipaddress
 import re
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from aiortc.sdp import SessionDescription, candidate_from_sdp
+from aiortc import RTCIceCandidate
+from aiortc.codecs import CODECS, is_rtx
+from aiortc.rtcpeerconnection import find_common_codecs
+from aiortc.sdp import (
+    DIRECTIONS,
+    H264Profile,
+    MediaDescription,
+    SessionDescription,
+    candidate_from_sdp,
+    grouplines,
+    parse_h264_profile_level_id,
+)
 
 from gateway.errors import ApiError
+from gateway.validation import quoted
 
-_MAX_SDP_CHARACTERS = 64 << 10
-_MAX_SDP_SECTIONS = 8  # each may cost a transport with sockets of its own; clients offer up to three
-_END_OF_CANDIDATES = ""
+MAX_CANDIDATES: Final = 64  # of a session: each is paired with every local address, and each pair is checked
+_MAX_ENTRIES: Final = 256  # of one request, with those that are of no use
+_MAX_SDP_CHARACTERS: Final = 64 << 10
+_MAX_SDP_SECTIONS: Final = 8  # each may cost a transport with sockets of its own; clients offer up to three
+_END_OF_CANDIDATES: Final = ""
+_MDNS_NAME: Final = ".local"
+
+_H264_BASELINE: Final = (H264Profile.PROFILE_BASELINE, H264Profile.PROFILE_CONSTRAINED_BASELINE)
+_H264_STAND_IN: Final = "42e01f"  # constrained baseline, which decoders of all profiles read
+_SENDING: Final = ("sendrecv", "sendonly")
+_RECEIVING: Final = ("sendrecv", "recvonly")
 
 
-def check_offer(sdp: str, kind: str) -> None:
-    """Refuse offers that could never show a picture, with a reason.
+class CandidateFilter:
+    """Chooses the ICE candidates of one session that are tried: usable, different, and not too many.
 
-    Raises ApiError 400.
+    Every one of them makes us send checks to an address that the peer chose, and aioice's work grows with the
+    square of their number.
     """
-    if kind != "offer":
-        raise ApiError(400, f"The type must be 'offer', not {kind[:40]!r}")
-    if len(sdp) > _MAX_SDP_CHARACTERS:
-        raise ApiError(400, f"Invalid SDP offer: longer than {_MAX_SDP_CHARACTERS >> 10} KiB")
-    try:
-        description = SessionDescription.parse(sdp)
-    except Exception as error:  # the parser raises whatever the malformed text makes it run into
-        raise ApiError(400, f"Invalid SDP offer: {type(error).__name__} while parsing") from error
-    if len(description.media) > _MAX_SDP_SECTIONS:
-        raise ApiError(400, f"Invalid SDP offer: more than {_MAX_SDP_SECTIONS} media sections")
-    video = [m for m in description.media if m.kind == "video"]
-    if not video:
-        raise ApiError(400, "Invalid SDP offer: no video section; add a video transceiver before the offer")
-    names = {codec.mimeType.lower() for codec in video[0].rtp.codecs}
-    if not names & {"video/vp8", "video/h264"}:
-        raise ApiError(400, "Invalid SDP offer: no common video codec; offer VP8 or H264")
-    if video[0].direction not in ("sendrecv", "recvonly"):
-        raise ApiError(
-            400,
-            f"Invalid SDP offer: the video section is {video[0].direction}, so nothing could be shown; "
-            "offer sendrecv or recvonly",
+
+    def __init__(self, mids: Sequence[str], bundled: Iterable[str] = ()) -> None:
+        """mids: of the offer's sections, in order. bundled: those that use another section's transport."""
+        self._mids = list(mids)
+        self._own_transport = set(mids) - set(bundled)
+        self._seen: set[tuple[str, str, int]] = set()
+        self.has_names = False  # mDNS names are among the chosen ones
+
+    @property
+    def has_addresses(self) -> bool:
+        """Whether the peer may be reached at all; else it has to reach us."""
+        return bool(self._seen) and not self.has_names
+
+    def choose(self, entries: Sequence[Mapping[str, Any]]) -> tuple[list[RTCIceCandidate | None], int]:
+        """The candidates to try, None for their end, and how many were too many.
+
+        entries: `{candidate, sdpMid, sdpMLineIndex}`. Raises ApiError 400 for unreadable ones.
+        """
+        if len(entries) > _MAX_ENTRIES:
+            raise too_many_candidates(len(entries))
+        chosen: list[RTCIceCandidate | None] = []
+        left_out = 0
+        for candidate in [parse_candidate(entry) for entry in entries]:
+            if candidate is None:
+                chosen.append(None)
+                continue
+            candidate.sdpMid, candidate.sdpMLineIndex = self._mid_of(candidate), None
+            key = (candidate.sdpMid or "", candidate.ip.lower(), candidate.port)
+            if not self._is_usable(candidate) or key in self._seen:
+                continue
+            if len(self._seen) >= MAX_CANDIDATES:
+                left_out += 1
+                continue
+            self._seen.add(key)
+            self.has_names = self.has_names or is_name(candidate)
+            chosen.append(candidate)
+        return chosen, left_out
+
+    def _mid_of(self, candidate: RTCIceCandidate) -> str | None:
+        if candidate.sdpMid in self._mids:
+            return candidate.sdpMid
+        index = candidate.sdpMLineIndex
+        return self._mids[index] if index is not None and 0 <= index < len(self._mids) else None
+
+    def _is_usable(self, candidate: RTCIceCandidate) -> bool:
+        return (
+            candidate.sdpMid in self._own_transport
+            and candidate.protocol.lower() == "udp"
+            and candidate.component == 1  # aioice fails at every check that comes from any other
+            and 0 < candidate.port < 1 << 16
+            and (is_name(candidate) or _is_unicast(candidate.ip))
         )
 
 
-def split_mdns_candidates(sdp: str) -> tuple[str, list[dict[str, Any]]]:
-    """An offer without its `.local` candidates, and these as trickled ones.
-
-    Looking such a name up takes a second when nobody answers; the answer must not wait for it.
-    """
-    kept: list[str] = []
-    names: list[dict[str, Any]] = []
-    section = -1
-    for line in sdp.splitlines(keepends=True):
-        section += line.startswith("m=")
-        if line.startswith("a=candidate:") and ".local " in line:
-            names.append({"candidate": line.strip(), "sdpMid": None, "sdpMLineIndex": section})
-        else:
-            kept.append(line)
-    if names:
-        kept = [line for line in kept if not line.startswith("a=end-of-candidates")]
-    return "".join(kept), names
+def is_name(candidate: RTCIceCandidate) -> bool:
+    """Whether an mDNS name stands for the address; looking it up takes a second when nobody answers."""
+    return candidate.ip.lower().endswith(_MDNS_NAME)
 
 
-def parse_candidate(entry: dict[str, Any]) -> Any:
+def too_many_candidates(count: int) -> ApiError:
+    return ApiError(
+        400, f"Too many ICE candidates: a session takes at most {MAX_CANDIDATES}, {count} are left out"
+    )
+
+
+def _is_unicast(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:  # names an interface of the peer's machine, not of ours
+            return False
+        address = address.ipv4_mapped or address
+    is_broadcast = isinstance(address, ipaddress.IPv4Address) and address.is_reserved
+    return not (address.is_multicast or address.is_unspecified or is_broadcast)
+
+
+def parse_candidate(entry: Mapping[str, Any]) -> RTCIceCandidate | None:
     """An aiortc candidate from `{candidate, sdpMid, sdpMLineIndex}`; None for end-of-candidates.
 
     Raises ApiError 400.
@@ -73,7 +132,226 @@ def parse_candidate(entry: dict[str, Any]) -> Any:
     try:
         candidate = candidate_from_sdp(text)
     except Exception as error:  # the parser asserts and indexes its way through the text
-        raise ApiError(400, f"Invalid ICE candidate: {text[:80]!r} cannot be parsed") from error
+        raise ApiError(400, f"Invalid ICE candidate: '{quoted(text)}' cannot be parsed") from error
     candidate.sdpMid = entry.get("sdpMid")
     candidate.sdpMLineIndex = entry.get("sdpMLineIndex")
     return candidate
+
+
+@dataclass(slots=True)
+class _Section:
+    """One media section of an offer."""
+
+    lines: list[str]
+    mid: str
+    media: MediaDescription  # of the rewritten text
+    profiles: dict[str, str]  # H.264 profiles that were rewritten, by payload type
+    kept: bool = False
+
+    @property
+    def direction(self) -> str:
+        return self.media.direction or "sendrecv"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An offer that can show video.
+
+    sdp: as aiortc takes it: without candidates, without the sections of which nothing can be used, and with
+    H.264 of any profile called baseline. viewer: mid of the section that shows our video. camera: mid of the
+    one that brings the peer's.
+    """
+
+    sdp: str
+    viewer: str
+    camera: str | None
+    candidates: list[RTCIceCandidate | None]
+    filter: CandidateFilter
+    _sections: list[_Section] = field(repr=False)
+
+    def direction(self, mid: str | None) -> str:
+        """What our side of a section does."""
+        match (mid == self.viewer, mid is not None and mid == self.camera):
+            case (True, True):
+                return "sendrecv"
+            case (True, False):
+                return "sendonly"
+            case (False, True):
+                return "recvonly"
+        return "inactive"
+
+    def complete(self, answer: str) -> str:
+        """aiortc's answer, with the client's H.264 profiles and the refused sections in their places."""
+        head, ours = grouplines(answer)
+        remaining = iter(ours)
+        sections = [
+            _with_profiles(next(remaining), section.profiles) if section.kept else _refused(section)
+            for section in self._sections
+        ]
+        return _join(head, sections)
+
+
+def read_offer(sdp: str, kind: str) -> Offer:
+    """Refuse offers that could never show a picture, with a reason; prepare the others.
+
+    Raises ApiError 400.
+    """
+    if kind != "offer":
+        raise ApiError(400, f"The type must be 'offer', not '{quoted(kind, 40)}'")
+    if len(sdp) > _MAX_SDP_CHARACTERS:
+        raise _invalid(f"longer than {_MAX_SDP_CHARACTERS >> 10} KiB")
+    head, groups = grouplines(sdp)
+    if len(groups) > _MAX_SDP_SECTIONS:
+        raise _invalid(f"more than {_MAX_SDP_SECTIONS} media sections")
+    sections, bundle = _parse(head, groups)
+    _keep_usable(sections)
+    viewer, camera = _viewer_and_camera(sections)
+    kept = [section for section in sections if section.kept]
+    for section in kept:
+        _check_transport(section)
+    bundle = [mid for mid in bundle if any(section.mid == mid for section in kept)]
+    candidates = CandidateFilter([section.mid for section in sections], bundle[1:])
+    chosen, left_out = candidates.choose(_candidates_of(groups, sections))
+    if left_out:
+        raise too_many_candidates(left_out)
+    text = _join(_with_bundle(head, bundle), [section.lines for section in kept])
+    return Offer(text, viewer.mid, camera.mid if camera else None, chosen, candidates, sections)
+
+
+def _invalid(reason: str) -> ApiError:
+    return ApiError(400, f"Invalid SDP offer: {reason}")
+
+
+def _parse(head: list[str], groups: list[list[str]]) -> tuple[list[_Section], list[str]]:
+    """The sections, and the mids that share the first one's transport. Raises ApiError 400."""
+    default = next((line[2:] for line in head if line[2:] in DIRECTIONS), "sendrecv")
+    rewritten = [_prepared(lines, str(index), default) for index, lines in enumerate(groups)]
+    try:
+        description = SessionDescription.parse(_join(head, [lines for lines, _ in rewritten]))
+    except Exception as error:  # the parser raises whatever the malformed text makes it run into
+        raise _invalid(f"{type(error).__name__} while parsing") from error
+    sections = [
+        _Section(lines, media.rtp.muxId, media, profiles)
+        for (lines, profiles), media in zip(rewritten, description.media, strict=True)
+    ]
+    mids = [section.mid for section in sections]
+    if len(set(mids)) < len(mids):
+        raise _invalid("two media sections have the same mid")
+    groups_of_mids = (group.items for group in description.group if group.semantic == "BUNDLE")
+    return sections, [str(mid) for mid in next(groups_of_mids, [])]
+
+
+def _prepared(lines: list[str], index: str, direction: str) -> tuple[list[str], dict[str, str]]:
+    """A section without candidates, with a mid and a direction, and the H.264 profiles that were replaced."""
+    kept = [line for line in lines if not line.startswith(("a=candidate:", "a=end-of-candidates"))]
+    if not any(line.startswith("a=mid:") for line in kept):
+        kept.append(f"a=mid:{index}")
+    if not any(line[2:] in DIRECTIONS for line in kept):
+        kept.append(f"a={direction}")
+    h264 = {m[1] for m in map(re.compile(r"a=rtpmap:(\d+) h264/", re.I).match, kept) if m}
+    profiles: dict[str, str] = {}
+    return [_with_known_profile(line, h264, profiles) for line in kept], profiles
+
+
+def _with_known_profile(line: str, h264: set[str], profiles: dict[str, str]) -> str:
+    """An H.264 fmtp line that aiortc understands; other lines, and other packetization modes, as they are."""
+    match = re.match(r"a=fmtp:(\d+) (.+)", line)
+    if match is None or match[1] not in h264:
+        return line
+    pairs = (part.partition("=") for part in match[2].split(";"))
+    parameters = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    profile = parameters.get("profile-level-id", _H264_STAND_IN)
+    if parameters.get("packetization-mode") != "1":
+        return line
+    if not _is_baseline(profile):
+        profiles[match[1]] = profile
+        profile = _H264_STAND_IN
+    return f"a=fmtp:{match[1]} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id={profile}"
+
+
+def _is_baseline(profile: str) -> bool:
+    try:
+        return parse_h264_profile_level_id(profile)[0] in _H264_BASELINE
+    except ValueError:
+        return False
+
+
+def _keep_usable(sections: list[_Section]) -> None:
+    """Mark the sections that aiortc can negotiate; the first data section only."""
+    has_data = False
+    for section in sections:
+        media = section.media
+        disabled = media.port == 0 and "a=bundle-only" not in section.lines
+        if media.kind in ("audio", "video"):
+            common = find_common_codecs(CODECS[media.kind], media.rtp.codecs)
+            section.kept = not disabled and any(not is_rtx(codec) for codec in common)
+        elif media.kind == "application" and not has_data and not disabled:
+            section.kept = has_data = media.profile == "DTLS/SCTP" or media.sctp_port is not None
+
+
+def _viewer_and_camera(sections: list[_Section]) -> tuple[_Section, _Section | None]:
+    """The first section that can show our video, and the first that brings the peer's."""
+    video = [section for section in sections if section.media.kind == "video"]
+    if not video:
+        raise _invalid("no video section; add a video transceiver before the offer")
+    usable = [section for section in video if section.kept]
+    if not usable:
+        raise _invalid(
+            "no common video codec; offer VP8 or H264 (H264 with packetization-mode=1, of any profile)"
+        )
+    viewer = next((section for section in usable if section.direction in _RECEIVING), None)
+    if viewer is None:
+        directions = " and ".join(dict.fromkeys(section.direction for section in usable))
+        raise _invalid(
+            f"the video section is {directions}, so nothing could be shown; offer sendrecv or recvonly"
+        )
+    return viewer, next((section for section in usable if section.direction in _SENDING), None)
+
+
+def _check_transport(section: _Section) -> None:
+    ice, dtls = section.media.ice, section.media.dtls
+    if not (ice and ice.usernameFragment and ice.password):
+        raise _invalid(f"section '{quoted(section.mid, 40)}' has no a=ice-ufrag or no a=ice-pwd")
+    if not (dtls and dtls.fingerprints):
+        raise _invalid(f"section '{quoted(section.mid, 40)}' has no a=fingerprint or no a=setup")
+
+
+def _candidates_of(groups: list[list[str]], sections: list[_Section]) -> list[dict[str, Any]]:
+    """The candidates in an offer as trickled ones, with their end."""
+    entries = [
+        {"candidate": line, "sdpMid": section.mid}
+        for lines, section in zip(groups, sections, strict=True)
+        for line in lines
+        if line.startswith("a=candidate:")
+    ]
+    ended = any(line.startswith("a=end-of-candidates") for lines in groups for line in lines)
+    return [*entries, *([{"candidate": _END_OF_CANDIDATES}] if ended else [])]
+
+
+def _with_bundle(head: list[str], bundle: list[str]) -> list[str]:
+    others = [line for line in head if not line.startswith("a=group:BUNDLE")]
+    return [*others, f"a=group:BUNDLE {' '.join(bundle)}"] if bundle else others
+
+
+def _with_profiles(lines: list[str], profiles: Mapping[str, str]) -> list[str]:
+    restored = []
+    for line in lines:
+        payload_type = line.removeprefix("a=fmtp:").partition(" ")[0]
+        if line.startswith("a=fmtp:") and payload_type in profiles:
+            line = line.replace(
+                f"profile-level-id={_H264_STAND_IN}", f"profile-level-id={profiles[payload_type]}"
+            )
+        restored.append(line)
+    return restored
+
+
+def _refused(section: _Section) -> list[str]:
+    media = section.media
+    formats = " ".join(map(str, media.fmt))
+    m_line = f"m={media.kind} 0 {media.profile} {formats}"
+    return [m_line, "c=IN IP4 0.0.0.0", f"a=mid:{section.mid}", "a=inactive"]
+
+
+def _join(head: list[str], sections: Iterable[list[str]]) -> str:
+    lines = [*head, *(line for section in sections for line in section)]
+    return "".join(f"{line}\r\n" for line in lines)

@@ -104,6 +104,7 @@ _HEAD = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
 _CODEC = "a=rtpmap:96 VP8/90000\r\n"
 _DTLS = "a=fingerprint:sha-256 " + ":".join(["AB"] * 32) + "\r\na=setup:actpass\r\n"
 _ICE = "a=ice-ufrag:abcd\r\na=ice-pwd:abcdefghijklmnopqrstuvwx\r\n"
+_MANY_CANDIDATES = "".join(f"a=candidate:1 1 udp 1 192.0.2.1 {p} typ host\r\n" for p in range(2000, 2100))
 
 _SDPS: dict[str, Any] = {
     "is a number": 5,
@@ -130,6 +131,8 @@ _SDPS: dict[str, Any] = {
     "is inactive": _HEAD + _VIDEO + _CODEC + _ICE + "a=inactive\r\n",
     "has 500 video sections": _HEAD + (_VIDEO + _CODEC + _ICE) * 500,
     "has 60 sections without a bundle": _HEAD + (_VIDEO + _CODEC + _ICE + _DTLS) * 60,
+    "has one mid twice": _HEAD + (_VIDEO + _CODEC + _ICE + _DTLS) * 2,
+    "has 100 candidates": _HEAD + _VIDEO + _CODEC + _ICE + _DTLS + _MANY_CANDIDATES,
     "has 20000 unknown lines": _HEAD + "a=x:y\r\n" * 20_000,
 }
 
@@ -166,6 +169,7 @@ CANDIDATES = [
         ({"candidates": [{"candidate": "candidate:1 1 UDP", "sdpMid": "0"}]}, (400,)),
         ({"candidates": [{"candidate": HOST_CANDIDATE.replace("54321", "x"), "sdpMid": "0"}]}, (400,)),
         ({"candidates": [{"candidate": "candidate:" + "9" * 10_000, "sdpMid": "0"}]}, (400,)),
+        ({"candidates": [{"candidate": HOST_CANDIDATE, "sdpMid": "0"}] * 8000}, (400,)),
     ]
 ] + [
     _post("candidates of nobody", f"{OFFER}/nobody", (404,), {"candidates": []}, "PATCH"),

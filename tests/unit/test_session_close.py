@@ -9,6 +9,7 @@ from aiortc import RTCPeerConnection
 from gateway.pipelines import Pipelines
 from gateway.webrtc.parameters import ParameterContext, ParameterState
 from gateway.webrtc.session import Session
+from gateway.webrtc.signalling import CandidateFilter
 from streaming.specs import SPECS
 from tests.unit.test_pipelines import SlowServing
 
@@ -27,7 +28,12 @@ async def test_session_ends_once_although_its_closer_is_cancelled(steps: int, tm
     state = ParameterState.open(ParameterContext(spec, {"height": 512, "width": 512}, tmp_path), None)
     ended: list[Session] = []
     session = Session(
-        RTCPeerConnection(), Pipelines(SlowServing(), load_timeout_s=60), state, Nobody(), ended.append
+        RTCPeerConnection(),
+        Pipelines(SlowServing(), load_timeout_s=60),
+        state,
+        Nobody(),
+        CandidateFilter([]),
+        ended.append,
     )
     session.spawn(asyncio.sleep(60), "work")
 
