@@ -68,14 +68,21 @@ class _ServiceCollector(Collector):
         yield state
         live = list(self._sessions)
         yield GaugeMetricFamily("wanstream_sessions", "Open sessions", value=len(live))
-        connected = sum(session.connected for session in live)
-        yield GaugeMetricFamily("wanstream_sessions_connected", "Sessions with media", value=connected)
+        fps = [session.output.fps for session in live if session.connected]
+        yield GaugeMetricFamily("wanstream_sessions_connected", "Sessions with media", value=len(fps))
         queued = sum(len(session.output) for session in live)
         yield GaugeMetricFamily("wanstream_queued_frames", "Pictures that wait to be shown", value=queued)
-        fps = GaugeMetricFamily("wanstream_session_fps", "Pictures per second shown", labels=["session"])
-        for session in live:
-            fps.add_metric([session.id], session.output.fps)
-        yield fps
+        # One series per session would stay in Prometheus for each viewer there ever was.
+        yield GaugeMetricFamily(
+            "wanstream_session_fps_lowest",
+            "Pictures per second shown to the slowest connected session",
+            value=min(fps, default=0.0),
+        )
+        yield GaugeMetricFamily(
+            "wanstream_session_fps_mean",
+            "Pictures per second shown to a connected session, on average",
+            value=sum(fps) / len(fps) if fps else 0.0,
+        )
         totals = self._sessions.totals()
         for name, text, value in (
             ("wanstream_frames_in", "Frames received from peers", totals.frames_in),

@@ -49,6 +49,8 @@ async def test_metrics_count_a_stream(double_server: DoubleProcess) -> None:
     assert during["wanstream_triton_ready"] == 1
     assert after["wanstream_sessions"] == 0
     assert after["wanstream_frames_out_total"] - before["wanstream_frames_out_total"] >= 20
+    assert 0 < during["wanstream_session_fps_lowest"] <= during["wanstream_session_fps_mean"]
+    assert not [name for name in during if "{session" in name]  # no series for every viewer there ever was
     chunks = "wanstream_chunk_seconds_count{pipeline=longlive}"
     assert after[chunks] > before.get(chunks, 0)
 
