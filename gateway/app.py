@@ -23,6 +23,7 @@ from gateway.loras import Loras
 from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.openapi import ApiDocument
+from gateway.origins import OriginPolicy, guard_origins
 from gateway.pipelines import Pipelines
 from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
@@ -103,11 +104,13 @@ def create_app(config: Config, serving: Serving) -> Quart:
     ):
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
+    policy = OriginPolicy(config)
+    guard_origins(app, policy)
     if config.secrets.access_token is not None:
-        require_token(app, config.secrets.access_token)
+        require_token(app, config.secrets.access_token, policy)
     app = cors(
         app,
-        allow_origin=config.cors_origins or re.compile(""),
+        allow_origin=policy.listed if policy.listed and not policy.allows_all else re.compile(""),
         allow_credentials=True,
         expose_headers=["Content-Disposition", "Location"],
         max_age=600,

@@ -1,5 +1,6 @@
 """All settings of the gateway, read once from the environment; nothing else reads `os.environ`."""
 
+import ipaddress
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,8 @@ class Config:
     max_sessions: int | None = None  # None: the pipeline's own default
     prewarm: str | None = None  # pipeline to load at start (PIPELINE); None: the demonstration, if it is used
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
-    cors_origins: tuple[str, ...] | None = None  # None: every origin
+    cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.origins
+    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
     turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token
     hf_endpoint: str = _HF_ENDPOINT  # the hub, or a mirror of it
@@ -137,7 +139,8 @@ class Config:
             max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
             prewarm=values.get("PIPELINE"),
             demo=_choice(values, "WANSTREAM_DEMO", ("on", "off"), "on") == "on",
-            cors_origins=tuple(o.strip() for o in origins.split(",") if o.strip()) if origins else None,
+            cors_origins=_names(origins) if origins else None,
+            trusted_proxies=_networks(values, "WANSTREAM_TRUSTED_PROXIES"),
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
             turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),
             hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
@@ -151,6 +154,17 @@ class Config:
 def _names(text: str) -> tuple[str, ...]:
     """The names in a comma list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _networks(
+    values: Mapping[str, str], name: str
+) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(n, strict=False) for n in _names(values.get(name, "")))
+    except ValueError as error:
+        raise WanstreamError(
+            f"{name} must be a comma list of addresses or networks such as 127.0.0.1 or 10.0.0.0/8: {error}."
+        ) from error
 
 
 def _choice(values: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:

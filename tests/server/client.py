@@ -52,7 +52,8 @@ class HttpClient:
             sent_headers.setdefault("Content-Type", "application/json")
         connection = http.client.HTTPConnection(self._address, timeout=timeout_s)
         try:
-            connection.putrequest(method, path, skip_accept_encoding=True)
+            own_host = any(name.lower() == "host" for name in sent_headers)
+            connection.putrequest(method, path, skip_host=own_host, skip_accept_encoding=True)
             for name, value in sent_headers.items():
                 connection.putheader(name, value)
             length_given = {name.lower() for name in sent_headers} & {"content-length", "transfer-encoding"}

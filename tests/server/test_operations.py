@@ -1,6 +1,7 @@
 """What operators rely on: probes, metrics, an access token, an orderly end."""
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
-    """A server that asks for a token."""
-    process = DoubleProcess(tmp_path_factory.mktemp("guarded"), {"WANSTREAM_TOKEN": TOKEN})
+    """A server that asks for a token, behind a proxy of the same machine that answers at 127.0.0.2."""
+    env = {"WANSTREAM_TOKEN": TOKEN, "WANSTREAM_TRUSTED_PROXIES": "127.0.0.2"}
+    process = DoubleProcess(tmp_path_factory.mktemp("guarded"), env)
     yield process
     process.stop()
 
@@ -47,10 +49,10 @@ async def test_metrics_count_a_stream(double_server: DoubleProcess) -> None:
     assert during["wanstream_sessions"] == during["wanstream_sessions_connected"] == 1
     assert during["wanstream_pipeline_state{state=loaded}"] == 1
     assert during["wanstream_triton_ready"] == 1
-    assert after["wanstream_sessions"] == 0
-    assert after["wanstream_frames_out_total"] - before["wanstream_frames_out_total"] >= 20
     assert 0 < during["wanstream_session_fps_lowest"] <= during["wanstream_session_fps_mean"]
     assert not [name for name in during if "{session" in name]  # no series for every viewer there ever was
+    assert after["wanstream_sessions"] == 0
+    assert after["wanstream_frames_out_total"] - before["wanstream_frames_out_total"] >= 20
     chunks = "wanstream_chunk_seconds_count{pipeline=longlive}"
     assert after[chunks] > before.get(chunks, 0)
 
@@ -96,6 +98,34 @@ def test_a_page_opened_with_the_token_keeps_it(guarded: DoubleProcess) -> None:
     assert opened.status == 200
     assert "HttpOnly" in opened.headers["set-cookie"]
     assert following.status == 200
+
+
+@pytest.mark.parametrize("path", ["/health?token=wrong", "/api/v1/pipeline/status?token=wrong"])
+def test_a_wrong_token_does_not_take_the_place_of_the_cookie(guarded: DoubleProcess, path: str) -> None:
+    answer = guarded.client.request("GET", path, headers={"Cookie": f"wanstream_token={TOKEN}"})
+
+    assert answer.status == 200
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("address", "is_secure"), [("127.0.0.2", True), ("127.0.0.1", False)], ids=["proxy", "client"]
+)
+def test_behind_a_trusted_proxy_with_tls_the_cookie_is_secure(
+    guarded: DoubleProcess, address: str, is_secure: bool
+) -> None:
+    lines = [
+        f"GET /?token={TOKEN} HTTP/1.1",
+        "Host: localhost",
+        "X-Forwarded-Proto: https",
+        "Connection: close",
+    ]
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=5, source_address=(address, 0)) as s:
+        s.sendall("\r\n".join([*lines, "", ""]).encode())
+        head = s.makefile("rb").read().partition(b"\r\n\r\n")[0].decode()
+
+    cookie = next(line for line in head.splitlines() if line.lower().startswith("set-cookie"))
+    assert ("Secure" in cookie) is is_secure
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])

@@ -32,8 +32,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.fixture(scope="module")
 def one_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
-    """A server with room for one session."""
-    process = DoubleProcess(tmp_path_factory.mktemp("one"), {"WANSTREAM_MAX_SESSIONS": "1"})
+    """A server with room for one session, which may be called studio.test."""
+    env = {"WANSTREAM_MAX_SESSIONS": "1", "WANSTREAM_CORS_ORIGINS": "http://studio.test"}
+    process = DoubleProcess(tmp_path_factory.mktemp("one"), env)
     yield process
     process.stop()
 
@@ -60,18 +61,19 @@ async def test_camera_that_cannot_be_used_is_explained(
         assert await sessions(server.client) == {}
 
 
-async def test_plain_http_address_is_explained(server: ServerProcess) -> None:
+async def test_plain_http_address_is_explained(one_place: DoubleProcess) -> None:
     resolver = "--host-resolver-rules=MAP studio.test 127.0.0.1"
 
     async with (
         chromium(FAKE_CAMERA, ALLOW_CAMERA, resolver) as browser,
-        opened(browser, f"http://studio.test:{server.port}") as page,
+        opened(browser, f"http://studio.test:{one_place.port}") as page,
     ):
         await state(page, "idle")
+        await page.get_by_role("radio", name="Passthrough", exact=True).check()
         await page.get_by_role("button", name="Start").click()
 
         advice = notice(page, "The browser blocks the camera")
-        await expect(advice).to_contain_text(f"http://localhost:{server.port}")
+        await expect(advice).to_contain_text(f"http://localhost:{one_place.port}")
 
 
 async def test_unreachable_server_is_told_and_found_again(browser: Browser, double: DoubleProcess) -> None:
