@@ -24,6 +24,7 @@ from gateway.metrics import Metrics
 from gateway.models import Models
 from gateway.openapi import ApiDocument
 from gateway.origins import OriginPolicy, guard_origins
+from gateway.page_policy import protect_pages
 from gateway.pipelines import Pipelines
 from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
@@ -106,6 +107,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     _answer_errors_as_json(app)
     policy = OriginPolicy(config)
     guard_origins(app, policy)
+    protect_pages(app, policy)
     if config.secrets.access_token is not None:
         require_token(app, config.secrets.access_token, policy)
     app = cors(

@@ -36,7 +36,7 @@ async def test_camera_comes_back_moving_through_passthrough(browser: Browser, se
         await start(page)
 
         moved = await movement(page)
-        await page.wait_for_function("wanstream.stats?.fps > 5 && wanstream.stats.rttMs !== null")
+        await page.wait_for_function("() => wanstream.stats?.fps > 5 && wanstream.stats.rttMs !== null")
         stats = await page.evaluate("wanstream.stats")
 
         assert moved > MOVING
@@ -93,7 +93,7 @@ async def test_video_file_replaces_the_camera(
 
         await page.get_by_role("button", name="Start").click()
         await state(page, "streaming")
-        await page.wait_for_function("document.querySelector('#output').videoWidth === 320")
+        await page.wait_for_function("() => document.querySelector('#output').videoWidth === 320")
 
         assert (await pixels(page)).mean() > 200  # the fake camera is dark green
 
@@ -147,7 +147,7 @@ async def test_phone_window_shows_every_control(
 
         await page.get_by_role("button", name="Start").click()
         await state(page, "streaming")
-        await page.wait_for_function("wanstream.stats !== null")
+        await page.wait_for_function("() => wanstream.stats !== null")
 
         assert idle == await page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         assert idle_unreachable == []
@@ -248,13 +248,13 @@ async def test_page_from_disk_streams_and_steers(
         browser, f"{QUICKSTART}?server={target.url}&pipeline={pipeline}&input={source}"
     ) as page:
         await page.wait_for_function(
-            "result.error || (result.frames > 10 && result.single && channel.readyState === 'open')"
+            "() => result.error || (result.frames > 10 && result.single && channel.readyState === 'open')"
         )
         assert await page.evaluate("result.error") is None
 
         await page.evaluate("""channel.send('{"paused": true}')""")
         await page.evaluate("""channel.send('{"height": 64}')""")
-        await page.wait_for_function("result.messages.length")
+        await page.wait_for_function("() => result.messages.length")
         result = await page.evaluate("result")
         metrics = await sessions(target.client)
         await page.evaluate("peer.close()")

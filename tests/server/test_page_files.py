@@ -81,7 +81,7 @@ async def test_uploaded_picture_becomes_the_reference_of_the_stream(
         await start(page, "LongLive")
         await upload(page, "red fox.png", picture())
         thumbnail = page.get_by_role("button", name="red fox", exact=True)
-        await page.wait_for_function("document.querySelector('#images img')?.naturalWidth > 0")
+        await page.wait_for_function("() => document.querySelector('#images img')?.naturalWidth > 0")
 
         await thumbnail.press("Enter")
 

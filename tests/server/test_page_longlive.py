@@ -100,7 +100,7 @@ async def test_a_prompt_becomes_video_of_the_loaded_size(
 ) -> None:
     async with streaming(browser, demo_server, BALL) as page:
         pictures = await more(page, 3 * CHUNK, since=0)
-        await page.wait_for_function("wanstream.stats?.fps > 1")
+        await page.wait_for_function("() => wanstream.stats?.fps > 1")
         stats = await page.evaluate("wanstream.stats")
         status = await pipeline_status(demo_server.client)
 
@@ -258,7 +258,7 @@ async def test_a_page_that_polls_and_only_receives(
     await demo_server.client.call("POST", "/api/v1/pipeline/unload")
     url = f"{QUICKSTART}?server={demo_server.url}&pipeline=longlive&direction={direction}"
     async with opened(browser, url, record=True) as page:
-        await page.wait_for_function("result.error || result.frames > 10", timeout=300_000)
+        await page.wait_for_function("() => result.error || result.frames > 10", timeout=300_000)
         result = await page.evaluate("result")
         pictures = await recorded(page)
         await page.evaluate("peer.close()")
