@@ -2,7 +2,9 @@
 # PYTHON=python3.12 picks an interpreter, ARGS="--port 9000" passes options to the server.
 
 VENV ?= .venv
-BIN := $(VENV)/bin
+export VENV
+# Not the scripts beside it: their first line names this directory, whose name may have a space or a quote.
+PYTHON_M := "$$VENV/bin/python" -m
 ARGS ?=
 # Processes that run the tests; more than the cores, because many tests wait. 0: in this one.
 JOBS ?= 3
@@ -10,24 +12,24 @@ JOBS ?= 3
 .PHONY: serve test lint unit setup setup-dev clean
 
 serve: setup
-	$(BIN)/wanstream $(ARGS)
+	$(PYTHON_M) gateway $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n $(JOBS)
+	$(PYTHON_M) pytest -n $(JOBS)
 
 lint: setup-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(PYTHON_M) ruff check .
+	$(PYTHON_M) ruff format --check .
+	$(PYTHON_M) mypy
 
 unit: setup-dev
-	$(BIN)/pytest -n $(JOBS) tests/unit tests/golden
+	$(PYTHON_M) pytest -n $(JOBS) tests/unit tests/golden
 
 setup:
-	@VENV=$(VENV) scripts/setup.sh serve
+	@scripts/setup.sh serve
 
 setup-dev:
-	@VENV=$(VENV) scripts/setup.sh test
+	@scripts/setup.sh test
 
 clean:
-	rm -rf $(VENV)
+	rm -rf "$$VENV"

@@ -6,10 +6,15 @@ pipelines=$(python3 -c 'from gateway.embedded import model_repository; print(mod
 engines=${WANSTREAM_ENGINES_DIR:-$WANSTREAM_HOME/engines}/models
 mkdir -p "$engines"
 
+# Triton puts paths into a shell's command line as they are, so it gets names that mean themselves there.
+plain=$(mktemp -d /tmp/wanstream-XXXXXX)
+ln -s "$pipelines" "$plain/pipelines"
+ln -s "$engines" "$plain/engines"
+
 # The same options as those of the embedded server; the gateway relies on explicit model control.
 exec tritonserver \
-    --model-repository="$pipelines" \
-    --model-repository="$engines" \
+    --model-repository="$plain/pipelines" \
+    --model-repository="$plain/engines" \
     --model-control-mode=explicit \
     --exit-on-error=false \
     --strict-readiness=false \

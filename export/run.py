@@ -7,9 +7,11 @@ interrupted goes on where it stopped, and pipelines share the engines that they 
 import multiprocessing
 import os
 import shutil
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -56,6 +58,7 @@ from streaming.units import in_units
 _MEMORY_FACTOR: Final = 3
 _FP8_MEMORY_FACTOR: Final = 8  # weights in float32 here and in ModelOpt, and copies of both
 _MEMORY_BASE_BYTES: Final = 500_000_000
+_LONGEST_TEMPORARY_NAME: Final = 64  # bytes; a socket's path has 107, its own name included
 _DTYPE_NAMES: Final[dict[torch.dtype, DType]] = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -211,7 +214,7 @@ def _export_in_parallel(
     # of torch do not survive a fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "onnxscript", "torch.export"])
-    with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
+    with _short_temporary_names(), ProcessPoolExecutor(workers, context, _begin_worker) as pool:
         # The longest begin first: the transformer, then the last ones.
         first = [engine for engine in missing if engine.graph.kind == "transformer"]
         order = [*first, *(engine for engine in reversed(missing) if engine not in first)]
@@ -224,6 +227,18 @@ def _export_in_parallel(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _short_temporary_names() -> Iterator[None]:
+    """For the socket by which workers are asked for: the system takes no long paths for these."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY_NAME:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _begin_worker() -> None:

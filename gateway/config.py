@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,10 @@ from streaming.errors import WanstreamError
 _TURN_CREDENTIALS_URL = "https://turn.fastrtc.org/credentials"
 _HF_ENDPOINT = "https://huggingface.co"
 _MODEL_OWNERS = ("upstream", "daydreamlive")  # whoever made a repository, then a mirror of them all
+_LONGEST_PATH = 3584  # bytes; Linux takes 4095, and files below these directories have names, too
+_OTHER_PLACE = (
+    "Choose another place with WANSTREAM_HOME, WANSTREAM_ENGINES_DIR or the DAYDREAM_SCOPE_*_DIR variables."
+)
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LOG_FORMATS = ("text", "json")
 
@@ -46,14 +51,14 @@ class Directories:
         return replace(self, shared_loras=(*self.shared_loras, *further))
 
     def create(self) -> None:
-        """Make those that are missing. Raises WanstreamError."""
+        """Make those that are missing. Raises WanstreamError, also for names that some part cannot use."""
         for path in (self.home, self.models, self.loras, self.assets, self.logs, self.engines):
+            _check_name(path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise WanstreamError(
-                    f"Cannot create the directory {path} ({error.strerror}). Choose another place with "
-                    "WANSTREAM_HOME or the DAYDREAM_SCOPE_*_DIR variables."
+                    f"Cannot create the directory {shortened(path)} ({error.strerror}). {_OTHER_PLACE}"
                 ) from error
 
 
@@ -149,6 +154,25 @@ class Config:
             connect_timeout_s=float(_integer(values, "WANSTREAM_CONNECT_TIMEOUT_S", minimum=1) or 30),
             drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
         )
+
+
+def shortened(path: Path) -> str:
+    """A path for a sentence; what cannot be printed is escaped, and the middle of a long one left out."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path))
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
+
+
+def _check_name(directory: Path) -> None:
+    """Raises WanstreamError for a name that cannot stand in a line of a log, in JSON or before more names."""
+    text, problem = str(directory), ""
+    if any(unicodedata.category(letter) == "Cs" for letter in text):
+        problem = "is not valid UTF-8"
+    elif any(unicodedata.category(letter) == "Cc" for letter in text):
+        problem = "contains a control character, such as the end of a line"
+    elif len(os.fsencode(directory)) > _LONGEST_PATH:
+        problem = f"is longer than {_LONGEST_PATH} bytes"
+    if problem:
+        raise WanstreamError(f"The name of the directory {shortened(directory)} {problem}. {_OTHER_PLACE}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from gateway import leftovers, triton_log
 from gateway.installation import EmbeddedTritonError, TritonInstallation
+from gateway.plain_paths import PlainPaths
 from gateway.waiting import within
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class EmbeddedTriton:
         self._process: asyncio.subprocess.Process | None = None
         self._grpc_port = self._http_port = 0
         self._prefix = ""
-        self._backends = Path()
+        self._paths: PlainPaths | None = None
         self._log: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._stopping = False
@@ -101,6 +101,15 @@ class EmbeddedTriton:
         """Start of the names in /dev/shm that are removed with this server; empty when it does not run."""
         return self._prefix
 
+    def path_for_models(self, path: Path) -> Path:
+        """By which name the server and its models open `path`, which is absolute.
+
+        Raises EmbeddedTritonError when the server does not run.
+        """
+        self._started()
+        assert self._paths is not None, "a server that runs has its directory"
+        return self._paths.of(path)
+
     @property
     def http_url(self) -> str:
         """host:port. Raises EmbeddedTritonError when the server does not run."""
@@ -113,7 +122,7 @@ class EmbeddedTriton:
             if not path.is_dir():
                 raise EmbeddedTritonError(f"There is no model repository {path}. Create the directory.")
         installation = self._installation or TritonInstallation.find()
-        await installation.check_stub(installation.environment(os.environ))
+        await installation.check_stub()
         return installation
 
     async def start(self) -> None:
@@ -179,7 +188,10 @@ class EmbeddedTriton:
     async def _launch(self, installation: TritonInstallation) -> None:
         self._grpc_port, self._http_port = self._find_ports(2)
         self._prefix = leftovers.claim_prefix()
-        self._backends = _backend_directory(installation, self._prefix)
+        self._paths = paths = PlainPaths(self._prefix)
+        _link_backend(installation, paths.directory)
+        for repository in self.repositories:
+            paths.of(repository.parent)  # what lies beside its models can be reached, too
         self._last_lines.clear()
         output, child_output = os.pipe()
         try:
@@ -189,9 +201,9 @@ class EmbeddedTriton:
                 "-S",  # the launcher needs nothing but the standard library, so it is quick
                 str(resources.files("gateway") / "launch.py"),
                 str(os.getpid()),
-                *self._command(installation),
-                env=installation.environment(os.environ),
-                cwd=self._backends,
+                *self._command(installation, paths),
+                env=installation.environment(os.environ, paths),
+                cwd=paths.directory,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=child_output,
                 stderr=child_output,
@@ -205,11 +217,11 @@ class EmbeddedTriton:
         # A pipe of our own: asyncio's would make wait() wait for the model processes too, which inherit it.
         self._log = asyncio.create_task(triton_log.forward(output, self._last_lines.append))
 
-    def _command(self, installation: TritonInstallation) -> list[str]:
+    def _command(self, installation: TritonInstallation, paths: PlainPaths) -> list[str]:
         return [
             str(installation.server),
-            *(f"--model-repository={path}" for path in self.repositories),
-            f"--backend-directory={self._backends}",
+            *(f"--model-repository={paths.of(path)}" for path in self.repositories),
+            f"--backend-directory={paths.directory}",
             "--model-control-mode=explicit",
             f"--grpc-address={_ADDRESS}",
             f"--grpc-port={self._grpc_port}",
@@ -293,9 +305,8 @@ def _free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def _backend_directory(installation: TritonInstallation, prefix: str) -> Path:
-    """A temporary backend directory with the stub of this Python version beside the Python backend."""
-    root = Path(tempfile.mkdtemp(prefix=prefix))
+def _link_backend(installation: TritonInstallation, root: Path) -> None:
+    """Make `root` a backend directory: the stub of this Python version beside the Python backend."""
     python = root / "python"
     python.mkdir()
     for source in (
@@ -304,7 +315,6 @@ def _backend_directory(installation: TritonInstallation, prefix: str) -> Path:
         installation.stub,
     ):
         (python / source.name).symlink_to(source)
-    return root
 
 
 async def _is_ready(port: int) -> bool:

@@ -53,6 +53,12 @@ class EngineSets:
                 f"Pipeline '{spec.id}' needs packages that are not installed: {', '.join(missing)}. "
                 "Run: pip install 'wanstream[export]'.",
             )
+        if not self._on_cpu and not str(self.models).isascii():
+            return Availability(
+                False,
+                f"Pipeline '{spec.id}' cannot be served from {self.models}: the models of an external Triton "
+                "take names for ASCII. Choose another directory with WANSTREAM_ENGINES_DIR.",
+            )
         if self._demo is not None and self._waits_for_demo(spec):
             about = self._demo.info
             return replace(_servable([about.size], ("wan",)), note=about.note, examples=about.examples)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.plain_paths import PlainPaths, is_plain
 from gateway.waiting import within
 from streaming.errors import WanstreamError
 
@@ -34,12 +35,15 @@ class Interpreter:
     """The Python whose packages the models import.
 
     version: (major, minor). library_directories: where its shared library may lie, in order of preference.
+    home: directory of the Python that a virtual environment was made from. search_path: where packages are.
     """
 
     executable: Path
     version: tuple[int, int]
     numpy_version: str
     library_directories: tuple[Path, ...]
+    home: Path
+    search_path: tuple[Path, ...]
 
     @classmethod
     def current(cls) -> "Interpreter":
@@ -59,11 +63,34 @@ class Interpreter:
             version=sys.version_info[:2],
             numpy_version=importlib.metadata.version("numpy"),
             library_directories=tuple(dict.fromkeys(directories)),
+            home=real.parent,
+            search_path=tuple(Path(entry).absolute() for entry in sys.path if entry),
         )
 
     @property
     def dotted(self) -> str:
         return f"{self.version[0]}.{self.version[1]}"
+
+    def plain_programs(self, paths: PlainPaths) -> Path:
+        """The directory of its `python3`, by a plain path, and with it all that its packages are found by.
+
+        Its own, unless a name on the way is not plain: the interpreter in a model's process would read the
+        `.pth` files of an environment as ASCII, and end. Then a new virtual environment in `paths`, whose
+        only `.pth` file says where everything is.
+        """
+        if all(map(is_plain, (self.executable, self.home, *self.search_path))):
+            return self.executable.parent
+        root = paths.directory / "environment"
+        packages = root / "lib" / f"python{self.dotted}" / "site-packages"
+        if not root.exists():
+            packages.mkdir(parents=True)
+            (root / "bin").mkdir()
+            (root / "bin" / "python3").symlink_to(self.executable)
+            home = paths.of(self.home.parent) / self.home.name
+            (root / "pyvenv.cfg").write_text(f"home = {home}\n", encoding="ascii")
+            entries = "".join(f"{paths.of(entry)}\n" for entry in self.search_path)
+            (packages / "wanstream.pth").write_text(entries, encoding="ascii")
+        return root / "bin"
 
     def find_library_directory(self) -> Path:
         """Directory of `libpythonX.Y.so.1.0`, which the process of every Python model needs.
@@ -127,25 +154,29 @@ class TritonInstallation:
             )
         return found
 
-    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """Environment of the server and of its model processes.
+    def environment(self, inherited: Mapping[str, str], paths: PlainPaths) -> dict[str, str]:
+        """Environment of the server and of its model processes, its own directories by plain paths.
 
         Raises EmbeddedTritonError when Python's shared library is missing.
         """
         env = dict(inherited)
-        libraries = (self.interpreter.find_library_directory(), self.libraries)
+        libraries = [paths.of(p) for p in (self.interpreter.find_library_directory(), self.libraries)]
         # The stub's interpreter takes its prefix, and so site-packages, from the first `python3` on PATH.
-        env["PATH"] = _path_list([self.interpreter.executable.parent], env.get("PATH"))
+        env["PATH"] = _path_list([self.interpreter.plain_programs(paths)], env.get("PATH"))
         env["LD_LIBRARY_PATH"] = _path_list(libraries, env.get("LD_LIBRARY_PATH"))
         env.setdefault("OMP_NUM_THREADS", "1")  # several model processes share the cores
         return env
 
-    async def check_stub(self, env: Mapping[str, str]) -> None:
+    async def check_stub(self) -> None:
         """Start the program that will run the models and see it answer.
 
         A library that it misses would otherwise show only as a load that never ends. Raises
         EmbeddedTritonError.
         """
+        with PlainPaths("wanstream-check-") as paths:
+            await self._check_stub(self.environment(os.environ, paths))
+
+    async def _check_stub(self, env: Mapping[str, str]) -> None:
         process = await asyncio.create_subprocess_exec(
             self.stub, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
@@ -198,8 +229,7 @@ def _check_numpy(version: str) -> None:
 def main() -> None:
     """Exit with 0 when the embedded server can run here, else with the reason on standard error."""
     try:
-        installation = TritonInstallation.find()
-        asyncio.run(installation.check_stub(installation.environment(os.environ)))
+        asyncio.run(TritonInstallation.find().check_stub())
     except EmbeddedTritonError as error:
         sys.exit(str(error))
 

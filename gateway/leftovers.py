@@ -9,9 +9,10 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+from gateway.plain_paths import temporary_directories
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def sweep() -> int:
 def _candidates() -> list[Path]:
     return [
         path
-        for directory in (SHARED_MEMORY, Path(tempfile.gettempdir()))
+        for directory in dict.fromkeys((SHARED_MEMORY, *temporary_directories()))
         for path in directory.glob("wanstream_*")
     ]
 

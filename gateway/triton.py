@@ -162,7 +162,8 @@ class TritonServing:
         chosen = await self._memory.fit(found.content, self._engines.models, spec, load_params)
         on_stage(chosen.summary)
         self._sessions = chosen.sessions
-        parameters = {ENGINE_SET: str(found.directory), MODELS: str(self._engines.models)}
+        directories = {ENGINE_SET: found.directory, MODELS: self._engines.models}
+        parameters = {name: str(self._path_for_models(path)) for name, path in directories.items()}
         if chosen.text_encoder_on_demand:
             names.remove(found.content.text_encoder)
             self._loaded.append(found.content.text_encoder)  # it may be there when all has to go
@@ -175,6 +176,9 @@ class TritonServing:
             except InferenceServerException as error:
                 raise ServingError(user_text(error) + why_refused(self._engines.models, name)) from error
         return parameters
+
+    def _path_for_models(self, path: Path) -> Path:
+        return path if self._embedded is None else self._embedded.path_for_models(path.absolute())
 
     async def unload(self) -> None:
         await self._unload(_UNLOAD_S)

@@ -15,6 +15,10 @@ esac
 
 fail() { echo "setup: $*" >&2; exit 1; }
 
+case $PWD in
+    *$'\n'* | *:*) fail "this directory's name has a colon or a line end, which no Python environment can have; move it" ;;
+esac
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; return; fi
     command -v sudo >/dev/null || fail "run as root: $*"

@@ -56,10 +56,11 @@ class ServerProcess:
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         directory: Path | None = None,
+        python: str = sys.executable,
     ) -> None:
         """Start `python -m module --host 127.0.0.1 --port <free> *options` and wait until it answers.
 
-        directory: where it runs, and so whose source; None: this one.
+        directory: where it runs, and so whose source; None: this one. python: its interpreter.
         Raises AssertionError, with the log, when it does not answer within a minute.
         """
         self.home = home
@@ -68,7 +69,7 @@ class ServerProcess:
         self.client = HttpClient(self.url)
         self.log_path = home / "process.log"
         home.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(self.port), *options]
+        command = [python, "-m", module, "--host", "127.0.0.1", "--port", str(self.port), *options]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,

@@ -108,6 +108,7 @@ def test_a_wrong_command_line_is_explained(arguments: list[str], text: str, tmp_
         ("WANSTREAM_ICE_SERVERS", "stun:example.org"),
         ("WANSTREAM_HOME", "/dev/null/home"),
         ("DAYDREAM_SCOPE_LOGS_DIR", "/dev/null/logs"),
+        ("WANSTREAM_HOME", "/tmp/two\nlines"),
         ("WANSTREAM_TRITON_URL", "http://triton.example:8001"),
         ("WANSTREAM_TRITON_URL", "triton.example"),
     ],

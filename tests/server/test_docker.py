@@ -18,6 +18,7 @@ from compose_spec import PyCompose
 from dockerfile_parse import DockerfileParser
 
 from gateway.installation import TritonInstallation
+from gateway.plain_paths import PlainPaths
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import wait_status
 from tests.server.peer import Peer, numbers_of, until
@@ -197,10 +198,12 @@ def container(tmp_path: Path) -> Iterator[dict[str, str]]:
     (commands / "tritonserver").symlink_to(installation.server)
     for source in (*installation.backend.iterdir(), installation.stub):
         (backend / source.name).symlink_to(source)
-    env = installation.environment(clean_environment(tmp_path / "data"))
-    env["PATH"] = f"{commands}{os.pathsep}{env['PATH']}"
-    yield env
-    shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    home = tmp_path / "dåta (1)"
+    with PlainPaths("wanstream-test-") as paths:
+        env = installation.environment(clean_environment(home), paths)
+        env["PATH"] = f"{commands}{os.pathsep}{env['PATH']}"
+        yield env
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
@@ -221,7 +224,7 @@ async def test_the_gateway_s_image_streams_through_triton_s(
     tmp_path: Path,
 ) -> None:
     """Both commands as the compose file gives them, but for ports and the place of Triton's backends."""
-    http, grpc = free_port(), free_port()
+    http, grpc, home = free_port(), free_port(), Path(container["WANSTREAM_HOME"])
     check = health_check(stages["triton"], http)
     command = [*services["triton"]["command"], f"--backend-directory={tmp_path / 'backends'}"]
     command += [f"--http-port={http}", f"--grpc-port={grpc}", "--allow-metrics=false"]
@@ -230,9 +233,7 @@ async def test_the_gateway_s_image_streams_through_triton_s(
     async with running(command, container) as triton:
         await until(lambda: is_healthy(check), 30, "Triton healthy")
         env = {"WANSTREAM_TRITON_URL": f"127.0.0.1:{grpc}"}
-        gateway = ServerProcess(
-            "gateway", tmp_path / "data", env, json.loads(value(stages["gateway"], "CMD"))
-        )
+        gateway = ServerProcess("gateway", home, env, json.loads(value(stages["gateway"], "CMD")))
         try:
             gateway_check = health_check(stages["gateway"], gateway.port)
             gateway_healthy = await is_healthy(gateway_check)
@@ -251,6 +252,6 @@ async def test_the_gateway_s_image_streams_through_triton_s(
     assert not before
     assert gateway_healthy
     assert numbers_of(frames)
-    assert (tmp_path / "data" / "engines" / "models").is_dir()
+    assert (home / "engines" / "models").is_dir()
     assert code == 0
     assert not await is_healthy(gateway_check)

@@ -10,7 +10,8 @@ import pytest
 from streaming.demo import DEMO, DEMO_MODELS
 from streaming.engine_set import EngineSet
 from tests.engines import SIZE
-from tests.server.gateway_calls import pipeline_status, wait_status
+from tests.odd_paths import ODD, install_checkout
+from tests.server.gateway_calls import load, pipeline_status, wait_status
 from tests.server.peer import Peer, until
 from tests.server.processes import ServerProcess
 
@@ -21,23 +22,30 @@ DEMO_ON = {"WANSTREAM_DEMO": "on"}
 def home(exported_engines: tuple[Path, EngineSet], tmp_path: Path) -> Path:
     """A home directory with a small checkpoint and its engines, but a transformer for another window.
 
-    So the export has to make one engine, not all.
+    So the export has to make one engine, not all. Its name has every character that names can have.
     """
     root, _ = exported_engines
-    shutil.copytree(root / "models", tmp_path / DEMO_MODELS, copy_function=os.link)
-    shutil.copytree(root / "engines" / "models", tmp_path / "engines" / "models", copy_function=os.link)
-    return tmp_path
+    home = tmp_path / ODD / "home"
+    shutil.copytree(root / "models", home / DEMO_MODELS, copy_function=os.link)
+    shutil.copytree(root / "engines" / "models", home / "engines" / "models", copy_function=os.link)
+    return home
 
 
 @pytest.fixture
 def server(home: Path) -> Iterator[ServerProcess]:
-    process = ServerProcess("gateway", home, DEMO_ON, ["-N"])
+    """Installed in a place with an odd name, too, and with an odd one for temporary files."""
+    checkout, temporary = home.with_name("checkout"), home.with_name("temporary")
+    temporary.mkdir()
+    env = DEMO_ON | {"TMPDIR": str(temporary)}
+    process = ServerProcess("gateway", home, env, ["-N"], checkout, install_checkout(checkout))
     yield process
     process.stop(within_s=30)  # of eight model processes
 
 
 @pytest.mark.timeout(400)
-async def test_a_new_server_makes_its_engines_and_is_ready_to_start(server: ServerProcess) -> None:
+async def test_a_new_server_makes_its_engines_and_is_ready_to_start_whatever_its_directories_are_called(
+    server: ServerProcess,
+) -> None:
     first = await pipeline_status(server.client)
     stages = set()
 
@@ -52,6 +60,7 @@ async def test_a_new_server_makes_its_engines_and_is_ready_to_start(server: Serv
         frames = await peer.wait_frames(12, within_s=60)
     body = {"pipeline_id": "longlive", "load_params": None}
     again = await server.client.call("POST", "/api/v1/pipeline/load", json_body=body)
+    await load(server.client, "passthrough", within_s=60)
 
     assert (first["status"], first["loading_pipeline_id"]) == ("loading", "longlive")
     assert any("Preparing the demonstration model" in str(stage) for stage in stages)

@@ -119,3 +119,11 @@ def test_plans_are_for_a_triton_with_a_gpu(store: EngineStore) -> None:
     (store.engine(engine) / PLAN_FILE).write_bytes(b"cut")
     with pytest.raises(ServingError, match=f"has 3 bytes, not .* wanstream-build {name}"):
         check(store, on_cpu=False)
+
+
+def test_an_external_triton_is_not_asked_for_engines_that_its_models_cannot_name(tmp_path: Path) -> None:
+    external = EngineSets(tmp_path / "motörs", on_cpu=False).availability(LONGLIVE)
+    embedded = EngineSets(tmp_path / "motörs", on_cpu=True).availability(LONGLIVE)
+
+    assert "WANSTREAM_ENGINES_DIR" in str(external.reason)
+    assert "not exported" in str(embedded.reason)

@@ -1,0 +1,32 @@
+"""Settings that cannot be used, and what is said about them."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config
+from streaming.errors import WanstreamError
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("two\nlines", "control character"),
+        ("no-utf-8-\udcff", "not valid UTF-8"),
+        ("/".join(["long"] * 800), "longer than 3584 bytes"),
+        ("long" * 80, "File name too long"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["WANSTREAM_HOME", "WANSTREAM_ENGINES_DIR"])
+def test_a_directory_that_some_part_could_not_use_is_refused_in_a_sentence(
+    variable: str, name: str, problem: str, tmp_path: Path
+) -> None:
+    env = {"WANSTREAM_HOME": str(tmp_path), variable: str(tmp_path / name)}
+
+    with pytest.raises(WanstreamError, match=problem) as caught:
+        Config.from_env(env).directories.create()
+
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 500
+    assert variable in text
