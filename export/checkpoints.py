@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from export.graphs.layers import Linear
 from streaming.errors import WanstreamError
+from streaming.stand_ins import stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +97,14 @@ def open_checkpoint(path: Path, entry: str | tuple[str, ...] | None = None, pref
 
 
 def require_file(path: Path) -> None:
-    """Raises CheckpointError if the file is absent."""
+    """Raises CheckpointError if the file is absent, or a web page or pointer in its place."""
     if not path.is_file():
         raise CheckpointError(
             f"Checkpoint '{path}' does not exist. Download the models: download_models --pipeline PIPELINE."
         )
+    what = stand_in(path)
+    if what is not None:
+        raise CheckpointError(f"Checkpoint '{path}' is {what}.")
 
 
 def checkpoint_shapes(*modules: nn.Module) -> dict[str, Shape]:

@@ -14,10 +14,10 @@ from gateway.client_names import target_inside
 from gateway.config import Config, Secrets
 from gateway.errors import ApiError
 from gateway.load_params import LORA_SUFFIX
+from gateway.lora_check import problem_of
 from gateway.lora_download import LoraDownloader, store
 from gateway.lora_manifest import Entries, change_manifest, read_manifest
 from gateway.lora_sources import LoraEndpoints, LoraSource, without_token
-from gateway.safetensors_header import problem_of
 from gateway.uploads import not_stalled
 from gateway.validation import quoted
 

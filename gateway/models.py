@@ -22,6 +22,7 @@ from gateway.paths import PathNotAllowedError, resolve_inside
 from gateway.validation import quoted
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS, PipelineSpec
+from streaming.stand_ins import stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -272,10 +273,18 @@ def _matches(path: str, name: str) -> bool:
 
 def _is_present(path: Path, name: str) -> bool:
     if not is_directory(name):
-        return path.is_file() and path.stat().st_size > 0
+        return path.is_file() and path.stat().st_size > 0 and not _stands_in(path)
     files = [Path(folder) / file for folder, _, names in os.walk(path) for file in names]
     # Every file that a download still has to bring begins its life with that suffix.
-    return bool(files) and not any(file.name.endswith(INCOMPLETE) for file in files)
+    return bool(files) and not any(f.name.endswith(INCOMPLETE) or _stands_in(f) for f in files)
+
+
+def _stands_in(path: Path) -> bool:
+    """Whether a pointer or a web page is in the place of a file: a download mends that."""
+    try:
+        return stand_in(path) is not None
+    except OSError:
+        return False
 
 
 def _is_complete(file: HubFile, target: Path) -> bool:

@@ -223,9 +223,28 @@ def test_a_truncated_file_is_called_incomplete(name: str, keep: float, state: St
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.pth"])
 def test_a_file_that_is_no_checkpoint_is_called_damaged(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.write_bytes(b"<html>404 Not Found</html>" * 100)
+    path.write_bytes(b"404 Not Found " * 100)
 
     with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.pth"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html>\n<html>", r"is a web page \(HTML\): download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "is a pointer of git-lfs"),
+    ],
+    ids=["page", "pointer"],
+)
+def test_what_is_in_the_place_of_a_checkpoint_is_named(
+    name: str, content: bytes, what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises(CheckpointError, match=what):
         open_checkpoint(path)
 
 

@@ -235,6 +235,24 @@ async def test_download_brings_exactly_the_wanted_files(place: Place) -> None:
     assert place.stored() == place.wanted()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", b"<!doctype html><html>"],
+    ids=["pointer", "page"],
+)
+async def test_a_pointer_or_page_counts_as_missing_and_is_replaced(place: Place, content: bytes) -> None:
+    await place.start()
+    await place.ended()
+    (place.directory / "LongLive-1.3B" / MODEL).write_bytes(content)
+
+    found = await place.status()
+    await place.start()
+    await place.ended()
+
+    assert found["missing"] == [f"LongLive-1.3B/{MODEL}"]
+    assert place.stored() == place.wanted()
+
+
 async def test_finished_files_are_not_fetched_again(place: Place) -> None:
     await place.start()
     await place.ended()
