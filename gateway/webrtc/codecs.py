@@ -26,6 +26,13 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from gateway.config import Bitrate
+from gateway.webrtc.aiortc_members import require_members
+
+require_members(rtcrtpsender, "get_encoder")
+for _module in (vpx, h264):
+    require_members(_module, "MIN_BITRATE", "DEFAULT_BITRATE", "MAX_BITRATE")
+require_members(Vp8Encoder, "_packetize")
+require_members(H264Encoder, "_packetize", "_split_bitstream")
 
 _REFERENCE_PIXELS = 832 * 480  # at this size and above the configured bitrates apply in full
 _SMALLEST_SHARE = 0.1

@@ -10,6 +10,10 @@ from typing import Final
 
 from aioice import ice, stun
 
+from gateway.webrtc.aiortc_members import require_members
+
+require_members(ice, "StunProtocol", "CONSENT_FAILURES")
+
 _RETRANSMISSIONS: Final = 2  # answers are awaited for 0.5 + 1 + 2 s
 _FAILURES: Final = 4
 

@@ -9,6 +9,11 @@ from typing import Any
 from aiortc import rtcrtpreceiver
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 
+from gateway.webrtc.aiortc_members import require_members
+
+require_members(rtcrtpreceiver, "JitterBuffer")
+require_members(JitterBuffer(capacity=1), "_is_video", "_origin", "_packets", "_remove_frame")
+
 
 class PromptJitterBuffer(JitterBuffer):
     """Video only differs from the base class; audio is left as it is."""
