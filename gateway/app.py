@@ -38,6 +38,7 @@ from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving import Serving
+from gateway.threads import separate_threads
 from gateway.uploads import take_bodies_in_pieces
 from gateway.webrtc.codecs import install_encoders
 from gateway.webrtc.consent import install_patient_consent
@@ -192,6 +193,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
 
     @app.before_serving
     async def start() -> None:
+        separate_threads()
         await services.pipelines.serving.start(on_lost)
         services.ice.start()
         services.assets.remove_stale()
