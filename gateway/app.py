@@ -42,6 +42,7 @@ from gateway.threads import separate_threads
 from gateway.uploads import take_bodies_in_pieces
 from gateway.webrtc.codecs import install_encoders
 from gateway.webrtc.consent import install_patient_consent
+from gateway.webrtc.decoding import install_decoder
 from gateway.webrtc.ice import IceServers
 from gateway.webrtc.ice_guards import install_ice_guards
 from gateway.webrtc.jitter_buffer import install_jitter_buffer
@@ -72,6 +73,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     """The gateway in front of `serving`. Starts to connect to it when the app starts to serve."""
     install_encoders(config.bitrate)
     install_jitter_buffer()
+    install_decoder()
     install_patient_consent()
     install_ice_guards()
     app = Quart(__name__, static_folder=None)

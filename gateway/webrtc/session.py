@@ -8,14 +8,14 @@ import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from aiortc import RTCDataChannel, RTCPeerConnection
+from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpReceiver
 from aiortc.exceptions import InvalidStateError
-from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from gateway.errors import Problem
 from gateway.logs import current_session
 from gateway.pipelines import Pipelines
 from gateway.strict_json import JsonError
+from gateway.webrtc.decoding import DecodedVideo
 from gateway.webrtc.parameters import ParameterState, parse_message
 from gateway.webrtc.signalling import CandidateFilter
 from gateway.webrtc.video_input import VideoInput
@@ -25,6 +25,7 @@ from gateway.webrtc.worker import StreamObserver, StreamStoppedError, StreamWork
 logger = logging.getLogger(__name__)
 
 _LINGER_S = 2.0  # between `stream_stopped` and the end of the connection
+_MAX_REFUSALS = 5
 _MAX_QUEUED_MESSAGES = 100
 _MAX_MESSAGE_BYTES = 1 << 20
 
@@ -44,7 +45,9 @@ class Session:
         self.id = str(uuid.uuid4())
         self.peer = peer
         self.state = state
-        self.input = VideoInput()
+        self.input = VideoInput(lambda: state.input_mode == "video")
+        if pipelines.loaded is not None:
+            self.input.expect_for(pipelines.loaded)
         self.output = FrameQueue(lambda: self.input.fps if state.input_mode == "video" else None)
         self.started = time.monotonic()
         self.closed = False
@@ -56,12 +59,14 @@ class Session:
         self._pending: list[str] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_input = False
+        self._refused: set[str] = set()  # what was said of pictures that are too large
         self._stopping = False
         self._closing: asyncio.Task[None] | None = None
         self.worker = StreamWorker(
             self.id, pipelines, state, self.input, self.output, lambda: self._has_input, self.notify, observer
         )
         self.track = GeneratedTrack(self.output, on_demand=self._begin)
+        self.track.on("ended", self._on_sender_ended)
         self.worker.set_paused(state.paused)
         peer.on("datachannel", self._on_channel)
         peer.on("connectionstatechange", self._on_connection_state)
@@ -104,6 +109,8 @@ class Session:
         problems = self.state.merge(values)
         if self.state.paused != self.output.paused:
             self.worker.set_paused(self.state.paused)
+        if self.state.input_mode != "video":
+            self.input.clear()
         if self.state.paused or self.state.input_mode != "video":
             self.input.wake()
         if self.state.reset_pending:
@@ -137,12 +144,12 @@ class Session:
     async def _close(self, caller: "asyncio.Task[Any] | None") -> None:
         logger.info("[%s] Closing the session", self.id)
         self.output.close()
+        self.input.close()
         self.track.stop()
         tasks = [task for task in self._tasks if task is not caller]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.input.clear()
         self.output.clear()
         try:
             await self.peer.close()
@@ -166,19 +173,30 @@ class Session:
             error = "internal error, see the server's log"
         await self.stop(error)
 
-    def receive(self, track: MediaStreamTrack) -> None:
+    def receive(self, receiver: RTCRtpReceiver) -> None:
         """Take input pictures from the peer's video."""
         self._has_input = True
-        self.spawn(self._receive(track), "input")
+        DecodedVideo(self.input, self._on_too_large, self._on_input_ended).attach(receiver)
 
-    async def _receive(self, track: MediaStreamTrack) -> None:
-        try:
-            while True:
-                self.input.push(await track.recv())  # type: ignore[arg-type]
-        except MediaStreamError:
+    def _on_too_large(self, text: str) -> None:
+        """Pictures are refused; said once for each size, of which an honest camera has few."""
+        if text not in self._refused and len(self._refused) < _MAX_REFUSALS:
+            self._refused.add(text)
+            logger.info("[%s] %s", self.id, text)
+            self.report([Problem(loc=["input_mode"], msg=text, type="picture_too_large")])
+
+    def _on_input_ended(self, error: str | None) -> None:
+        self._has_input = False
+        if error is not None and not self.closed:
+            self.spawn(self.stop(error), "stop")
+        else:
             logger.debug("[%s] The peer's video ended", self.id)
-        finally:
-            self._has_input = False
+
+    def _on_sender_ended(self) -> None:
+        """The track to the peer was stopped; if not by us, a picture could not be shown or encoded."""
+        if not self.closed and self.connected:
+            error = self.track.failure or "The video could not be encoded, see the server's log"
+            self.spawn(self.stop(error), "stop")
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         self._channel = channel

@@ -127,7 +127,7 @@ class Sessions:
             if transceiver.mid == offer.viewer:
                 transceiver.sender.replaceTrack(session.track)
             if transceiver.mid == offer.camera:
-                session.receive(transceiver.receiver.track)
+                session.receive(transceiver.receiver)
         await peer.setLocalDescription(await peer.createAnswer())
         session.spawn(self._apply_candidates(session, offer.candidates), "candidates")
         return offer.complete(peer.localDescription.sdp)

@@ -12,6 +12,7 @@ from aiortc.mediastreams import VIDEO_CLOCK_RATE, VIDEO_TIME_BASE, MediaStreamEr
 
 from gateway.serving import Images
 from gateway.waiting import within
+from streaming.errors import WanstreamError
 
 _START_FPS = 30.0
 _FPS_RANGE = (1.0, 60.0)
@@ -19,12 +20,21 @@ _CHUNKS_QUEUED = 1.5  # latency budget
 _CATCH_UP = 0.85  # share of the period while more is queued than the next frame
 
 
+class PictureTooSmall(WanstreamError):
+    """No video codec takes a picture of this size."""
+
+
 def to_frame(image: Images) -> av.VideoFrame:
     """A new frame on an image's memory, uint8 [H, W, 3] RGB; an odd last row or column is cropped.
 
-    Quick: the conversion to YUV is the encoder's, in its own thread.
+    Quick: the conversion to YUV is the encoder's, in its own thread. Raises PictureTooSmall.
     """
     height, width = image.shape[0] & ~1, image.shape[1] & ~1
+    if not (height and width):
+        raise PictureTooSmall(
+            f"A picture of {image.shape[1]}x{image.shape[0]} pixels cannot be sent, video needs 2x2. "
+            "Choose a larger picture size for the camera."
+        )
     return av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(image[:height, :width]), format="rgb24")
 
 
@@ -129,6 +139,7 @@ class GeneratedTrack(VideoStreamTrack):
         self._origin: float | None = None
         self._due = 0.0
         self._pts = -1
+        self.failure: str | None = None  # why no more frames come, for the user
 
     async def recv(self) -> av.VideoFrame:
         if (
@@ -142,12 +153,20 @@ class GeneratedTrack(VideoStreamTrack):
             raise MediaStreamError("the session ended")
         if self._frames.paced:
             await asyncio.sleep(self._delay(time.monotonic()))
-        frame = to_frame(image)
+        frame = self._frame(image)
         now = time.monotonic()
         period = (1.0 if not len(self._frames) else _CATCH_UP) / self._frames.fps
         self._due = max(self._due, now - period) + period  # no burst after a late frame
         frame.pts, frame.time_base = self._clock_pts(now), VIDEO_TIME_BASE
         return frame
+
+    def _frame(self, image: Images) -> av.VideoFrame:
+        try:
+            return to_frame(image)
+        except PictureTooSmall as error:
+            self.failure = str(error)
+            self.stop()
+            raise MediaStreamError(self.failure) from error
 
     def _delay(self, now: float) -> float:
         return max(0.0, self._due - now)

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from gateway.pipelines import Loaded, NothingLoaded, Pipelines
 from gateway.serving import ChunkFailed, Images, ServingLost, ServingSession
+from gateway.threads import in_media_thread
 from gateway.waiting import unless_before_first, within
 from gateway.webrtc.parameters import ParameterState
-from gateway.webrtc.video_input import VideoInput
+from gateway.webrtc.video_input import VideoInput, stack
 from gateway.webrtc.video_output import FrameQueue
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,8 @@ class StreamWorker:
                 loaded = await self._pipelines.wait_loaded()
             except NothingLoaded as error:
                 raise StreamStoppedError(error.error) from error
-            self._input.clear()
             self._state.rebase(loaded.spec, loaded.params)
+            self._input.expect_for(loaded)
             self._failures = 0
             self._pipeline_id = loaded.spec.id
             self._output.expect_chunks_of(loaded.spec.video_frames_per_request)
@@ -168,7 +169,7 @@ class StreamWorker:
         while True:
             frames = self._input.take(wanted)
             if frames is not None:
-                return await asyncio.to_thread(self._input.to_images, frames)
+                return await in_media_thread(stack, frames)
             try:
                 await within(self._input.wait(), _NO_INPUT_REPORT_S)
             except asyncio.TimeoutError:

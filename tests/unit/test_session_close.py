@@ -1,12 +1,18 @@
 """The end of a WebRTC session whose caller goes away in the middle of it."""
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from aiortc import RTCPeerConnection
+from aiortc import RTCConfiguration, RTCPeerConnection
 
+from gateway.config import Bitrate
+from gateway.load_params import LoadRequest
 from gateway.pipelines import Pipelines
+from gateway.webrtc.codecs import TunedVp8Encoder, install_encoders
 from gateway.webrtc.parameters import ParameterContext, ParameterState
 from gateway.webrtc.session import Session
 from gateway.webrtc.signalling import CandidateFilter
@@ -46,3 +52,59 @@ async def test_session_ends_once_although_its_closer_is_cancelled(steps: int, tm
 
     assert ended == [session]
     assert session.peer.connectionState == "closed"
+
+
+async def stopped_stream(session: Session, viewer: RTCPeerConnection) -> dict[str, Any]:
+    """Connect a viewer to a session; the message with which the stream ends."""
+    stopped: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    channel = viewer.createDataChannel("parameters")
+    channel.on("message", lambda text: stopped.done() or stopped.set_result(json.loads(text)))
+    viewer.addTransceiver("video", direction="recvonly")
+    await viewer.setLocalDescription(await viewer.createOffer())
+    await session.peer.setRemoteDescription(viewer.localDescription)
+    session.peer.addTrack(session.track)
+    await session.peer.setLocalDescription(await session.peer.createAnswer())
+    await viewer.setRemoteDescription(session.peer.localDescription)
+    return await asyncio.wait_for(stopped, 20)
+
+
+@pytest.mark.parametrize("what", ["encoder", "decoder"])
+async def test_a_codec_that_fails_ends_the_session_and_the_peer_is_told(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of order")
+
+    install_encoders(Bitrate())
+    monkeypatch.setattr(TunedVp8Encoder, "encode", fail)
+    pipelines = Pipelines(SlowServing(), load_timeout_s=60)
+    spec = SPECS["passthrough"]
+    pipelines.request_load(LoadRequest(spec, {}, [], explicit_size=False))  # never done: the worker waits
+    state = ParameterState.open(ParameterContext(spec, {"height": 512, "width": 512}, tmp_path), None)
+    ended = asyncio.Event()
+    without_stun = RTCConfiguration(iceServers=[])
+    session = Session(
+        RTCPeerConnection(without_stun),
+        pipelines,
+        state,
+        Nobody(),
+        CandidateFilter([]),
+        on_end=lambda session: ended.set(),
+    )
+    viewer = RTCPeerConnection(without_stun)
+    if what == "encoder":
+        session.output.put(np.zeros((1, 64, 64, 3), np.uint8))
+    else:
+        failure = "The camera's video could not be decoded"
+        viewer.on(
+            "connectionstatechange",
+            lambda: viewer.connectionState == "connected" and session._on_input_ended(failure),
+        )
+
+    message = await stopped_stream(session, viewer)
+    await asyncio.wait_for(ended.wait(), 20)
+    await viewer.close()
+    await pipelines.close()
+
+    assert message["type"] == "stream_stopped"
+    assert what.removesuffix("r") in message["error_message"]

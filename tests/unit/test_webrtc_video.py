@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.config import Bitrate
 from gateway.webrtc import codecs
-from gateway.webrtc.video_input import VideoInput, choose
+from gateway.webrtc.video_input import VideoInput, choose, stack
 from gateway.webrtc.video_output import FrameQueue, GeneratedTrack, to_frame
 
 
@@ -24,8 +24,11 @@ def picture(value: int, height: int = 32, width: int = 48) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
 
-def camera_frame(value: int, height: int = 32, width: int = 48) -> av.VideoFrame:
-    return av.VideoFrame.from_ndarray(picture(value, height, width), format="rgb24")
+def ring_of(capacity: int) -> VideoInput:
+    """A ring in video mode that keeps `capacity` pictures, an even number, of any size."""
+    ring = VideoInput(lambda: True)
+    ring.expect(capacity // 2, None)
+    return ring
 
 
 def test_eight_buffered_frames_give_every_second_one() -> None:
@@ -44,50 +47,50 @@ def test_chosen_frames_are_in_order_and_exist(wanted: int, extra: int) -> None:
 
 
 def test_taking_frames_leaves_those_after_the_last_taken() -> None:
-    ring = VideoInput()
+    ring = ring_of(8)
     for value in range(8):
-        ring.push(camera_frame(value))
+        ring.push(picture(value), None)
 
     taken = ring.take(4)
 
     assert taken is not None
-    assert ring.to_images(taken)[:, 0, 0, 0].tolist() == [0, 2, 4, 6]
+    assert stack(taken)[:, 0, 0, 0].tolist() == [0, 2, 4, 6]
     assert ring.buffered == 1
 
 
 def test_too_few_frames_are_left_alone() -> None:
-    ring = VideoInput()
-    ring.push(camera_frame(1))
+    ring = ring_of(8)
+    ring.push(picture(1), None)
 
     assert ring.take(4) is None
     assert ring.buffered == 1
 
 
 def test_a_full_ring_drops_the_oldest_frame() -> None:
-    ring = VideoInput(capacity=3)
-    for value in (10, 20, 30, 40):
-        ring.push(camera_frame(value))
+    ring = ring_of(4)
+    for value in (0, 10, 20, 30, 40):
+        ring.push(picture(value), None)
 
-    taken = ring.take(3)
+    taken = ring.take(4)
 
     assert taken is not None
-    assert ring.to_images(taken)[:, 0, 0, 0].tolist() == [20, 30, 40]
+    assert stack(taken)[:, 0, 0, 0].tolist() == [10, 20, 30, 40]
 
 
 def test_single_frame_chunks_do_not_work_through_a_backlog() -> None:
-    ring = VideoInput()
+    ring = ring_of(30)
     for value in range(20):
-        ring.push(camera_frame(value * 10))
+        ring.push(picture(value * 10), None)
 
     taken = ring.take(1)
 
     assert taken is not None
-    assert int(ring.to_images(taken)[0, 0, 0, 0]) == 180
+    assert int(stack(taken)[0, 0, 0, 0]) == 180
     assert ring.buffered == 1
 
 
 def test_frames_of_another_size_take_the_size_of_the_first() -> None:
-    images = VideoInput().to_images([camera_frame(50, 32, 48), camera_frame(60, 64, 64)])
+    images = stack([picture(50, 32, 48), picture(60, 64, 64)])
 
     assert images.shape == (2, 32, 48, 3)
     assert images[1].mean() == pytest.approx(60, abs=2)
