@@ -151,7 +151,7 @@ class Assets:
         try:
             media.check_decodable(temporary)
         except MediaError as error:
-            problem = f"'{target.name}' is stored, but {error}; it may be damaged."
+            problem = f"'{target.name}' is stored, but {error}."
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
         return problem

@@ -1,23 +1,32 @@
-"""Images, videos and sounds that users bring along: their kinds by suffix, and whether they can be decoded.
+"""Images, videos and sounds that users bring along: their kinds by suffix, decoding, pictures of them.
 
 Files are decoded only with the decoder that belongs to their suffix. FFmpeg, left to guess, would also take a
 playlist that names other files and addresses.
+
+Whoever needs pixels takes `open_image` for images, `video_stream` and `rgb_picture` for videos: they come
+upright, as cameras and phones mean them, and in eight bits with nothing clipped.
 """
 
 import io
+import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import av
+import numpy as np
+import numpy.typing as npt
+from av.sidedata.sidedata import SideData
 from PIL import Image, ImageOps
 
 from streaming.errors import WanstreamError
 
 Kind = Literal["image", "video", "audio"]
+Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 
 MAX_PIXELS: Final = 64_000_000
 _THUMBNAIL_PIXELS: Final = 256
+_MATRIX: Final = struct.Struct("=9i")  # of FFmpeg's side data
 
 # Suffix: content type, and Pillow's or FFmpeg's name of the format.
 _FORMATS: Final[dict[str, tuple[str, str]]] = {
@@ -91,13 +100,13 @@ def check_decodable(path: Path) -> None:
     """Decode an image, or the first frame of a video or sound. Raises MediaError."""
     try:
         if kind_of(path) == "image":
-            _open_image(path)
+            open_image(path)
         else:
             _first_frame(path)
     except MediaError:
         raise
     except Exception as error:  # as above
-        raise MediaError(f"it cannot be decoded ({type(error).__name__})") from error
+        raise _damaged(error) from error
 
 
 @lru_cache(maxsize=256)
@@ -108,40 +117,106 @@ def thumbnail(path: Path, version: tuple[int, int]) -> bytes:
     """
     try:
         if kind_of(path) == "image":
-            picture = _open_image(path, draft=True)
+            picture = open_image(path, draft=True)
         else:
             frame = _first_frame(path)
             if not isinstance(frame, av.VideoFrame):
                 raise MediaError("there is no picture in it")
-            picture = frame.to_image()  # type: ignore[no-untyped-call]
+            picture = Image.fromarray(rgb_picture(frame))
         picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
         output = io.BytesIO()
-        has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-        picture.convert("RGBA" if has_alpha else "RGB").save(output, "WEBP", quality=80)
+        picture.save(output, "WEBP", quality=80)
     except MediaError:
         raise
     except Exception as error:  # as above
-        raise MediaError(f"it cannot be decoded ({type(error).__name__})") from error
+        raise _damaged(error) from error
     return output.getvalue()
 
 
-def _open_image(path: Path, *, draft: bool = False) -> Image.Image:
-    """draft: at a lower resolution where that is faster, upright."""
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The film in a file; a cover picture is none. Raises MediaError when there is only sound."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    what = "only sound, no picture" if container.streams.audio else "no picture"
+    raise MediaError(f"there is {what} in it: choose a video")
+
+
+def rgb_picture(frame: av.VideoFrame) -> Picture:
+    """A decoded frame as it is to be shown: turned and mirrored by its display matrix.
+
+    Phones film in the sensor's position and write beside each film how to hold it.
+    """
+    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return _as_shown(picture, bytes(matrix)) if isinstance(matrix, SideData) else picture
+
+
+def _as_shown(picture: Picture, display_matrix: bytes) -> Picture:
+    """The matrix a b u c d v x y w moves (x, y) to (a x + c y, b x + d y); only quarter turns are made."""
+    a, b, _, c, d = _MATRIX.unpack(display_matrix[: _MATRIX.size])[:5]
+    across, down = a, d
+    if abs(b) > abs(a):
+        picture = picture.transpose(1, 0, 2)
+        across, down = c, b
+    return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def open_image(path: Path, *, draft: bool = False) -> Image.Image:
+    """An image, or the first picture of an animation: upright, as RGB or RGBA.
+
+    draft: at a lower resolution where that is faster. Raises MediaError, and whatever a broken file makes a
+    decoder run into.
+    """
     with Image.open(path, formats=[_FORMATS[path.suffix.lower()][1]]) as image:
         if image.width * image.height > MAX_PIXELS:
             raise MediaError(f"it has more than {MAX_PIXELS // 1_000_000} megapixels")
         if draft:
             image.draft("RGB", (2 * _THUMBNAIL_PIXELS, 2 * _THUMBNAIL_PIXELS))
         image.load()
-        return ImageOps.exif_transpose(image) if draft else image
+        return eight_bits(ImageOps.exif_transpose(image))
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image as RGB or RGBA, deep grey levels scaled: Pillow clips them, and nearly all would be white."""
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_scaled(np.asarray(image))).convert("RGB")
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _scaled(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Grey levels [H, W], integers of 16 bits or floats from 0 to 1; a wider range is taken as it is."""
+    is_float = np.issubdtype(levels.dtype, np.floating)
+    ranges = [_range(row) for row in levels]
+    low = min(0.0, *(low for low, _ in ranges))
+    high = max(1.0 if is_float else 65535.0, *(high for _, high in ranges))
+    scaled = np.empty(levels.shape, np.uint8)
+    for target, row in zip(
+        scaled, levels, strict=True
+    ):  # by rows: floats of 64 megapixels are half a gigabyte
+        share = (np.nan_to_num(row.astype(np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)
+        target[:] = np.round(share * 255.0)
+    return scaled
+
+
+def _range(row: npt.NDArray[Any]) -> tuple[float, float]:
+    finite = row[np.isfinite(row)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _first_frame(path: Path) -> av.VideoFrame | av.AudioFrame:
     with av.open(str(path), format=_FORMATS[path.suffix.lower()][1]) as container:
         if kind_of(path) == "audio":
+            if not container.streams.audio:
+                raise MediaError("there is no sound in it")
             return next(container.decode(container.streams.audio[0]))
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         if stream.width * stream.height > MAX_PIXELS:
             raise MediaError(f"its frames have more than {MAX_PIXELS // 1_000_000} megapixels")
         stream.codec_context.thread_count = 1  # one frame is not worth a thread per core
         return next(container.decode(stream))
+
+
+def _damaged(error: Exception) -> MediaError:
+    return MediaError(f"it cannot be decoded ({type(error).__name__}); it may be damaged")
