@@ -139,13 +139,14 @@ def _services(config: Config, serving: Serving) -> Services:
         pipelines, ice, metrics, config.directories.assets, config.max_sessions, config.connect_timeout_s
     )
     metrics.watch(pipelines, sessions)
+    quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
         config=config,
         pipelines=pipelines,
         loader=loader,
         sessions=sessions,
         metrics=metrics,
-        assets=Assets(config.directories.assets),
+        assets=Assets(config.directories.assets, quota_bytes),
         loras=Loras.from_config(config, loader.loras_in_use),
         models=Models.from_config(config, lambda spec: serving.availability(spec).available),
         ice=ice,

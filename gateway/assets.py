@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from gateway import media
 from gateway.client_names import target_inside
+from gateway.disk import room_bytes
 from gateway.errors import ApiError
 from gateway.media import Kind, MediaError
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
@@ -26,6 +27,7 @@ MAX_UPLOAD_BYTES: Final = 50 << 20
 _TEMPORARY: Final = ".upload-"
 _STALE_S: Final = 24 * 3600.0  # an upload that was cut off by the end of its process
 _HEAD_BYTES: Final = 12
+_MB: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,10 @@ class Asset:
 class Assets:
     """The files below one directory. Nothing outside it is read or written."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, quota_bytes: int | None = None) -> None:
+        """quota_bytes: how much all files together may have; None: as much as the disk has room for."""
         self._directory = directory
+        self._quota_bytes = quota_bytes
         self._decoding = asyncio.Semaphore(1)  # a picture of 64 megapixels takes 250 MB for a moment
 
     async def entries(self, kind: Kind | None = None) -> list[dict[str, Any]]:
@@ -76,7 +80,7 @@ class Assets:
 
         length: of the body in bytes, where known. The answer's `problem` says why a stored file cannot be
         decoded. Raises ApiError: 400 (name, suffix, empty, an image of another format or too large), 408
-        (stalled), 413 (over 50 MiB), 507 (disk full).
+        (stalled), 413 (over 50 MiB), 507 (no room on the disk, or in the quota).
         """
         if kind_of_name(name) is None:
             raise ApiError(400, f"Invalid file type. Allowed types: {', '.join(media.SUFFIXES)}")
@@ -85,6 +89,7 @@ class Assets:
             raise _too_large()
         temporary = self._directory / f"{_TEMPORARY}{uuid.uuid4().hex}{target.suffix}"
         try:
+            await asyncio.to_thread(self._require_room, target, length or 0)
             await self._receive(temporary, not_stalled(body))
             async with self._decoding:
                 problem = await asyncio.to_thread(self._accept, temporary, target)
@@ -132,7 +137,7 @@ class Assets:
                 size += len(piece)
                 if size > MAX_UPLOAD_BYTES:
                     raise _too_large()
-                await asyncio.to_thread(file.write, piece)
+                await asyncio.to_thread(_store, piece, file, path.parent)
         finally:
             await asyncio.to_thread(file.close)
         if size == 0:
@@ -152,9 +157,28 @@ class Assets:
             media.check_decodable(temporary)
         except MediaError as error:
             problem = f"'{target.name}' is stored, but {error}."
+        self._require_room(target, temporary.stat().st_size, on_disk=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
         return problem
+
+    def _require_room(self, target: Path, size_bytes: int, *, on_disk: bool = False) -> None:
+        """Whether the disk has room for a file and the quota, too. on_disk: it is stored by now.
+
+        Uploads that come at the same time are counted when each is complete. Raises ApiError 507.
+        """
+        if not on_disk:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            _require_disk(self._directory, size_bytes)
+        if self._quota_bytes is None:
+            return
+        others = sum(a.size_bytes for a in self._scan() if a.path.resolve() != target)
+        if others + size_bytes > self._quota_bytes:
+            raise ApiError(
+                507,
+                f"The assets may have {self._quota_bytes / _MB:.0f} MB together (WANSTREAM_ASSETS_QUOTA_MB) "
+                f"and have {others / _MB:.1f} MB without this file; remove some from {self._directory}.",
+            )
 
     def _scan(self) -> Iterator[Asset]:
         for folder, folders, files in os.walk(self._directory):
@@ -181,6 +205,21 @@ class Assets:
 def kind_of_name(name: str) -> Kind | None:
     """What a file is by its name; None also for a bare suffix such as `.png`."""
     return media.kind_of(Path(name))
+
+
+def _store(piece: bytes, file: BinaryIO, directory: Path) -> None:
+    _require_disk(directory, len(piece))
+    file.write(piece)
+
+
+def _require_disk(directory: Path, size_bytes: int) -> None:
+    room = room_bytes(directory)
+    if room < size_bytes:
+        raise ApiError(
+            507,
+            f"The server's disk has only {max(0, room) / _MB:.0f} MB left for files; remove some from "
+            f"{directory}.",
+        )
 
 
 def _create(path: Path) -> BinaryIO:

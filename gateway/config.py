@@ -98,6 +98,7 @@ class Config:
     triton_url: str | None = None  # host:port of an external server's gRPC endpoint; None: embedded
     triton_metrics_url: str | None = None  # http://host:port/metrics of an external server
     memory_limit_mb: int | None = None  # of engines and sessions; None: what is free
+    assets_quota_mb: int | None = None  # of all uploaded images and videos; None: the room on the disk
     max_sessions: int | None = None  # None: the pipeline's own default
     prewarm: str | None = None  # pipeline to load at start (PIPELINE); None: the demonstration, if it is used
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
@@ -141,6 +142,7 @@ class Config:
             triton_url=values.get("WANSTREAM_TRITON_URL"),
             triton_metrics_url=values.get("WANSTREAM_TRITON_METRICS_URL"),
             memory_limit_mb=_integer(values, "WANSTREAM_MEMORY_LIMIT_MB", minimum=1),
+            assets_quota_mb=_integer(values, "WANSTREAM_ASSETS_QUOTA_MB", minimum=1),
             max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
             prewarm=values.get("PIPELINE"),
             demo=_choice(values, "WANSTREAM_DEMO", ("on", "off"), "on") == "on",

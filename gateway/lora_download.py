@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from email.message import Message
@@ -15,6 +14,7 @@ from typing import Any, Final
 import httpx
 
 from gateway.config import Secrets
+from gateway.disk import room_bytes
 from gateway.errors import ApiError
 from gateway.lora_sources import LoraEndpoints, LoraSource
 from gateway.public_http import AddressNotAllowedError, PublicTransport, origin
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT: Final = httpx.Timeout(30.0, connect=30.0, read=60.0)
 _MAX_REDIRECTS: Final = 5
-_RESERVE_BYTES: Final = 1 << 30  # disk space that is left to everybody else
 _PIECE_BYTES: Final = 1 << 20
 _MAX_API_BYTES: Final = 4 << 20
 _PASSED_ON: Final = frozenset({401, 403, 404})
@@ -134,12 +133,12 @@ def _store(piece: bytes, file: Any, digest: Any, directory: Path) -> None:
 
 
 def _require_space(directory: Path, size_bytes: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < size_bytes + _RESERVE_BYTES:
+    room = room_bytes(directory)
+    if room < size_bytes:
         raise ApiError(
             507,
             f"The file needs {size_bytes / (1 << 20):.0f} MB but the server's disk has only "
-            f"{free / (1 << 20):.0f} MB left; remove files from {directory}.",
+            f"{max(0, room) / (1 << 20):.0f} MB left for files; remove some from {directory}.",
         )
 
 

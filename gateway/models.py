@@ -5,7 +5,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from gateway.artifacts import ARTIFACTS, MIRROR, UPSTREAM, Artifact, is_directory
 from gateway.config import Config
+from gateway.disk import room_bytes
 from gateway.errors import ApiError
 from gateway.hub import INCOMPLETE, Hub, HubError, HubFile, HubUnreachableError
 from gateway.paths import PathNotAllowedError, resolve_inside
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 OWNERS: Final = (UPSTREAM, MIRROR)
 
 _MIB: Final = 1 << 20
-_RESERVE_BYTES: Final = 1 << 30  # disk space that is left to everybody else
 _LOCK_NAME: Final = ".download.lock"
 _LOCK_POLL_S: Final = 0.5
 
@@ -313,11 +312,12 @@ def _require_space(plans: Sequence[_Plan], directory: Path) -> None:
         for file, target in plan.files
         if not _is_complete(file, target)
     )
-    free = shutil.disk_usage(directory).free
-    if needed and free < needed + _RESERVE_BYTES:
+    room = room_bytes(directory)
+    if needed and room < needed:
         raise DownloadError(
-            f"{needed / 1e9:.1f} GB are to be downloaded, but {directory} has only {free / 1e9:.1f} GB left. "
-            "Remove files, or set DAYDREAM_SCOPE_MODELS_DIR to a larger disk."
+            f"{needed / 1e9:.1f} GB are to be downloaded, but {directory} has only "
+            f"{max(0, room) / 1e9:.1f} GB left for files. Remove some, or set DAYDREAM_SCOPE_MODELS_DIR to a "
+            "larger disk."
         )
 
 

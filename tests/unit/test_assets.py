@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -49,8 +50,8 @@ class Library:
 
 
 @asynccontextmanager
-async def library_at(directory: Path) -> AsyncIterator[Library]:
-    async with serving(make_app(assets_blueprint(Assets(directory)))) as client:
+async def library_at(directory: Path, quota_bytes: int | None = None) -> AsyncIterator[Library]:
+    async with serving(make_app(assets_blueprint(Assets(directory, quota_bytes)))) as client:
         yield Library(client, directory)
 
 
@@ -374,6 +375,46 @@ async def test_empty_body_is_refused(library: Library) -> None:
     assert answer.status == 400
     assert "empty" in answer.json()["detail"]
     assert os.listdir(library.directory) == []
+
+
+async def test_uploads_beyond_the_quota_are_refused(tmp_path: Path) -> None:
+    async with library_at(tmp_path, quota_bytes=1_000_000) as library:
+        first = await library.upload("a.mp4", bytes(600_000))
+        second = await library.upload("b.mp4", bytes(600_000))
+        unknown_length = await library.client.call(
+            "POST",
+            f"{URL}?filename=b.mp4",
+            body=b"927C0\r\n" + bytes(600_000) + b"\r\n0\r\n\r\n",
+            headers={"Transfer-Encoding": "chunked"},
+        )
+        in_its_place = await library.upload("a.mp4", bytes(900_000))
+        small = await library.upload("c.mp4", bytes(100_000))
+
+    assert [first.status, in_its_place.status, small.status] == [200, 200, 200]
+    assert [second.status, unknown_length.status] == [507, 507]
+    assert "WANSTREAM_ASSETS_QUOTA_MB" in second.json()["detail"]
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "c.mp4"]
+
+
+async def test_simultaneous_uploads_keep_to_the_quota(tmp_path: Path) -> None:
+    async with library_at(tmp_path, quota_bytes=1_000_000) as library:
+        answers = await asyncio.gather(*(library.upload(f"{i}.mp4", bytes(400_000)) for i in range(4)))
+
+    assert sorted(answer.status for answer in answers) == [200, 200, 507, 507]
+    assert len(os.listdir(tmp_path)) == 2
+
+
+async def test_some_of_the_disk_is_left_to_others(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own disk cannot be filled for a test."""
+    usage = shutil.disk_usage(library.directory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=(1 << 30) + 500_000))
+
+    small = await library.upload("a.mp4", bytes(400_000))
+    large = await library.upload("b.mp4", bytes(600_000))
+
+    assert (small.status, large.status) == (200, 507)
+    assert "MB left for files; remove some from" in large.json()["detail"]
+    assert os.listdir(library.directory) == ["a.mp4"]
 
 
 async def test_exactly_50_mib_are_accepted(library: Library) -> None:
