@@ -43,8 +43,8 @@ from gateway.uploads import take_bodies_in_pieces
 from gateway.webrtc.codecs import install_encoders
 from gateway.webrtc.consent import install_patient_consent
 from gateway.webrtc.decoding import install_decoder
+from gateway.webrtc.guards import install_guards
 from gateway.webrtc.ice import IceServers
-from gateway.webrtc.ice_guards import install_ice_guards
 from gateway.webrtc.jitter_buffer import install_jitter_buffer
 from gateway.webrtc.sessions import Sessions
 
@@ -75,7 +75,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     install_jitter_buffer()
     install_decoder()
     install_patient_consent()
-    install_ice_guards()
+    install_guards()
     app = Quart(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # no redirects: `//` and a trailing slash are other resources
     take_bodies_in_pieces(app)

@@ -19,10 +19,12 @@ T = TypeVar("T")
 
 _WORKERS = min(32, (os.cpu_count() or 1) + 4)  # as in the library's own executor
 _LOOKUPS = 8
+_PARAMETERS = 4
 
 # They live as long as the process, and their threads begin with the first work.
 _media = ThreadPoolExecutor(_WORKERS, "media")
 _lookups = ThreadPoolExecutor(_LOOKUPS, "lookup")
+_parameters = ThreadPoolExecutor(_PARAMETERS, "parameters")
 
 
 class SeparatingExecutor(ThreadPoolExecutor):
@@ -51,3 +53,9 @@ async def in_media_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwarg
     """`asyncio.to_thread` for work on pictures."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_media, lambda: work(*args, **kwargs))
+
+
+async def in_parameter_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`asyncio.to_thread` for checks of parameters, which look for files and read their headers."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_parameters, lambda: work(*args, **kwargs))

@@ -68,7 +68,7 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
         values = await json_object(request)
         if not values:
             raise ApiError(400, "No parameters given: send at least one")
-        return bodies.ParametersApplied.model_validate(sessions.merge_all(values))
+        return bodies.ParametersApplied.model_validate(await sessions.update_all(values))
 
     return bp
 

@@ -3,6 +3,7 @@
 What becomes of valid values over time is in `parameters`.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,8 +138,10 @@ class Validated:
     remarks: list[Problem] = field(default_factory=list)
 
 
-def parse_message(data: str | bytes) -> dict[str, Any]:
-    """The JSON object in a data-channel message. Raises JsonError."""
+def parse_message(data: str | bytes | None) -> dict[str, Any]:
+    """The JSON object in a data-channel message; None stands for one that is too large. Raises JsonError."""
+    if data is None:
+        raise JsonError("larger than 1 MiB")
     value = parse_json(data)
     if not isinstance(value, dict):
         raise JsonError(f"one object with parameters is needed, not {type(value).__name__}")
@@ -152,6 +155,7 @@ def validate(values: Mapping[str, Any], context: ParameterContext, *, strict: bo
     `vace_context_scale` is clamped. Problems are located relative to `values`.
     """
     result = Validated()
+    assets = _Assets(context.assets_directory)
     for key, value in values.items():
         name = _ALIASES.get(key, key)
         if name != key and name in values:
@@ -165,10 +169,47 @@ def validate(values: Mapping[str, Any], context: ParameterContext, *, strict: bo
             result.values[name] = None
         else:
             try:
-                _accept(name, key, value, context, strict, result)
+                if name == "vace_context_scale" and not strict:
+                    result.values[name] = _clamped(key, value, result)
+                else:
+                    _accept(name, key, value, context, assets, result)
             except ValidationFailed as error:
                 result.problems.extend(error.problems)
     return result
+
+
+def newest_values(messages: Iterable[str | bytes | None]) -> dict[str, Any]:
+    """Many messages as one update: of each parameter the newest value; what is no JSON object is left out.
+
+    One-shot keys accumulate, as they would if the messages were applied one by one.
+    """
+    newest: dict[str, Any] = {}
+    for message in messages:
+        try:
+            update = parse_message(message)
+        except JsonError:
+            continue
+        if "prompts" in update and "transition" not in update:
+            newest.pop("transition", None)
+        for key, value in update.items():
+            name = _ALIASES.get(key, key)
+            if name not in FIELDS and name not in _FIXED_AT_LOAD:
+                continue
+            if name == "reset_cache":
+                value = value or newest.get(name)
+            if name == "lora_scales":
+                value = _both(newest.get(name), value)
+            newest[name] = value
+    return newest
+
+
+def _both(earlier: Any, later: Any) -> Any:
+    """Scales of two messages; those that could not be valid any more are left to the check."""
+    if not isinstance(earlier, list) or not isinstance(later, list):
+        return later
+    renewed = [entry.get("path") for entry in later if isinstance(entry, dict)]
+    kept = [entry for entry in earlier if isinstance(entry, dict) and entry.get("path") not in renewed]
+    return [*kept, *later][-_MAX_ENTRIES:]
 
 
 def require_pipeline(values: Mapping[str, Any], spec: PipelineSpec) -> None:
@@ -182,19 +223,51 @@ def require_pipeline(values: Mapping[str, Any], spec: PipelineSpec) -> None:
         )
 
 
+class _Assets:
+    """The images that an update names, in the assets directory, which is walked once at the most."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path_of(self, name: str, loc: tuple[str | int, ...]) -> str:
+        """An image's POSIX path relative to the directory. Raises ValidationFailed."""
+        try:
+            path = resolve_inside(self._directory, name)
+        except PathNotAllowedError as error:
+            raise ValidationFailed([_problem("path_not_allowed", loc, str(error), name)]) from error
+        if not is_file(path) and Path(name).name == name:
+            path = self._by_name.get(name, path)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            text = f"An image is needed: {', '.join(sorted(IMAGE_SUFFIXES))}"
+            raise ValidationFailed([_problem("path_not_allowed", loc, text, name)])
+        if not is_file(path):
+            text = f"No such asset: '{quoted(name, 200)}'. Upload it first, and use the path of the answer"
+            raise ValidationFailed([_problem("file_not_found", loc, text, name)])
+        return path.relative_to(self._directory.resolve()).as_posix()
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Path]:
+        """The images in sub-directories by their bare names; of equal ones the first by its path."""
+        root = self._directory.resolve()
+        found = sorted(
+            Path(folder) / name
+            for folder, _, names in os.walk(root)
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        )
+        return {path.name: path for path in reversed(found) if path.resolve().is_relative_to(root)}
+
+
 def _accept(
-    name: str, key: str, value: Any, context: ParameterContext, strict: bool, result: Validated
+    name: str, key: str, value: Any, context: ParameterContext, assets: _Assets, result: Validated
 ) -> None:
     """Put a valid value into `result`. Raises ValidationFailed."""
-    if name == "vace_context_scale" and not strict:
-        result.values[name] = _clamped(key, value, result)
-        return
     adapter = FIELDS[name]
     plain = adapter.dump_python(check(adapter, value, key))
     if name == "lora_scales":
         plain = _lora_scales(key, plain, result)
     elif name in IMAGE_KEYS:
-        plain = _images(key, plain, context)
+        plain = _images(key, plain, assets)
     remark = _without_effect(name, plain, context)
     if remark is not None:
         result.remarks.append(_problem("unavailable", key, remark, plain))
@@ -242,11 +315,11 @@ def _lora_scales(key: str, entries: list[Any], result: Validated) -> list[dict[s
     return valid
 
 
-def _images(key: str, value: str | list[str], context: ParameterContext) -> str | list[str]:
+def _images(key: str, value: str | list[str], assets: _Assets) -> str | list[str]:
     """The same images as POSIX paths relative to the assets directory. Raises ValidationFailed."""
     if isinstance(value, str):
-        return _asset(value, context.assets_directory, (key,))
-    return [_asset(name, context.assets_directory, (key, i)) for i, name in enumerate(value)]
+        return assets.path_of(value, (key,))
+    return [assets.path_of(name, (key, i)) for i, name in enumerate(value)]
 
 
 def _undecodable(key: str, value: str | list[str], context: ParameterContext) -> list[Problem]:
@@ -256,28 +329,6 @@ def _undecodable(key: str, value: str | list[str], context: ParameterContext) ->
         for name in ([value] if isinstance(value, str) else value)
         if image_pixels(context.assets_directory / name) is None
     ]
-
-
-def _asset(name: str, directory: Path, loc: tuple[str | int, ...]) -> str:
-    try:
-        path = resolve_inside(directory, name)
-    except PathNotAllowedError as error:
-        raise ValidationFailed([_problem("path_not_allowed", loc, str(error), name)]) from error
-    if not is_file(path) and Path(name).name == name:
-        path = _find_by_name(directory.resolve(), name) or path
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        text = f"An image is needed: {', '.join(sorted(IMAGE_SUFFIXES))}"
-        raise ValidationFailed([_problem("path_not_allowed", loc, text, name)])
-    if not is_file(path):
-        text = f"No such asset: '{quoted(name, 200)}'. Upload it first, and use the path of the answer"
-        raise ValidationFailed([_problem("file_not_found", loc, text, name)])
-    return path.relative_to(directory.resolve()).as_posix()
-
-
-def _find_by_name(directory: Path, name: str) -> Path | None:
-    """The first file called `name` in a sub-directory, in the order of the paths."""
-    found = (Path(folder) / name for folder, _, files in os.walk(directory) if name in files)
-    return min((path for path in found if path.resolve().is_relative_to(directory)), default=None)
 
 
 def _problem(kind: str, key: str | tuple[str | int, ...], text: str, value: Any) -> Problem:

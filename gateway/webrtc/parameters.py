@@ -3,22 +3,28 @@
 Which values are valid is in `parameter_checks`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gateway.errors import Problem, ValidationFailed
+from gateway.strict_json import JsonError
 from gateway.validation import located
 from gateway.webrtc.parameter_checks import (
     IMAGE_KEYS,
     ParameterContext,
+    Validated,
+    newest_values,
     parse_message,
     require_pipeline,
     validate,
 )
 from streaming.specs import TEXT, PipelineSpec
 
-__all__ = ["ParameterContext", "ParameterState", "normalised", "parse_message"]
+__all__ = ["ParameterContext", "ParameterState", "check_messages", "normalised"]
+
+logger = logging.getLogger(__name__)
 
 _EMPTY_PROMPT: Final = ({"text": "", "weight": 1.0},)
 
@@ -114,11 +120,18 @@ class ParameterState:
         known = {key: value for key, value in self._stored.items() if key in defaults}
         return {"input_mode": self.input_mode, **defaults, **known, "paused": self.paused}
 
-    def merge(self, values: Mapping[str, Any]) -> list[Problem]:
-        """Apply the valid part of a partial update; returns what to report to the client."""
-        validated = validate(values, self._context, strict=False)
+    def check(self, values: Mapping[str, Any]) -> Validated:
+        """Judge a partial update, in whatever thread: nothing is applied yet."""
+        return validate(values, self._context, strict=False)
+
+    def apply(self, validated: Validated) -> list[Problem]:
+        """Apply the valid part of a checked update; returns what to report to the client."""
         self._apply(validated.values)
         return validated.problems + validated.remarks
+
+    def merge(self, values: Mapping[str, Any]) -> list[Problem]:
+        """Check and apply at once."""
+        return self.apply(self.check(values))
 
     def rebase(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
         """Go on with another pipeline, or with a new stream on the same: the next chunk gets everything."""
@@ -251,3 +264,26 @@ def normalised(prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {"text": prompt["text"], "weight": share / total}
         for prompt, share in zip(prompts, shares, strict=True)
     ]
+
+
+def check_messages(
+    state: ParameterState, messages: Sequence[str | bytes | None], together: bool
+) -> list[Validated]:
+    """Judge messages of a data channel, each by itself or all together as one update. None: too large a one.
+
+    May read files; for a thread, where it never raises.
+    """
+    if together:
+        return [state.check(newest_values(messages))]
+    return [_checked(state, message) for message in messages]
+
+
+def _checked(state: ParameterState, message: str | bytes | None) -> Validated:
+    try:
+        return state.check(parse_message(message))
+    except JsonError as error:
+        problem = Problem(loc=[], msg=f"Not a JSON object: {error}", type="json_invalid")
+    except Exception:  # thread boundary: a message must never end the others
+        logger.exception("A parameter message could not be handled")
+        problem = Problem(loc=[], msg="The message could not be handled", type="internal_error")
+    return Validated(problems=[problem])

@@ -1,7 +1,6 @@
 """One peer: its connection, its parameters and its worker (api.md 8)."""
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -9,14 +8,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpReceiver
-from aiortc.exceptions import InvalidStateError
 
 from gateway.errors import Problem
 from gateway.logs import current_session
 from gateway.pipelines import Pipelines
-from gateway.strict_json import JsonError
+from gateway.threads import in_parameter_thread
+from gateway.webrtc.channels import Channels, Message
 from gateway.webrtc.decoding import DecodedVideo
-from gateway.webrtc.parameters import ParameterState, parse_message
+from gateway.webrtc.parameter_checks import Validated
+from gateway.webrtc.parameters import ParameterState, check_messages
 from gateway.webrtc.signalling import CandidateFilter
 from gateway.webrtc.video_input import VideoInput
 from gateway.webrtc.video_output import FrameQueue, GeneratedTrack
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 _LINGER_S = 2.0  # between `stream_stopped` and the end of the connection
 _MAX_REFUSALS = 5
-_MAX_QUEUED_MESSAGES = 100
-_MAX_MESSAGE_BYTES = 1 << 20
 
 
 class Session:
@@ -55,15 +53,23 @@ class Session:
         self.candidates = candidates
         self.adding_candidates = asyncio.Lock()
         self._on_end = on_end
-        self._channel: RTCDataChannel | None = None
-        self._pending: list[str] = []
+        self._updating = asyncio.Lock()  # updates take effect in the order in which they came
+        self.channels = Channels(self.id, self._update, self._end_abuse)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._has_input = False
         self._refused: set[str] = set()  # what was said of pictures that are too large
+        self._is_heard = False
         self._stopping = False
         self._closing: asyncio.Task[None] | None = None
         self.worker = StreamWorker(
-            self.id, pipelines, state, self.input, self.output, lambda: self._has_input, self.notify, observer
+            self.id,
+            pipelines,
+            state,
+            self.input,
+            self.output,
+            lambda: self._has_input,
+            self.channels.send,
+            observer,
         )
         self.track = GeneratedTrack(self.output, on_demand=self._begin)
         self.track.on("ended", self._on_sender_ended)
@@ -86,27 +92,18 @@ class Session:
         if not task.cancelled() and task.exception() is not None:
             logger.error("[%s] Task %s failed", self.id, task.get_name(), exc_info=task.exception())
 
-    def notify(self, message: dict[str, Any]) -> None:
-        """Send a message to the peer, now or as soon as its data channel opens."""
-        text = json.dumps(message)
-        if self._channel is not None and self._channel.readyState == "open":
-            try:
-                self._channel.send(text)
-                return
-            except InvalidStateError:
-                logger.debug("[%s] The data channel closed while sending", self.id)
-        if len(self._pending) < _MAX_QUEUED_MESSAGES:
-            self._pending.append(text)
-
-    def report(self, problems: Sequence[Problem]) -> None:
-        """Tell the peer what was wrong with its parameters; nothing to tell is fine."""
-        if problems:
-            errors = [{"loc": p["loc"], "msg": p["msg"], "type": p["type"]} for p in problems]
-            self.notify({"type": "parameter_error", "errors": errors})
-
-    def merge(self, values: dict[str, Any]) -> list[Problem]:
+    async def update(self, values: dict[str, Any]) -> list[Problem]:
         """Apply a partial update; returns what was wrong with it."""
-        problems = self.state.merge(values)
+        async with self._updating:
+            return self._apply(await in_parameter_thread(self.state.check, values))
+
+    async def _update(self, messages: Sequence[Message], together: bool) -> list[list[Problem]]:
+        async with self._updating:
+            checked = await in_parameter_thread(check_messages, self.state, messages, together)
+            return [self._apply(validated) for validated in checked]
+
+    def _apply(self, validated: Validated) -> list[Problem]:
+        problems = self.state.apply(validated)
         if self.state.paused != self.output.paused:
             self.worker.set_paused(self.state.paused)
         if self.state.input_mode != "video":
@@ -127,7 +124,7 @@ class Session:
             if error_message:
                 self.failed = True
                 message["error_message"] = error_message
-            self.notify(message)
+            self.channels.send(message)
             await asyncio.sleep(linger_s)
         await self.close()
 
@@ -183,7 +180,7 @@ class Session:
         if text not in self._refused and len(self._refused) < _MAX_REFUSALS:
             self._refused.add(text)
             logger.info("[%s] %s", self.id, text)
-            self.report([Problem(loc=["input_mode"], msg=text, type="picture_too_large")])
+            self.channels.report([Problem(loc=["input_mode"], msg=text, type="picture_too_large")])
 
     def _on_input_ended(self, error: str | None) -> None:
         self._has_input = False
@@ -199,23 +196,15 @@ class Session:
             self.spawn(self.stop(error), "stop")
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
-        self._channel = channel
-        channel.on("message", self._on_message)
-        pending, self._pending = self._pending, []
-        for text in pending:
-            channel.send(text)
+        if not self._is_heard:
+            self._is_heard = True
+            self.spawn(self.channels.run(), "messages")
+        self.channels.add(channel)
 
-    def _on_message(self, message: str | bytes) -> None:
-        try:
-            if len(message) > _MAX_MESSAGE_BYTES:
-                raise JsonError(f"larger than {_MAX_MESSAGE_BYTES // (1 << 20)} MiB")
-            problems = self.merge(parse_message(message))
-        except JsonError as error:
-            problems = [Problem(loc=[], msg=f"Not a JSON object: {error}", type="json_invalid")]
-        except Exception:  # callback boundary: a message must never end the connection
-            logger.exception("[%s] A parameter message could not be handled", self.id)
-            problems = [Problem(loc=[], msg="The message could not be handled", type="internal_error")]
-        self.report(problems)
+    def _end_abuse(self) -> None:
+        if not self.closed and not self._stopping:
+            logger.warning("[%s] Too many data channels", self.id)
+            self.spawn(self.stop("Too many data channels: one is enough."), "stop")
 
     def _on_connection_state(self) -> None:
         logger.info("[%s] Connection %s", self.id, self.peer.connectionState)

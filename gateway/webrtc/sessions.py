@@ -13,6 +13,7 @@ from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateErr
 
 from gateway.errors import ApiError, ValidationFailed
 from gateway.pipelines import Loaded, Pipelines
+from gateway.threads import in_parameter_thread
 from gateway.validation import located
 from gateway.waiting import within
 from gateway.webrtc.ice import IceServers
@@ -92,7 +93,7 @@ class Sessions:
             raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
         offer = read_offer(sdp, kind)
         context = ParameterContext(loaded.spec, loaded.params, self._assets_directory)
-        state = ParameterState.open(context, initial_parameters)
+        state = await in_parameter_thread(ParameterState.open, context, initial_parameters)
         await self._make_room(loaded)
         peer = RTCPeerConnection(self._ice.for_server())
         session = Session(peer, self._pipelines, state, self._observer, offer.filter, self._ended)
@@ -114,7 +115,7 @@ class Sessions:
             await session.close()
             raise refusal from error
         session.spawn(self._watchdog(session), "watchdog")
-        session.report(state.remarks)
+        session.channels.report(state.remarks)
         logger.info("[%s] Session opened for %s", session.id, loaded.spec.id)
         return Answer(session.id, answer, peer.localDescription.type)
 
@@ -182,19 +183,20 @@ class Sessions:
         """Tell every peer that the stream is over and close all sessions, in parallel."""
         await asyncio.gather(*(s.stop(None, linger_s=_FLUSH_S) for s in self), return_exceptions=True)
 
-    def merge_all(self, values: dict[str, Any]) -> dict[str, Any]:
+    async def update_all(self, values: dict[str, Any]) -> dict[str, Any]:
         """Apply a partial update to every session; body of the answer to POST /api/v1/session/parameters.
 
         Raises ValidationFailed when no key of it could be applied.
         """
-        reports = [session.merge(values) for session in self]
+        sessions = list(self)
+        reports = await asyncio.gather(*(session.update(values) for session in sessions))
         errors = next((report for report in reports if report), [])  # the same pipeline judges alike
         refused = {str(problem["loc"][0]) for problem in errors if problem["loc"]}
         applied = {key: value for key, value in values.items() if key not in refused}
         if errors and not applied:
             raise ValidationFailed(located(errors, "body"))
-        for session in self:
-            session.notify({"type": "parameters_updated", "parameters": applied})
+        for session in sessions:
+            session.channels.send({"type": "parameters_updated", "parameters": applied})
         return {"status": "ok", "applied_parameters": applied, "errors": errors}
 
     def metrics(self) -> dict[str, dict[str, Any]]:

@@ -222,7 +222,7 @@ async def test_newest_data_channel_gets_the_notifications(server: DoubleProcess)
         old: list[object] = []
         assert peer.channel is not None
         peer.channel.on("message", old.append)
-        newest = peer.open_channel("again")
+        newest = peer.open_channel("control")
         await until(lambda: newest.readyState == "open", 5, "second channel open")
         peer.send({"prompts": [{"text": "b"}]})
         await until(lambda: server.prompts() == ["b"], 3, "new prompt in use")

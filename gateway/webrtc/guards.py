@@ -1,20 +1,25 @@
-"""What aioice must survive: datagrams that nobody asked for, and checks that peers really send.
+"""What aioice and aiortc must survive: datagrams that nobody asked for, and peers that keep to no rule.
 
 Any host can send a datagram to a session's port. aioice 0.13 fails, with a stack trace for each, at
 attributes that are cut short and at binding requests without PRIORITY, which FFmpeg 8 sends (it never
-connects then); an empty datagram ends aiortc's DTLS transport. And every authenticated check from a new
-address costs one more pair, however many there are.
+connects then); an empty datagram ends aiortc's DTLS transport. Every authenticated check from a new address
+costs one more pair, and the fragments of a message without an end are collected, however many there are.
 """
 
+import logging
 import struct
 from typing import Any, Final
 
 from aioice import ice, stun
 from aioice.candidate import candidate_priority
 from aiortc import rtcicetransport
+from aiortc.rtcsctptransport import DataChunk, RTCSctpTransport
+
+logger = logging.getLogger(__name__)
 
 _MAX_REMOTE_CANDIDATES: Final = 128  # those that were signalled, and those that checks came from
 _MAX_QUEUED_DATAGRAMS: Final = 4096
+_MAX_BYTES_BEYOND_WINDOW: Final = 1 << 20  # aiortc peers do not look at the window of 1 MiB
 
 
 class GuardedConnection(ice.Connection):
@@ -34,13 +39,17 @@ class GuardedConnection(ice.Connection):
             super().data_received(data, component)
 
 
-def install_ice_guards() -> None:
+def install_guards() -> None:
     """Guard all connections. Call before any session."""
     rtcicetransport.Connection = GuardedConnection  # type: ignore[attr-defined]
     ice.StunProtocol.datagram_received = _datagram_received  # type: ignore[method-assign]
+    RTCSctpTransport._receive_data_chunk = _receive_data_chunk  # type: ignore[method-assign]
+    RTCSctpTransport._data_channel_receive = _data_channel_receive  # type: ignore[method-assign]
 
 
 _stock_datagram_received: Final = ice.StunProtocol.datagram_received
+_stock_receive_data_chunk: Final = RTCSctpTransport._receive_data_chunk
+_stock_data_channel_receive: Final = RTCSctpTransport._data_channel_receive
 
 
 def _datagram_received(self: ice.StunProtocol, data: bytes | str, addr: tuple[Any, ...]) -> None:
@@ -48,3 +57,19 @@ def _datagram_received(self: ice.StunProtocol, data: bytes | str, addr: tuple[An
         _stock_datagram_received(self, data, addr)
     except struct.error:  # an attribute that is shorter than its type
         return
+
+
+async def _receive_data_chunk(self: RTCSctpTransport, chunk: DataChunk) -> None:
+    if self._advertised_rwnd < -_MAX_BYTES_BEYOND_WINDOW:
+        logger.warning("A peer sends a message without an end: its data channels are closed")
+        await self.stop()
+        return
+    await _stock_receive_data_chunk(self, chunk)
+
+
+async def _data_channel_receive(self: RTCSctpTransport, stream_id: int, pp_id: int, data: bytes) -> None:
+    try:
+        await _stock_data_channel_receive(self, stream_id, pp_id, data)
+    except (AssertionError, UnicodeDecodeError, struct.error) as error:
+        # A channel that is opened twice, a text that is not UTF-8: aiortc would end the whole connection.
+        logger.debug("Message on data channel %d ignored: %r", stream_id, error)
