@@ -20,7 +20,7 @@ from pathlib import Path
 from gateway import leftovers, triton_log
 from gateway.installation import EmbeddedTritonError, TritonInstallation
 from gateway.plain_paths import PlainPaths
-from gateway.waiting import within
+from gateway.waiting import end, within
 
 logger = logging.getLogger(__name__)
 
@@ -257,8 +257,12 @@ class EmbeddedTriton:
         if self._stopping:
             return
         self._watch = None
-        await self._clean_up()
-        text = f"The Triton server ended unexpectedly ({_describe_exit(code)}): {self._reason()}"
+        text = f"The Triton server ended unexpectedly ({_describe_exit(code)})"
+        try:
+            await self._clean_up()
+            text = f"{text}: {self._reason()}"
+        except Exception:  # task boundary: whoever has to start it again must be told all the same
+            logger.exception("What a Triton server left could not be removed")
         logger.error("%s", text)
         if self.on_exit is not None:
             self.on_exit(text)
@@ -273,13 +277,13 @@ class EmbeddedTriton:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        if self._log is not None:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(self._log, _LAST_OUTPUT_S)
-            self._log = None
-        if self._prefix:
-            leftovers.release_prefix(self._prefix)
-            self._prefix = ""
+        log, self._log = self._log, None
+        if log is not None:
+            await asyncio.wait({log}, timeout=_LAST_OUTPUT_S)
+            await end(log)
+        prefix, self._prefix = self._prefix, ""
+        if prefix:
+            leftovers.release_prefix(prefix)
 
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:

@@ -44,7 +44,7 @@ def _candidates() -> list[Path]:
     return [
         path
         for directory in dict.fromkeys((SHARED_MEMORY, *temporary_directories()))
-        for path in directory.glob("wanstream_*")
+        for path in list(directory.glob("wanstream_*"))
     ]
 
 
@@ -61,12 +61,13 @@ def _remove(paths: Iterable[Path]) -> int:
     count = 0
     for path in paths:
         try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            # Anybody may put a link of such a name into these directories: never through it.
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             count += 1
         except FileNotFoundError:
             continue  # its owner was still cleaning up
-        except PermissionError:
-            logger.warning("Cannot remove stale %s: it belongs to another user", path)
+        except OSError as error:
+            logger.warning("Cannot remove stale %s: %s", path, error.strerror or error)
     return count
 
 

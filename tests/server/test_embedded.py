@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import pytest
 from grpc.aio import AioRpcError
 from tritonclient.utils import InferenceServerException
 
+from gateway import leftovers
 from gateway.embedded import EmbeddedTriton, EmbeddedTritonError, model_repository
 from gateway.installation import Interpreter, TritonInstallation
 from tests.server.triton_fixtures import (
@@ -228,6 +230,26 @@ async def test_killed_server_is_noticed_and_swept_and_can_be_started_again(tmp_p
             await client.load()
             await client.start(1, label=3)
             assert (await client.generate(1))[0].frames[0, 0, 0, 0] == 3
+
+
+async def test_an_exit_is_told_although_what_it_left_cannot_be_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def busy(prefix: str) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    exits: asyncio.Queue[str] = asyncio.Queue()
+    async with running_triton(on_exit=exits.put_nowait) as triton:
+        prefix = triton.shared_memory_prefix
+        monkeypatch.setattr(leftovers, "release_prefix", busy)
+
+        os.kill(triton.pid, signal.SIGKILL)
+
+        assert "SIGKILL" in await asyncio.wait_for(exits.get(), 10)
+        monkeypatch.undo()
+        await triton.start()
+        assert triton.running
+    leftovers.release_prefix(prefix)
 
 
 async def test_exit_code_of_an_exit_that_nobody_asked_for_is_reported() -> None:

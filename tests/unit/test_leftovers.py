@@ -1,5 +1,6 @@
 """Files of servers whose gateway is gone are removed, all others stay."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -53,6 +54,40 @@ def test_temporary_directory_of_a_dead_gateway_is_removed(dead_pid: int) -> None
     leftovers.sweep()
 
     assert not directory.exists()
+
+
+def test_a_link_that_somebody_planted_is_removed_and_not_what_it_points_to(
+    region: list[Path], dead_pid: int, tmp_path: Path
+) -> None:
+    (tmp_path / "kept").touch()
+    link = Path(tempfile.gettempdir()) / f"wanstream_{NAMESPACE}_{dead_pid}_1_x"
+    region.append(link)
+    link.symlink_to(tmp_path)
+
+    leftovers.sweep()
+
+    assert not link.is_symlink()
+    assert (tmp_path / "kept").exists()
+
+
+def test_what_cannot_be_removed_does_not_keep_the_others(
+    region: list[Path], dead_pid: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"wanstream_{NAMESPACE}_{dead_pid}_1"
+    stubborn, path = touch(region, f"{name}_a"), touch(region, f"{name}_b")
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self == stubborn:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    leftovers.sweep()
+
+    monkeypatch.undo()
+    assert not path.exists()
+    assert f"{stubborn}: Device or resource busy" in caplog.text
 
 
 def test_shared_memory_of_a_living_gateway_stays(region: list[Path]) -> None:
