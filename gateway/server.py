@@ -29,19 +29,30 @@ async def serve(app: Quart, config: Config, bound: socket.socket) -> None:
     SIGINT stops at once; SIGTERM gives open streams `config.drain_s` to end, a second one does not.
     """
     stop = _stop_on_signals(app.extensions["wanstream"].sessions, config.drain_s)
-    await hypercorn.asyncio.serve(app, _hypercorn_config(bound), shutdown_trigger=stop.wait)
-    _end_soon()
+    try:
+        await hypercorn.asyncio.serve(app, _hypercorn_config(bound), shutdown_trigger=stop.wait)
+    except Exception:
+        _end_soon(1)
+        raise
+    _end_soon(0)
 
 
-def _end_soon() -> None:
-    """Let nothing hold up the end of this process, whose work is done."""
+def _end_soon(code: int) -> None:
+    """Let nothing hold up the end of this process, whose work is done. code: its exit code."""
     # The interpreter would look for garbage among all modules: 0.35 s of CPU, and on a busy machine more than
     # all else that a stop does.
     gc.freeze()
     # It would also wait for its threads, and one that asks a dead name server returns after 10 s or more.
-    deadline = threading.Timer(_LAST_THREADS_S, os._exit, (0,))
+    deadline = threading.Timer(_LAST_THREADS_S, _end_now, (code,))
     deadline.daemon = True
     deadline.start()
+
+
+def _end_now(code: int) -> None:
+    threads = [t.name for t in threading.enumerate() if t.is_alive() and not t.daemon]
+    logger.info("The server ends without waiting for its threads: %s", ", ".join(threads))
+    logging.shutdown()  # writes what the handlers have
+    os._exit(code)
 
 
 def _stop_on_signals(sessions: Sessions, drain_s: float) -> asyncio.Event:
@@ -71,7 +82,7 @@ def _hypercorn_config(bound: socket.socket) -> hypercorn.config.Config:
     # hypercorn owns the descriptor from here. One worker: a session lives in the process that answered it.
     settings.bind = [f"fd://{bound.detach()}"]
     settings.graceful_timeout = 1.0
-    settings.shutdown_timeout = 10.0
+    settings.shutdown_timeout = 20.0  # a load and an unload in the making end before
     settings.startup_timeout = 30.0
     settings.h11_max_incomplete_size = 64 << 10
     settings.accesslog = logging.getLogger("hypercorn.access")

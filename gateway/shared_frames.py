@@ -15,6 +15,8 @@ from gateway.serving import Images
 
 logger = logging.getLogger(__name__)
 
+_LIMIT_S = 5.0  # Triton answers at once when it is well
+
 _numbers = itertools.count(1)
 
 
@@ -60,7 +62,7 @@ class SharedFrames:
         if memory is None:
             return
         try:
-            await self._client.unregister_system_shared_memory(self.region)
+            await self._client.unregister_system_shared_memory(self.region, client_timeout=_LIMIT_S)
         except (InferenceServerException, grpc.RpcError, grpc.aio.UsageError) as error:
             logger.debug("Shared memory %s was not unregistered: %s", self.region, error)
         (SHARED_MEMORY / self.region).unlink(missing_ok=True)
@@ -78,4 +80,6 @@ class SharedFrames:
             path.unlink(missing_ok=True)
             raise
         self.bytes_each = bytes_each
-        await self._client.register_system_shared_memory(self.region, f"/{self.region}", size)
+        await self._client.register_system_shared_memory(
+            self.region, f"/{self.region}", size, client_timeout=_LIMIT_S
+        )
