@@ -155,8 +155,8 @@ def _serve(config: Config, *, open_browser: bool) -> None:
 async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
     engines = engine_sets(config)
     opening = engines.opening()
-    if config.prewarm is None and opening is not None:
-        config = dataclasses.replace(config, prewarm=opening.id)
+    if config.pipeline is None and opening is not None:
+        config = dataclasses.replace(config, opening=opening.id)
     app = create_app(config, make_serving(config, engines))
     url = page_url(config.host, config.port)
 

@@ -1,6 +1,5 @@
 """The gateway as a Quart app: services are made here and handed to the blueprints."""
 
-import asyncio
 import importlib.metadata
 import logging
 import re
@@ -15,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from gateway.assets import Assets
 from gateway.auth import require_token
+from gateway.autoload import Autoload
 from gateway.config import Config
 from gateway.errors import ApiError, ValidationFailed
 from gateway.load_service import LoadService
@@ -104,7 +104,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
         sessions_blueprint(services.sessions, serving),
-        operations_blueprint(services.pipelines, services.sessions, services.metrics),
+        operations_blueprint(services.pipelines, services.sessions, services.metrics, config.pipeline),
     ):
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
@@ -177,35 +177,26 @@ def _answer_errors_as_json(app: Quart) -> None:
         return jsonify({"detail": "Internal server error, see the server's log"}), 500
 
 
-async def _prewarm(services: Services, pipeline_id: str) -> None:
-    """Load `pipeline_id` as if a client had asked for it; the status shows a refusal."""
-    try:
-        await services.loader.request({"pipeline_id": pipeline_id})
-    except (ApiError, ValidationFailed) as error:
-        logger.error("The pipeline to begin with, %s, cannot be loaded: %s", pipeline_id, error)
-        services.pipelines.reject(str(error))
-
-
 def _run_with_app(app: Quart, services: Services) -> None:
-    lost: set[asyncio.Task[None]] = set()
-
-    def on_lost(text: str) -> None:
-        task = asyncio.ensure_future(services.pipelines.lost(text))
-        lost.add(task)
-        task.add_done_callback(lost.discard)
+    config = services.config
+    begin_with = config.pipeline or config.opening
+    autoload = begin_with and Autoload(
+        services.pipelines, services.loader, begin_with, keep=config.pipeline is not None
+    )
 
     @app.before_serving
     async def start() -> None:
         separate_threads()
-        await services.pipelines.serving.start(on_lost)
+        await services.pipelines.serving.start(services.pipelines.lost)
         services.ice.start()
         services.assets.remove_stale()
-        if services.config.prewarm is not None:
-            await _prewarm(services, services.config.prewarm)
+        if autoload:
+            await autoload.start()
 
     @app.after_serving
     async def stop() -> None:
         steps: list[Callable[[], Any]] = [
+            *([autoload.close] if autoload else []),
             services.sessions.close,
             services.pipelines.close,
             services.models.close,

@@ -100,7 +100,8 @@ class Config:
     memory_limit_mb: int | None = None  # of engines and sessions; None: what is free
     assets_quota_mb: int | None = None  # of all uploaded images and videos; None: the room on the disk
     max_sessions: int | None = None  # None: the pipeline's own default
-    prewarm: str | None = None  # pipeline to load at start (PIPELINE); None: the demonstration, if it is used
+    pipeline: str | None = None  # to load at the start and to keep loaded (PIPELINE)
+    opening: str | None = None  # to load once at the start
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.origins
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
@@ -144,7 +145,7 @@ class Config:
             memory_limit_mb=_integer(values, "WANSTREAM_MEMORY_LIMIT_MB", minimum=1),
             assets_quota_mb=_integer(values, "WANSTREAM_ASSETS_QUOTA_MB", minimum=1),
             max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
-            prewarm=values.get("PIPELINE"),
+            pipeline=values.get("PIPELINE"),
             demo=_choice(values, "WANSTREAM_DEMO", ("on", "off"), "on") == "on",
             cors_origins=_names(origins) if origins else None,
             trusted_proxies=_networks(values, "WANSTREAM_TRUSTED_PROXIES"),

@@ -33,6 +33,7 @@ class LoadService:
 
         Raises ApiError and ValidationFailed; what is loaded stays as it is then.
         """
+        await self._pipelines.serving.verify()  # else an equal request might be answered from memory
         memory = await self._pipelines.serving.gpu_memory_bytes()
         context = LoadContext(
             availability=self._pipelines.serving.availability,

@@ -72,7 +72,9 @@ class Pipelines:
         self._runner: asyncio.Task[None] | None = None
         self._load_task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()  # one owner of the serving side's model state at a time
+        self._lost: LoadRequest | None = None  # what was loaded, as long as nothing else is wanted
         self._changed = asyncio.Condition()
+        self._notices: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -123,6 +125,7 @@ class Pipelines:
         """Remember a refused load, so that a client that only polls the status learns of it (4.1 rule 5)."""
         if self.state in (State.NOT_LOADED, State.ERROR):
             self._error = text
+            self._notify_soon()
 
     def request_load(self, request: LoadRequest) -> State:
         """Accept a load; the state has changed when this returns. Equal requests are no-ops."""
@@ -135,6 +138,7 @@ class Pipelines:
         elif self._loaded and self._loaded.serves(request) and not self._running:
             return State.LOADED
         self._wanted = request
+        self._lost = None
         self._error = None
         self._stage = None
         self._give_up_loading()
@@ -144,22 +148,38 @@ class Pipelines:
 
     async def unload(self) -> None:
         """Unload what is loaded, cancel what is loading; idempotent. Streams end."""
-        self._wanted = None
+        self._wanted = self._lost = None
         self._give_up_loading()
         async with self._lock:
             self._error = None
             await self._retire()
         await self._notify()
 
-    async def lost(self, text: str) -> None:
+    def lost(self, text: str) -> None:
         """The serving side died under the loaded pipeline."""
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
         logger.error("The loaded pipeline %s is gone: %s", loaded.spec.id, text)
+        self._lost = LoadRequest(loaded.spec, loaded.params, [], False)
         self._error = text
         loaded.retired.set()
-        await self._notify()
+        self._notify_soon()
+
+    def load_lost(self) -> bool:
+        """Load again what was lost. False: it was not lost, or is not what was wanted last."""
+        lost = self._lost
+        if lost is None:
+            return False
+        self.request_load(lost)
+        self._lost = lost  # until it is loaded, or something else
+        return True
+
+    async def wait_for(self, *states: State) -> State:
+        """Wait until the state is one of `states`; returns which."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.state in states)
+            return self.state
 
     async def wait_loaded(self) -> Loaded:
         """The loaded pipeline; waits while one is loading.
@@ -189,8 +209,9 @@ class Pipelines:
                     loaded.idle.set()
 
     async def close(self) -> None:
-        """Unload and stop the loader task; nothing is loaded any more after that."""
+        """Unload and stop the loader task, soon; nothing is loaded any more after that."""
         self._closed = True
+        self._serving.hurry()
         await self.unload()
         if self._runner is not None:
             await end(self._runner)
@@ -240,6 +261,7 @@ class Pipelines:
     async def _serve(self, request: LoadRequest) -> None:
         await self._serving.load(request.spec, request.params, self._set_stage)
         self._loaded = Loaded(request.spec, request.params)  # in the same step: what is lost now is this one
+        self._lost = self._error = None
 
     def _set_stage(self, text: str) -> None:
         logger.info("%s", text)
@@ -275,6 +297,11 @@ class Pipelines:
             logger.warning("%d session(s) did not let go of %s in time", loaded.users, loaded.spec.id)
         await self._serving.unload()
         logger.info("Unloaded %s", loaded.spec.id)
+
+    def _notify_soon(self) -> None:
+        notice = asyncio.ensure_future(self._notify())
+        self._notices.add(notice)
+        notice.add_done_callback(self._notices.discard)
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -107,8 +107,15 @@ class Serving(Protocol):
         on_lost(text): called on the event loop whenever a loaded pipeline died under its users.
         """
 
+    @property
+    def problem(self) -> str | None:
+        """Why the serving side cannot be used, as long as it is known; for people."""
+
     async def is_ready(self) -> bool:
         """Whether the serving side answers now; quick, never raises."""
+
+    async def verify(self) -> None:
+        """Look whether what is loaded is still there; if not, `on_lost` has been called. Never raises."""
 
     def availability(self, spec: PipelineSpec) -> Availability:
         """Whether `spec` can be loaded here; cheap, no I/O over the network."""
@@ -125,6 +132,9 @@ class Serving(Protocol):
 
     def open_session(self) -> ServingSession:
         """A new, independent stream on the loaded pipeline."""
+
+    def hurry(self) -> None:
+        """The gateway is being stopped: from now on no unload may take long."""
 
     async def gpu_memory_bytes(self) -> tuple[int, int] | None:
         """(used, total) memory of GPU 0, or None without a GPU or when nobody can tell."""

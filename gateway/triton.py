@@ -1,6 +1,6 @@
-"""Triton as the serving side: model control, one sequence per session, recovery.
+"""Triton as the serving side: which models a pipeline needs, one sequence per session, recovery.
 
-Only this module and `triton_session` import tritonclient.
+Only the modules `triton*` import tritonclient.
 """
 
 import asyncio
@@ -8,15 +8,15 @@ import contextlib
 import json
 import logging
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 from google.protobuf import json_format, text_format
-from tritonclient.grpc import KeepAliveOptions, model_config_pb2
+from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -26,24 +26,31 @@ from gateway.engine_sets import EngineSets
 from gateway.memory import Memory
 from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
 from gateway.shared_frames import SharedFrames
-from gateway.triton_session import TritonSession, user_text
-from gateway.waiting import within
+from gateway.triton_models import (
+    LOADING,
+    READY,
+    NoAnswerError,
+    answer_of,
+    answered_requests,
+    model_states,
+    unload_leftovers,
+    unload_model,
+    why_not_served,
+)
+from gateway.triton_server import TritonServer
+from gateway.triton_session import TritonSession, dead_models, user_text
+from gateway.waiting import end, to_the_end, within
 from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND
-from streaming.errors import WanstreamError
 from streaming.plans import models_of
 from streaming.protocol import Op
 from streaming.specs import SPECS, PipelineSpec
 
 logger = logging.getLogger(__name__)
 
-_QUICK_S = 2.0  # calls that answer at once when the server is well
 _UNLOAD_S = 15.0  # 1.2 s is typical, a multiple of that on a busy machine
 _CLOSE_S = 2.0
-_POLL_S = 0.05
-_RESTART_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-_KEEP_ALIVE = KeepAliveOptions(
-    keepalive_time_ms=20_000, keepalive_timeout_ms=10_000, keepalive_permit_without_calls=True
-)
+_METRICS_S = 2.0
+_OTHER_GATEWAY_S = 5.0  # an idle one sends a probe every two seconds
 
 
 class TritonServing:
@@ -68,48 +75,50 @@ class TritonServing:
         if (external_url is None) == (embedded is None):
             raise ValueError("give either external_url or embedded")
         self._repository = repository
-        self._external_url = external_url
         self._metrics_url = metrics_url
-        self._embedded = embedded
         self._engines = engines
+        self._server = TritonServer(
+            external_url, embedded, on_lost=self._lost, prepare=self._unload_leftovers, look=self._look
+        )
         self._memory = Memory(
             self.gpu_memory_bytes, on_cpu=embedded is not None, limit_bytes=memory_limit_bytes
         )
         self._sessions: int | None = None  # how many have room beside what is loaded
-        self._client: InferenceServerClient | None = None
-        self._loaded: list[str] = []  # models on the server, in the order of loading
+        self._loaded: list[str] = []  # models that are or may be on the server, in the order of loading
+        self._model: str | None = None  # the pipeline's, while it can be used
+        self._watched: list[str] = []  # models that have to answer as long as the pipeline is loaded
+        self._used: set[str] = set()  # pipelines that were loaded from here
+        self._dead: set[str] = set()  # models whose process died
+        self._sessions_open: weakref.WeakSet[TritonSession] = weakref.WeakSet()
+        self._probe: asyncio.Task[None] | None = None
         self._on_lost: Callable[[str], None] = lambda text: None
-        self._keeper: asyncio.Task[None] | None = None
-        self._up = asyncio.Event()
-        self._down = asyncio.Event()
-        self._last_error: str | None = None
+        self._hurry = asyncio.Event()
         self._closed = False
-        if embedded is not None:
-            embedded.on_exit = self._server_exited
 
     @property
     def url(self) -> str:
-        if self._external_url is not None:
-            return self._external_url
-        assert self._embedded is not None
-        return self._embedded.grpc_url if self._embedded.running else "embedded"
+        return self._server.url
+
+    @property
+    def problem(self) -> str | None:
+        return self._server.problem
 
     async def start(self, on_lost: Callable[[str], None]) -> None:
         self._on_lost = on_lost
-        self._keeper = asyncio.create_task(self._keep_running(), name="triton-keeper")
+        self._server.start()
 
     async def is_ready(self) -> bool:
-        client = self._client
-        if client is None:
-            return False
-        # Not awaited directly: to grpc a channel that is closed meanwhile is a cancellation of the caller.
-        asking = asyncio.ensure_future(client.is_server_ready())
-        try:
-            await asyncio.wait({asking}, timeout=_QUICK_S)
-            answered = asking.done() and not asking.cancelled() and asking.exception() is None
-            return answered and bool(asking.result())
-        finally:
-            asking.cancel()
+        return await self._server.is_ready()
+
+    async def verify(self) -> None:
+        client = self._server.client
+        if client is not None:
+            try:
+                await self._look(client)
+            except NoAnswerError as error:
+                logger.warning("%s; it is watched", error)
+            except (ServingError, InferenceServerException) as error:
+                self._server.lose(f"Triton at {self.url} is gone: {error}")
 
     def availability(self, spec: PipelineSpec) -> Availability:
         if (self._repository / spec.id / "config.pbtxt").is_file():
@@ -117,7 +126,7 @@ class TritonServing:
                 return Availability(True)
             if self._engines is not None:
                 found = self._engines.availability(spec)
-                is_loaded = self._loaded[-1:] == [spec.id]
+                is_loaded = self._model == spec.id
                 return replace(found, max_sessions=self._sessions) if is_loaded else found
         return Availability(
             False,
@@ -127,22 +136,31 @@ class TritonServing:
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Waiting for Triton...")
-        client = await self._connected()
+        client = await self._server.connected(on_stage)
         try:
+            if self._loaded:  # a load that was cut short, whose models did not go in time
+                on_stage("Waiting until Triton has unloaded what was there before...")
+                await self._unload()
             parameters = dict(load_params)
             if spec.loop is not None:
                 parameters |= await self._load_engines(client, spec, load_params, on_stage)
             on_stage(f"Loading {spec.name}...")
             self._loaded.append(spec.id)
-            await client.load_model(spec.id, config=self._config(spec.id, parameters))
+            self._used.add(spec.id)
+            await answer_of(client.load_model(spec.id, config=self._config(spec.id, parameters)), None)
             on_stage("Warming up...")
-            await self._warm_up(spec.id)
+            await self._warm_up(client, spec.id)
+            watched = [spec.id] if ON_DEMAND in parameters else list(self._loaded)
+            problem = await why_not_served(client, watched)
+            if problem is not None or client is not self._server.client:
+                raise ServingError(problem or "Triton was restarted meanwhile")
+            self._model, self._watched = spec.id, watched
         except BaseException as error:
-            await self._undo()
+            await self.unload()
             if isinstance(error, InferenceServerException):
                 raise ServingError(user_text(error)) from error
-            if isinstance(error, grpc.RpcError):
-                raise ServingError(f"Triton at {self.url} cannot be reached") from error
+            if isinstance(error, ServingLost):
+                raise ServingError(f"Triton at {self.url} was lost: {error}") from error
             raise
 
     async def _load_engines(
@@ -172,141 +190,150 @@ class TritonServing:
             on_stage(f"Loading engine {number} of {len(names)}: {name}...")
             self._loaded.append(name)
             try:
-                await client.load_model(name)
+                await answer_of(client.load_model(name), None)
             except InferenceServerException as error:
                 raise ServingError(user_text(error) + why_refused(self._engines.models, name)) from error
         return parameters
 
     def _path_for_models(self, path: Path) -> Path:
-        return path if self._embedded is None else self._embedded.path_for_models(path.absolute())
+        embedded = self._server.embedded
+        return path if embedded is None else embedded.path_for_models(path.absolute())
 
     async def unload(self) -> None:
-        await self._unload(_UNLOAD_S)
+        await to_the_end(self._unload())
 
-    async def _unload(self, timeout_s: float) -> None:
-        client, names = self._client, self._loaded[::-1]
-        self._loaded.clear()
-        if client is None or not self._up.is_set():
-            return  # the server is gone, and its models with it
+    async def _unload(self) -> None:
+        self._model, self._watched = None, []
+        client, names = self._server.client, list(dict.fromkeys(self._loaded[::-1]))
+        if client is None:
+            self._loaded.clear()
+            return  # the server is gone; should it come back with them, they are unloaded then
         # The pipeline first, since it calls the engines; these then all at once, for each takes a second.
-        unloaded = [await self._unload_within(client, name, timeout_s) for name in names[:1]]
-        unloaded += await asyncio.gather(
-            *(self._unload_within(client, name, timeout_s) for name in names[1:])
-        )
-        if not all(unloaded) and self._embedded is not None:
+        unloaded = [await self._unload_one(client, name) for name in names[:1]]
+        unloaded += await asyncio.gather(*(self._unload_one(client, name) for name in names[1:]))
+        if not all(unloaded) and self._server.embedded is not None:
             logger.warning("Triton is started anew, to get the memory back")
-            self._up.clear()
-            self._down.set()
+            self._loaded.clear()
+            self._server.restart()
 
-    async def _unload_within(self, client: InferenceServerClient, name: str, timeout_s: float) -> bool:
+    async def _unload_one(self, client: InferenceServerClient, name: str) -> bool:
+        """Whether it is gone; if not, it stays among those that may be on the server."""
+        unloading, late = map(asyncio.ensure_future, (unload_model(client, name), self._too_late()))
         try:
-            await within(self._unload_model(client, name), timeout_s)
-        except (InferenceServerException, grpc.RpcError, asyncio.TimeoutError) as error:
-            reason = str(error) or f"it takes longer than {timeout_s:.0f} s"
-            logger.warning("Model %s could not be unloaded: %s", name, reason)
+            await asyncio.wait({unloading, late}, return_when=asyncio.FIRST_COMPLETED)
+            in_time = unloading.done()
+        finally:
+            await end(unloading, late)
+        error = unloading.exception() if in_time else NoAnswerError("it takes too long")
+        if error is not None and not isinstance(error, (ServingError, InferenceServerException)):
+            raise error
+        if error is not None:
+            logger.warning("Model %s could not be unloaded: %s", name, error)
             return False
+        self._loaded = [other for other in self._loaded if other != name]
         return True
 
+    async def _too_late(self) -> None:
+        """Wait for as long as an unload may take; that is not long once the gateway is being stopped."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(self._hurry.wait(), _UNLOAD_S)
+            await asyncio.sleep(_CLOSE_S)
+
     def open_session(self) -> TritonSession:
-        if self._client is None or not self._loaded:
+        client, model = self._server.client, self._model
+        if client is None or model is None:
             raise ServingLost("Triton is not connected; load the pipeline again.")
-        model = self._loaded[-1]
         in_parts = SPECS[model].loop is not None
         shared = None
-        if self._embedded is not None:
-            prefix = self._embedded.shared_memory_prefix
-            shared = SharedFrames(self._client, prefix, both_ways=not in_parts)
-        return TritonSession(self._client, model, self._model_died, shared, in_parts=in_parts)
+        if self._server.embedded is not None:
+            prefix = self._server.embedded.shared_memory_prefix
+            shared = SharedFrames(client, prefix, both_ways=not in_parts)
+        session = TritonSession(client, model, self._model_died, shared, in_parts=in_parts)
+        self._sessions_open.add(session)
+        return session
 
     async def gpu_memory_bytes(self) -> tuple[int, int] | None:
         if self._metrics_url is not None:
             return await _memory_from_metrics(self._metrics_url)
         return await asyncio.to_thread(_memory_from_nvml)
 
+    def hurry(self) -> None:
+        self._hurry.set()
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-        await self._unload(_CLOSE_S)
-        await self._disconnect()
-        if self._embedded is not None:
-            await self._embedded.stop(timeout_s=3)
+        self.hurry()
+        await self._server.disconnect()
+        if self._probe is not None:
+            await end(self._probe)
+        await self.unload()
+        await self._server.close()
 
-    async def _connected(self) -> InferenceServerClient:
-        while not self._up.is_set():
-            if self._last_error is not None and self._embedded is not None:
-                raise ServingError(self._last_error)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(self._up.wait(), _POLL_S * 2)
-        assert self._client is not None
-        return self._client
-
-    async def _keep_running(self) -> None:
-        """Start or find the server, and again after it died; with growing pauses while that fails."""
-        attempt = 0
-        while True:
-            try:
-                await self._bring_up()
-                attempt = 0
-                self._last_error = None
-                self._down.clear()
-                self._up.set()
-                await self._down.wait()
-                self._up.clear()
-                await self._disconnect()
-                if self._embedded is not None:
-                    await self._embedded.stop(timeout_s=0)
-            except WanstreamError as error:
-                if str(error) != self._last_error:
-                    logger.error("%s", error)
-                self._last_error = str(error)
-                await asyncio.sleep(_RESTART_BACKOFF_S[min(attempt, len(_RESTART_BACKOFF_S) - 1)])
-                attempt += 1
-
-    async def _bring_up(self) -> None:
-        if self._embedded is not None:
-            if not self._embedded.running:
-                await self._embedded.start()
-            self._client = InferenceServerClient(self._embedded.grpc_url)
+    async def _look(self, client: InferenceServerClient) -> None:
+        """Give the server up when it does not hold what is loaded. Raises as `answer_of`."""
+        watched, model = list(self._watched), self._model
+        try:
+            problem = await why_not_served(client, watched)
+        except NoAnswerError:
+            if watched:
+                raise
+            return  # nobody waits for it
+        if watched != self._watched:  # it was unloaded meanwhile
             return
-        assert self._external_url is not None
-        self._client = InferenceServerClient(self._external_url, keepalive_options=_KEEP_ALIVE)
-        if not await self.is_ready():
-            await self._disconnect()
-            raise ServingError(
-                f"Triton at {self._external_url} does not answer. Check --triton-url (host:port of its gRPC "
-                "endpoint) and that the server runs with --model-control-mode=explicit."
-            )
-        logger.info("Connected to Triton at %s", self._external_url)
+        if problem is not None:
+            self._server.lose(f"Triton at {self.url} lost the pipeline: {problem}.")
+        elif model is not None and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.create_task(self._probe_process(client, model), name="triton-probe")
 
-    async def _disconnect(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(grpc.RpcError, InferenceServerException):
-                await client.close()
+    async def _probe_process(self, client: InferenceServerClient, model: str) -> None:
+        """Find a dead model process when nobody streams; a stream meets it by itself."""
+        if all(session.closed for session in self._sessions_open):
+            session = TritonSession(client, model, self._model_died)
+            try:
+                await session.probe()
+            finally:
+                await session.close()
 
-    def _server_exited(self, text: str) -> None:
-        self._lost("The Triton server died and is being restarted. Load the pipeline again.")
+    async def _unload_leftovers(self, client: InferenceServerClient) -> None:
+        """What a killed gateway, or a broken connection, left on the server goes away.
+
+        Raises ServingError while another gateway uses it.
+        """
+        states = await model_states(client)
+        left = sorted(name for name in self._own_models() if states.get(name) in (READY, LOADING))
+        pipelines = [name for name in left if name in SPECS and states[name] == READY]
+        if others := set(pipelines) - self._used:
+            before = await answered_requests(client, others)
+            await asyncio.sleep(_OTHER_GATEWAY_S)
+            if await answered_requests(client, others) != before:
+                raise ServingError(
+                    f"Another gateway uses Triton at {self.url}: model '{min(others)}' answers requests. A "
+                    "Triton serves one gateway: stop the other one, or give this one a Triton of its own."
+                )
+        if left:
+            logger.warning("Triton holds models of an earlier connection; unloading %s", ", ".join(left))
+            dead, self._dead = self._dead, set()
+            await unload_leftovers(client, left, dead=dead, limit_s=_UNLOAD_S)
+
+    def _own_models(self) -> set[str]:
+        """Names of all models that a gateway may have loaded."""
+        repositories = [self._repository] + ([] if self._engines is None else [self._engines.models])
+        return {config.parent.name for root in repositories for config in root.glob("*/config.pbtxt")}
 
     def _model_died(self, text: str) -> None:
-        """A model process is dead; only a new server gets rid of its remains."""
-        if self._embedded is not None:
-            self._lost(
-                "A model process of Triton died; the server is being restarted. Load the pipeline again."
-            )
-        else:
-            self._lost(f"Triton at {self.url} lost the pipeline: {text}. Load the pipeline again.")
+        """A model process is dead, or the model is gone."""
+        if self._server.embedded is not None:
+            self._server.lose("A model process of Triton died; the server is being restarted.")
+            return
+        self._dead |= dead_models(text)
+        self._server.lose(f"Triton at {self.url} lost the pipeline: {text.rstrip('.')}.")
 
     def _lost(self, text: str) -> None:
-        if self._up.is_set() and not self._down.is_set() and not self._closed:
-            logger.error("%s", text)
-            self._up.clear()
-            self._down.set()
-            self._loaded.clear()
-            self._on_lost(text)
+        self._model, self._watched = None, []
+        self._loaded.clear()
+        self._on_lost(text)
 
     def _config(self, name: str, load_params: Mapping[str, Any]) -> str:
         """Complete model configuration as JSON: an override replaces the file, it is not merged with it."""
@@ -318,8 +345,8 @@ class TritonServing:
             config.parameters[key].string_value = text
         return json_format.MessageToJson(config, preserving_proto_field_name=True)
 
-    async def _warm_up(self, name: str) -> None:
-        session = TritonSession(self._client, name, self._model_died)
+    async def _warm_up(self, client: InferenceServerClient, name: str) -> None:
+        session = TritonSession(client, name, self._model_died)
         try:
             async for _ in session.request(Op.WARMUP, {}, None, start=True, end=True):
                 pass
@@ -328,29 +355,11 @@ class TritonServing:
         finally:
             await session.close()
 
-    async def _undo(self) -> None:
-        """Unload what a failed or cancelled load has left; the cancellation waits for it."""
-        cleaning = asyncio.ensure_future(self.unload())
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(cleaning)
-        await cleaning
-
-    async def _unload_model(self, client: InferenceServerClient, name: str) -> None:
-        await client.unload_model(name)
-        while await _model_state(client, name) not in ("", "UNAVAILABLE"):  # noqa: ASYNC110 - no event for it
-            await asyncio.sleep(_POLL_S)
-
-
-async def _model_state(client: InferenceServerClient, name: str) -> str:
-    index = await client.get_model_repository_index(as_json=True)
-    states = {model["name"]: model.get("state", "") for model in index.get("models", [])}
-    return str(states.get(name, ""))
-
 
 async def _memory_from_metrics(url: str) -> tuple[int, int] | None:
     """(used, total) bytes of the first GPU in Triton's Prometheus metrics."""
     try:
-        async with httpx.AsyncClient(timeout=_QUICK_S) as http:
+        async with httpx.AsyncClient(timeout=_METRICS_S) as http:
             text = (await http.get(url)).text
     except httpx.HTTPError:
         return None

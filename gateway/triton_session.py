@@ -34,7 +34,12 @@ logger = logging.getLogger(__name__)
 _CHUNK_TIMEOUT_S = 300.0
 _CLOSE_S = 2.0
 _END_S = 1.0  # how long a chunk that nobody wants may go on before it is cancelled
-_DEAD_STUB = "is not healthy"  # in 2.51 the only sign of a dead model process: it still reports READY
+# In 2.51 the only sign of a dead model process: its model still reports READY.
+_DEAD_PROCESS = re.compile(r"Stub process '([\w.-]+?)(?:_\d+)*' is not healthy")
+# The server was restarted, or somebody else unloads models from it. The last is about a pipeline's engine.
+_MODEL_LOST = re.compile(
+    rf"{_DEAD_PROCESS.pattern}|Request for unknown model|has no available versions|Model '\S+' is not ready"
+)
 _UNKNOWN_SEQUENCE = "must specify the START flag"
 _BROKEN = "The connection to Triton broke. Load the pipeline again."
 
@@ -86,6 +91,16 @@ class TritonSession:
                 async for chunk in parts:
                     yield chunk
         self._parameters.update((k, v) for k, v in parameters.items() if k not in ONE_SHOT)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    async def probe(self) -> None:
+        """Ask the model's process for nothing: a dead one is told to `on_dead`. In place of a stream."""
+        with contextlib.suppress(ServingError):  # any other answer is one of a living process
+            async for _ in self.request(Op.PROBE, {}, None, start=True, end=True):
+                pass
 
     async def keep_alive(self) -> None:
         if not self._sequence_id:
@@ -191,9 +206,10 @@ class TritonSession:
             raise
         if error is not None:
             text, fatal = decode_error(user_text(error))
-            if _DEAD_STUB in text:
+            if _MODEL_LOST.search(text):
                 self._on_dead(text)
-                raise ServingLost("The model process of the pipeline died. Load the pipeline again.")
+                died = "The model process of the pipeline died." if dead_models(text) else f"Triton: {text}."
+                raise ServingLost(f"{died} Load the pipeline again.")
             raise ChunkFailed(text, fatal=fatal)
         response = result.get_response()
         final = response.parameters["triton_final_response"].bool_param
@@ -272,6 +288,11 @@ class _Stream:
     async def _drain(self) -> AsyncIterator[dict[str, Any]]:
         while (request := await self._requests.get()) is not None:
             yield request
+
+
+def dead_models(text: str) -> set[str]:
+    """Names of the models whose process an error of Triton's calls dead."""
+    return set(_DEAD_PROCESS.findall(text))
 
 
 def user_text(error: InferenceServerException) -> str:

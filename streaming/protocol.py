@@ -20,6 +20,7 @@ class Op(str, Enum):
     KEEP_ALIVE = "keep_alive"  # no work; the session is paused and must not idle out
     STOP = "stop"  # last request of a sequence
     WARMUP = "warmup"  # a sequence of its own, sent once after loading
+    PROBE = "probe"  # a sequence of its own, without work: whether the model's process lives
 
 
 class Command(TypedDict, total=False):

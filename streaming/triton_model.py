@@ -65,7 +65,7 @@ class StreamingModel:
         sequence_id, flags = int(request.correlation_id()), int(request.flags())
         try:
             command = _command(request)
-            if flags & _START and command.op is not Op.WARMUP:
+            if flags & _START and command.op not in (Op.WARMUP, Op.PROBE):
                 self._sessions.start(sequence_id, self._pipeline.open_stream(), command.parameters)
             self._run(command, sequence_id, request, reply, started=bool(flags & _START))
         finally:
@@ -91,7 +91,7 @@ class StreamingModel:
         else:
             if command.op is Op.STOP:
                 self._sessions.end(sequence_id)
-            else:
+            elif command.op is not Op.PROBE:
                 self._sessions.get(sequence_id)  # START and KEEP_ALIVE: mark it as used
             reply.send(_NO_FRAMES, Meta(last=True))
 

@@ -17,7 +17,10 @@ class Readiness(BaseModel):
     reason: str | None
 
 
-def operations_blueprint(pipelines: Pipelines, sessions: Sessions, metrics: Metrics) -> Blueprint:
+def operations_blueprint(
+    pipelines: Pipelines, sessions: Sessions, metrics: Metrics, required: str | None
+) -> Blueprint:
+    """required: the pipeline that this server is to have loaded; None: that is up to the clients."""
     bp = Blueprint("operations", __name__)
 
     @bp.get("/ready")
@@ -28,8 +31,14 @@ def operations_blueprint(pipelines: Pipelines, sessions: Sessions, metrics: Metr
         """200 when new viewers can be served, else 503; `/health` only tells that the gateway is alive."""
         if sessions.draining:
             return Readiness(ready=False, reason="The server is shutting down"), 503
-        if not await pipelines.serving.is_ready():
-            return Readiness(ready=False, reason=f"Triton ({pipelines.serving.url}) does not answer"), 503
+        serving = pipelines.serving
+        if not await serving.is_ready():
+            reason = serving.problem or f"Triton ({serving.url}) does not answer"
+            return Readiness(ready=False, reason=reason), 503
+        if required is not None and pipelines.loaded is None:
+            status = pipelines.status()
+            reason = status["error"] or status["loading_stage"] or "somebody unloaded it"
+            return Readiness(ready=False, reason=f"Pipeline {required} is not loaded: {reason}"), 503
         return Readiness(ready=True, reason=None), 200
 
     @bp.get("/metrics")

@@ -152,6 +152,7 @@ class DoubleServing:
     """A serving side (`gateway.serving.Serving`) for every pipeline."""
 
     url = "double"
+    problem: str | None = None
 
     def __init__(self, faults: Faults | None = None) -> None:
         self.faults = faults or Faults()
@@ -164,6 +165,10 @@ class DoubleServing:
 
     async def is_ready(self) -> bool:
         return True
+
+    async def verify(self) -> None: ...
+
+    def hurry(self) -> None: ...
 
     def availability(self, spec: PipelineSpec) -> Availability:
         few_words = spec.id == "reward-forcing"  # as if its weights were a demonstration

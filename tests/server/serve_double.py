@@ -38,8 +38,18 @@ class SplitServing:
         await self._triton.start(on_lost)
         await self._double.start(on_lost)
 
+    @property
+    def problem(self) -> str | None:
+        return self._triton.problem
+
     async def is_ready(self) -> bool:
         return await self._triton.is_ready()
+
+    async def verify(self) -> None:
+        await self._triton.verify()
+
+    def hurry(self) -> None:
+        self._triton.hurry()
 
     def availability(self, spec: PipelineSpec) -> Availability:
         return self._for(spec).availability(spec)

@@ -9,6 +9,7 @@ import pytest
 
 from streaming.demo import DEMO, DEMO_MODELS
 from streaming.engine_set import EngineSet
+from streaming.specs import PASSTHROUGH
 from tests.engines import SIZE
 from tests.odd_paths import ODD, install_checkout
 from tests.server.gateway_calls import load, pipeline_status, wait_status
@@ -83,3 +84,23 @@ async def test_a_server_that_cannot_make_them_says_why_and_goes_on(tmp_path: Pat
     assert "demonstration engines could not be made: " in status["error"]
     assert "is damaged" in status["error"]
     assert "wanstream-export longlive --demo" in status["error"]
+
+
+async def test_a_load_that_cuts_the_demonstration_short_works_at_once(tmp_path: Path) -> None:
+    """The home is empty: the demonstration is being exported when somebody wants another pipeline."""
+    server = ServerProcess("gateway", tmp_path, DEMO_ON, ["-N"])
+    try:
+
+        async def preparing() -> bool:
+            stage = str((await pipeline_status(server.client))["loading_stage"])
+            return stage.startswith("Preparing the demonstration")
+
+        await until(preparing, 60, "the demonstration is being prepared")
+        body = {"pipeline_ids": [PASSTHROUGH.id]}
+        answer = await server.client.call("POST", "/api/v1/pipeline/load", json_body=body)
+        status = await wait_status(server.client, "loaded", 60)
+    finally:
+        server.stop(within_s=30)
+
+    assert answer.status == 200
+    assert status["pipeline_id"] == PASSTHROUGH.id

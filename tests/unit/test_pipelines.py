@@ -33,7 +33,7 @@ class IdleSession:
 class SlowServing:
     """Loads when `release` is set; fails with the text in `failure`. Records what it was told to do.
 
-    What it needs to let go of a cancelled load, and to unload, is in `leaving_steps`: turns of the event loop.
+    A cancelled load, and an unload, take `leaving_steps` turns of the event loop to let go.
     """
 
     url = "nowhere"
@@ -49,8 +49,14 @@ class SlowServing:
 
     async def start(self, on_lost: Callable[[str], None]) -> None: ...
 
+    problem: str | None = None
+
     async def is_ready(self) -> bool:
         return True
+
+    async def verify(self) -> None: ...
+
+    def hurry(self) -> None: ...
 
     def availability(self, spec: PipelineSpec) -> Availability:
         return Availability(True)
@@ -258,7 +264,7 @@ async def test_a_lost_pipeline_is_an_error_and_retires(pipelines: Pipelines, ser
     await loaded_with(pipelines, serving, request("passthrough"))
     loaded = await pipelines.wait_loaded()
 
-    await pipelines.lost("Triton died")
+    pipelines.lost("Triton died")
 
     assert loaded.retired.is_set()
     assert pipelines.status()["status"] == "error"
