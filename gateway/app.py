@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from quart import Quart, Response, jsonify
+from quart import Quart, Response, jsonify, request
 from quart_cors import cors
 from quart_schema import HttpSecurityScheme, Info, QuartSchema
 from werkzeug.exceptions import HTTPException
@@ -39,6 +39,7 @@ from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving import Serving
 from gateway.threads import separate_threads
+from gateway.trailing_slash import without_slash
 from gateway.uploads import take_bodies_in_pieces
 from gateway.webrtc.codecs import install_encoders
 from gateway.webrtc.consent import install_patient_consent
@@ -77,7 +78,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     install_patient_consent()
     install_guards()
     app = Quart(__name__, static_folder=None)
-    app.url_map.merge_slashes = False  # no redirects: `//` and a trailing slash are other resources
+    app.url_map.merge_slashes = False  # `//` is part of an asset's absolute path
     take_bodies_in_pieces(app)
     app.config["RESPONSE_TIMEOUT"] = None  # downloads take as long as they take
     app.config["QUART_CORS_SEND_ORIGIN_WILDCARD"] = False
@@ -166,6 +167,9 @@ def _answer_errors_as_json(app: Quart) -> None:
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
         headers = {}
+        address = without_slash(request) if error.code == 404 else None
+        if address is not None:
+            return jsonify({"detail": f"The address is {address}"}), 307, {"Location": address}
         if error.code == 405 and getattr(error, "valid_methods", None):
             headers["Allow"] = ", ".join(sorted(error.valid_methods))  # type: ignore[attr-defined]
         detail = "Request body too large" if error.code == 413 else (error.name or "Error")

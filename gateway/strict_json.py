@@ -2,7 +2,9 @@
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+_BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 class JsonError(ValueError):
@@ -16,10 +18,12 @@ class JsonError(ValueError):
 def parse_json(document: str | bytes) -> Any:
     """Parse RFC 8259 JSON; what Python's parser lets through beyond it (NaN, Infinity) is refused.
 
-    Raises JsonError, also for bytes that are not UTF-8, lone surrogates and nesting too deep to parse.
+    A byte order mark before it is no fault: editors and shells on Windows write one. Raises JsonError, also
+    for bytes that are not UTF-8, lone surrogates and nesting too deep to parse.
     """
     try:
         text = document.decode("utf-8") if isinstance(document, bytes) else document
+        text = text.removeprefix(_BYTE_ORDER_MARK)
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         # Escapes such as \ud800 pass the parser but cannot be encoded again, in a log line for example.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
