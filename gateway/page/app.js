@@ -326,7 +326,13 @@ stream.addEventListener("retry", ({ detail: { inS, reason } }) => {
   });
 });
 stream.addEventListener("refused", ({ detail: problems }) => {
-  notify("refused", { title: "The server refused a change", text: problems.map(problemText).join("\n") });
+  const hints = problems.filter(({ type }) => type === "plain_words");
+  if (hints.length) {
+    notify("hint", { level: "info", title: "About your prompt", text: hints.map(({ msg }) => `${msg}.`).join("\n") });
+  }
+  const refused = problems.filter(({ type }) => type !== "plain_words");
+  if (!refused.length) return;
+  notify("refused", { title: "The server refused a change", text: refused.map(problemText).join("\n") });
 });
 stream.addEventListener("changed", ({ detail }) => controls.adopt(detail));
 stream.addEventListener("warnings", ({ detail }) => {

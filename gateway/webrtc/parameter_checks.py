@@ -19,6 +19,7 @@ from gateway.media import IMAGE_SUFFIXES, image_pixels
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.strict_json import JsonError, parse_json
 from gateway.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
+from gateway.webrtc.prompt_hints import PLAIN_WORDS, hint_at
 from streaming.specs import Interpolation, PipelineSpec
 
 MAX_PROMPTS: Final = 16
@@ -275,6 +276,9 @@ def _accept(
         result.values[name] = plain
         if name in IMAGE_KEYS:
             result.remarks.extend(_undecodable(key, plain, context))
+        hint = hint_at(name, plain) if context.spec.supports_prompts else None
+        if hint is not None:
+            result.remarks.append(_problem(PLAIN_WORDS, key, hint, plain))
 
 
 def _without_effect(name: str, value: Any, context: ParameterContext) -> str | None:

@@ -20,6 +20,7 @@ from gateway.webrtc.parameter_checks import (
     require_pipeline,
     validate,
 )
+from gateway.webrtc.prompt_hints import PLAIN_WORDS
 from streaming.specs import TEXT, PipelineSpec
 
 __all__ = ["ParameterContext", "ParameterState", "check_messages", "normalised"]
@@ -56,6 +57,7 @@ class ParameterState:
         self._reset = False
         self._lora_scales: dict[str, float] = {}
         self._images: dict[str, Any] = {}
+        self._hinted = False  # at a notation in a prompt
         self.paused = False
         self.remarks: list[Problem] = []
 
@@ -72,7 +74,7 @@ class ParameterState:
         require_pipeline(validated.values, context.spec)
         state = cls(context)
         state._apply(validated.values)
-        state.remarks = validated.remarks
+        state.remarks = state._told_once(validated.remarks)
         return state
 
     @property
@@ -127,7 +129,7 @@ class ParameterState:
     def apply(self, validated: Validated) -> list[Problem]:
         """Apply the valid part of a checked update; returns what to report to the client."""
         self._apply(validated.values)
-        return validated.problems + validated.remarks
+        return validated.problems + self._told_once(validated.remarks)
 
     def merge(self, values: Mapping[str, Any]) -> list[Problem]:
         """Check and apply at once."""
@@ -211,6 +213,16 @@ class ParameterState:
                 self._images |= {key: value} if value else {}
             else:
                 self._store(key, value)
+
+    def _told_once(self, remarks: Sequence[Problem]) -> list[Problem]:
+        """The remarks, of hints at a prompt's notation only the first: prompts may come at any rate."""
+        kept = []
+        for remark in remarks:
+            is_hint = remark["type"] == PLAIN_WORDS
+            if not (is_hint and self._hinted):
+                kept.append(remark)
+            self._hinted = self._hinted or is_hint
+        return kept
 
     def _store(self, key: str, value: Any) -> None:
         if value is None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load
-from tests.server.peer import Peer
+from tests.server.peer import Peer, until
 
 MARK = b"\xef\xbb\xbf"
 PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
@@ -78,3 +78,20 @@ def test_what_is_nowhere_is_not_found(double_server: DoubleProcess, method: str,
 
     assert answer.status == 404
     assert "location" not in answer.headers
+
+
+async def test_a_notation_of_other_programs_gets_one_hint(double_server: DoubleProcess) -> None:
+    await load(double_server.client, "longlive", {"height": 96, "width": 128})
+    async with Peer(double_server.client) as peer:
+        await peer.connect({"prompts": [{"text": "a (red:1.3) ball", "weight": 1.0}]})
+        hint = await peer.wait_message("parameter_error")
+        told = len(peer.messages)
+        peer.send({"prompts": ["a <lora:style:0.8> ball"]})
+        peer.send({"noise_scale": 3})
+
+        following = await peer.wait_message("parameter_error", since=told)
+        await until(lambda: double_server.prompts() == ["a <lora:style:0.8> ball"], 5, "the prompt is used")
+
+    assert [(e["type"], e["loc"]) for e in hint["errors"]] == [("plain_words", ["prompts"])]
+    assert "'(red:1.3)' is read as plain words" in hint["errors"][0]["msg"]
+    assert [e["loc"] for e in following["errors"]] == [["noise_scale"]]

@@ -176,3 +176,16 @@ async def test_refused_change_is_told(browser: Browser, double: DoubleProcess) -
 
         await expect(notice(page, "The server refused a change")).to_contain_text("prompts")
         assert await state(page, "streaming", "error") == "streaming"
+
+
+async def test_a_notation_of_other_programs_is_a_hint_on_the_page(
+    browser: Browser, double: DoubleProcess
+) -> None:
+    async with opened(browser, double.url) as page:
+        await start(page, "LongLive")
+
+        await field(page, "Prompt 1").fill("a (red:1.3) ball")
+        await field(page, "Prompt 1").press("Enter")
+
+        await expect(notice(page, "About your prompt")).to_contain_text("'(red:1.3)' is read as plain words")
+        await expect(notice(page, "The server refused a change")).to_have_count(0)

@@ -39,6 +39,47 @@ def test_offer_with_wrong_values_is_refused_and_located_in_the_body() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a (red:1.3) ball", "(red:1.3)"),
+        ("a ((red)) ball", "((red))"),
+        ("a [red:blue:0.5] ball", "[red:blue:0.5]"),
+        ("a ball <lora:style:0.8>", "<lora:style:0.8>"),
+        ("(a) <LORA:style:.8>", "<LORA:style:.8>"),
+        ("a ball (red, at 12:30)", None),
+        ("a (red) ball: 3 of them [sic], a < b: c > d", None),
+        ("(" * 4000 + "a:" * 2000, None),
+    ],
+)
+def test_a_notation_of_other_programs_is_hinted_at(text: str, named: str | None) -> None:
+    state = ParameterState.open(context(), {"prompts": text})
+
+    hints = [p["msg"] for p in state.remarks]
+
+    assert len(hints) == (named is not None)
+    assert named is None or f"'{named}' is read as plain words" in hints[0]
+    assert state.effective["prompts"][0]["text"] == text
+
+
+def test_a_notation_is_hinted_at_once_in_a_session() -> None:
+    state = ParameterState.open(context(), {"prompts": "a ball"})
+
+    told = [
+        state.merge({"transition": {"target_prompts": "(red:1.1) ball"}}),
+        state.merge({"prompts": "(red:1.2) ball"}),
+        state.merge({"prompts": "(red:1.3) ball", "noise_scale": 9}),
+    ]
+
+    assert [[p["type"] for p in problems] for problems in told] == [["plain_words"], [], ["less_than_equal"]]
+
+
+def test_a_pipeline_without_prompts_gives_no_hint() -> None:
+    state = ParameterState.open(context(PASSTHROUGH), {"prompts": "(red:1.3) ball"})
+
+    assert state.remarks == []
+
+
 def test_offer_for_another_pipeline_is_refused() -> None:
     with pytest.raises(ApiError) as caught:
         ParameterState.open(context(), {"pipeline_ids": ["memflow"]})
