@@ -1,9 +1,11 @@
 """Prompt embeddings that were computed before, in memory and on disk: a repeated prompt costs nothing."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 logger = logging.getLogger(__name__)
+
+_ABANDONED_S = 3600.0  # a temporary file that is older was left by a process that died
 
 Embedding = npt.NDArray[Any]  # [L, C], rows after the prompt's end are zero
 
@@ -35,19 +39,24 @@ class EmbeddingCache:
 
     encoder     identifies what else decides about an embedding: encoder weights, tokenizer, prompt length
     directory   keeps embeddings over restarts; processes may share it. None: memory only
+    *_bytes     what embeddings may take, in memory and on disk
 
-    The directory holds no prompt texts. A file that cannot be read is discarded, one that cannot be written
-    costs a warning: a cache never stops a stream.
+    The directory holds no prompt texts. A file that cannot be read, removed or written costs a warning: a
+    cache never stops a stream.
     """
 
     def __init__(
-        self, encoder: str, directory: Path | None = None, memory_entries: int = 64, disk_entries: int = 1024
+        self,
+        encoder: str,
+        directory: Path | None = None,
+        memory_bytes: int = 64 << 20,
+        disk_bytes: int = 1 << 30,
     ) -> None:
         self._encoder = encoder
         self._directory = directory
         self._memory: OrderedDict[str, _Entry] = OrderedDict()
-        self._memory_entries = memory_entries
-        self._disk_entries = disk_entries
+        self._memory_bytes = memory_bytes
+        self._disk_bytes = disk_bytes
 
     def get(self, prompt: str) -> Embedding | None:
         """The embedding of a cleaned prompt, [L, C], the caller's own; None if it is not known."""
@@ -59,7 +68,9 @@ class EmbeddingCache:
         return entry.padded()
 
     def put(self, prompt: str, embedding: Embedding) -> None:
-        """Keep the embedding, [L, C], of a cleaned prompt."""
+        """Keep the embedding, [L, C], of a cleaned prompt; not one that an overflow has spoilt."""
+        if not np.isfinite(embedding).all():
+            return
         key = self._key(prompt)
         used = np.flatnonzero(embedding.any(axis=1))
         entry = _Entry(embedding[: used[-1] + 1 if len(used) else 0].copy(), len(embedding))
@@ -73,7 +84,7 @@ class EmbeddingCache:
     def _remember(self, key: str, entry: _Entry) -> None:
         self._memory[key] = entry
         self._memory.move_to_end(key)
-        while len(self._memory) > self._memory_entries:
+        while sum(kept.rows.nbytes for kept in self._memory.values()) > self._memory_bytes:
             self._memory.popitem(last=False)
 
     def _read(self, key: str) -> _Entry | None:
@@ -86,25 +97,53 @@ class EmbeddingCache:
                 metadata: dict[str, str] = file.metadata() or {}
             if metadata.get("sha256") != _checksum(rows):
                 raise ValueError("its checksum does not match")
-            os.utime(path)  # used now
-            return _Entry(rows, int(metadata["length"]))
+            entry = _Entry(rows, int(metadata["length"]))
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             logger.warning("Discarded the cached prompt embedding %s: %s", path, error)
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
+        with contextlib.suppress(OSError):  # the directory may be read-only
+            os.utime(path)  # used now
+        return entry
 
     def _write(self, directory: Path, key: str, entry: _Entry) -> None:
         metadata = {"length": str(entry.length), "sha256": _checksum(entry.rows)}
         try:
             directory.mkdir(parents=True, exist_ok=True)
             _write_atomically(directory / f"{key}.safetensors", save({"rows": entry.rows}, metadata))
-            files = sorted(directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-            for oldest in files[: max(len(files) - self._disk_entries, 0)]:
-                oldest.unlink(missing_ok=True)
+            self._tidy(directory)
         except OSError as error:
             logger.warning("Cannot keep prompt embeddings in %s: %s", directory, error)
+
+    def _tidy(self, directory: Path) -> None:
+        """Remove what was used longest ago beyond the limit, and what dead processes left."""
+        newest_first = sorted(_files(directory, ".safetensors"), key=lambda file: -file[1].st_mtime)
+        taken = 0
+        for path, status in newest_first:
+            taken += status.st_size
+            if taken > self._disk_bytes:
+                _remove(path)
+        for path, status in _files(directory, ".tmp"):
+            if status.st_mtime < time.time() - _ABANDONED_S:
+                _remove(path)
+
+
+def _files(directory: Path, suffix: str) -> list[tuple[Path, os.stat_result]]:
+    """Those that are there; another process may remove some meanwhile."""
+    found = []
+    for path in directory.glob(f"*{suffix}"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path, path.stat()))
+    return found
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("Cannot remove %s: %s", path, error)
 
 
 def _checksum(rows: Embedding) -> str:

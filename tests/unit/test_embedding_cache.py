@@ -1,7 +1,10 @@
 """Prompt embeddings are found again, in memory and on disk, and damage costs only a recomputation."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +55,7 @@ def test_changing_what_was_put_or_got_does_not_change_the_cache() -> None:
 
 
 def test_the_least_recently_used_embedding_leaves_memory_first() -> None:
-    cache = EmbeddingCache("umt5", memory_entries=2)
+    cache = EmbeddingCache("umt5", memory_bytes=2 * 4 * DIM * 4)
     for prompt in ("one", "two"):
         cache.put(prompt, embedding(4))
     cache.get("one")
@@ -71,13 +74,76 @@ def test_embeddings_outlive_the_process(tmp_path: Path, rows: int) -> None:
     np.testing.assert_array_equal(restarted.get("a panda"), embedding(rows), strict=True)
 
 
-def test_only_the_given_number_of_files_is_kept(tmp_path: Path) -> None:
-    cache = EmbeddingCache("umt5", tmp_path, disk_entries=2)
-
+def test_files_take_no_more_than_the_given_bytes_and_the_last_used_ones_stay(tmp_path: Path) -> None:
+    cache = EmbeddingCache("umt5", tmp_path)
     for i in range(5):
         cache.put(f"prompt {i}", embedding(4))
+        os.utime(max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns), (i, i))
+    size = next(tmp_path.iterdir()).stat().st_size
 
-    assert len(list(tmp_path.iterdir())) == 2
+    EmbeddingCache("umt5", tmp_path, disk_bytes=3 * size).put("new", embedding(4))
+
+    left = EmbeddingCache("umt5", tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * size
+    found = [
+        left.get(prompt) is not None for prompt in ("prompt 0", "prompt 2", "prompt 3", "prompt 4", "new")
+    ]
+    assert found == [False, False, True, True, True]
+
+
+def test_what_dead_processes_left_half_written_is_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / "dead.tmp", tmp_path / "writing.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+
+    EmbeddingCache("umt5", tmp_path).put("a panda", embedding(4))
+
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_an_embedding_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
+    cache, spoilt = EmbeddingCache("umt5", tmp_path), embedding(4)
+    spoilt[0, 0] = np.nan
+
+    cache.put("a panda", spoilt)
+
+    assert cache.get("a panda") is None
+
+
+@contextlib.contextmanager
+def somebody_else() -> Iterator[None]:
+    """Not the superuser, who may write anywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_directory_that_may_only_be_read_stops_nothing(damaged: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own directories cannot be entered by others
+        directory = Path(name)
+        EmbeddingCache("umt5", directory).put("a panda", embedding(4))
+        (file,) = directory.iterdir()
+        if damaged:
+            file.write_bytes(b"damaged")
+        file.chmod(0o444)
+        directory.chmod(0o555)
+        cache = EmbeddingCache("umt5", directory)
+
+        with somebody_else():
+            found = cache.get("a panda")
+            cache.put("a zebra", embedding(3))
+
+        assert (found is None) is damaged
+        np.testing.assert_array_equal(cache.get("a zebra"), embedding(3))
+        assert list(directory.iterdir()) == [file]
+        directory.chmod(0o755)
 
 
 def test_files_do_not_hold_the_prompt(tmp_path: Path) -> None:
