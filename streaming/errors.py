@@ -7,3 +7,11 @@ class WanstreamError(Exception):
 
 class FatalStreamError(WanstreamError):
     """The stream cannot go on (out of memory, no input possible); retrying the chunk would not help."""
+
+
+class UnknownSequenceError(WanstreamError):
+    """The stream was not started here or is forgotten; the same request may start it."""
+
+
+class NotFiniteError(WanstreamError):
+    """A chunk came to values that are no numbers; it is not remembered."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from streaming.autoencoder import decode, encode, encode_alone
-from streaming.errors import WanstreamError
+from streaming.errors import NotFiniteError, WanstreamError
 from streaming.model import StreamModel, timesteps
 from streaming.noise import Draw, NoiseSource, motion_noise_scale
 from streaming.pictures import to_pictures
@@ -67,7 +67,7 @@ def generate_chunk(
 
     Yields pictures, uint8 [T, H, W, 3] RGB, of one latent frame as soon as it is decoded. `session` changes
     after the last of them and only when everything went well: the iterator has to be used up. Raises
-    ChunkCancelled, and WanstreamError for a request that cannot be met.
+    ChunkCancelled, NotFiniteError, and WanstreamError for a request that cannot be met.
     """
     chunk = replace(session)
     begin(model, chunk, request, step)
@@ -76,6 +76,7 @@ def generate_chunk(
     frames = latents.shape[1]
     CACHE_STEPS[model.spec.cached_keys].prepare(model, chunk, frames, step)
     x_0 = denoise(model, chunk, latents, steps, request.past_weight, draw, step)
+    require_finite(x_0)  # before it is shown or remembered: one such value would stay in all later chunks
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
         latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
         pixels, chunk.decoder_caches = decode(model.engines.vae, latent, caches, step)
@@ -160,6 +161,16 @@ def denoise(
     return x_0
 
 
+def require_finite(values: Tensor) -> None:
+    """Raise NotFiniteError where a value is no number: reduced precision can overflow."""
+    extremes = torch.stack(torch.aminmax(values))  # one pass and no copy; a NaN is both
+    if not torch.isfinite(extremes).all():
+        raise NotFiniteError(
+            "This chunk came to values that are no numbers (an overflow) and was thrown away. If that "
+            "happens again, reset the cache, or load the pipeline with engines of a higher precision."
+        )
+
+
 def finish(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer) -> None:
     """Remember the chunk. Nothing may fail after the cache is written."""
     spec, frames = model.spec, x_0.shape[1]
@@ -224,6 +235,7 @@ def clean_pass(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer)
     """Later chunks attend to clean frames, so their keys come from a pass at timestep 0."""
     with step("clean"):
         new_kv = model.clean_kv(x_0, chunk.start, chunk.cross_kv, chunk.kv)
+        require_finite(new_kv[-1])  # of the last layer: what overflows in an earlier one arrives there
     chunk.bank = chunk.bank.after_chunk(chunk.index, new_kv, model.tokens_per_frame)
     chunk.kv = chunk.kv.append(new_kv, range(chunk.start, chunk.start + x_0.shape[1]))
 

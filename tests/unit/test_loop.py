@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from streaming.errors import WanstreamError
+from streaming.engines import Engine, EngineWrapper
+from streaming.errors import NotFiniteError, WanstreamError
 from streaming.model_pipeline import ModelPipeline, ModelStream, chunk_request
 from streaming.noise import SeededNoise, motion_noise_scale
 from streaming.session import Session
@@ -216,11 +218,40 @@ def test_a_failed_chunk_in_video_mode_keeps_the_encoder_and_the_noise_controller
     assert_same([chunk(stream, camera(2))[0]], [chunk(plain, camera(2))[0]])
 
 
-def test_a_session_of_the_server_retries_a_failed_chunk_with_its_last_good_parameters() -> None:
+class Overflow(EngineWrapper):
+    """An engine whose call number `at` comes to values that are no numbers."""
+
+    def __init__(self, engine: Engine, at: int) -> None:
+        super().__init__(engine)
+        self.at, self.calls = at, 0
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        made = super().run(inputs, outputs)
+        self.calls += 1
+        spoilt = self.calls - 1 == self.at
+        return {name: torch.full_like(v, torch.inf) for name, v in made.items()} if spoilt else made
+
+
+@pytest.mark.parametrize("call", [0, 1, 2], ids=["denoise, first step", "denoise, last step", "clean pass"])
+def test_an_overflow_fails_the_chunk_and_leaves_no_trace(call: int) -> None:
+    pipeline = tiny_pipeline()
+    model = pipeline.model
+    overflow = Overflow(model.engines.transformer, at=6 + call)  # two chunks of three calls before
+    pipeline.model = replace(model, engines=replace(model.engines, transformer=overflow))
+    stream = pipeline.open_stream()
+    frames_of(stream, 2)
+
+    with pytest.raises(NotFiniteError, match="was thrown away"):
+        chunk(stream)
+
+    assert_same(frames_of(stream, 2), frames_of(tiny_pipeline().open_stream(), 4)[2:])
+
+
+def test_a_session_of_the_server_makes_a_chunk_after_a_failed_one_as_if_that_had_not_been() -> None:
     hook = Hook()
-    session = StreamSession(tiny_pipeline(hook).open_stream(), parameters(init_cache=True))
-    reference = StreamSession(tiny_pipeline().open_stream(), parameters(init_cache=True))
-    good = {"init_cache": False}
+    session = StreamSession(tiny_pipeline(hook).open_stream)
+    reference = StreamSession(tiny_pipeline().open_stream)
+    good = parameters()
     for each in (session, reference):
         for _ in range(2):
             list(each.generate(good, None, lambda: False))
@@ -335,8 +366,8 @@ def test_warming_up_leaves_no_trace() -> None:
     assert_same(frames_of(stream, 1), expected[1:])
 
 
-def test_what_is_not_sent_or_null_takes_its_default_in_both_modes() -> None:
-    text = chunk_request({"prompts": "a boat", "noise_scale": None}, None, LONGLIVE, 42)
+def test_what_is_not_sent_takes_its_default_in_both_modes() -> None:
+    text = chunk_request({"prompts": "a boat"}, None, LONGLIVE, 42)
     video = chunk_request({"prompts": ["a boat"]}, camera(), LONGLIVE, 42)
 
     for request in (text, video):
