@@ -75,23 +75,27 @@ class Chunk:
 
 
 class ServingSession(Protocol):
-    """One stream on the loaded pipeline. Calls must not overlap."""
+    """One stream on the loaded pipeline, whose state is kept until `close`. Chunks must not overlap."""
 
     def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncGenerator[Chunk, None]:
         """Make one chunk.
 
-        parameters: on the first call the full state of the session, later the keys that changed.
-        video: uint8 [T, H, W, 3] RGB input pictures, or None.
+        parameters: all that is in force, and the one-shot values of this chunk. video: uint8 [T, H, W, 3] RGB
+        input pictures, or None.
 
-        Closing the iterator early cancels the chunk; the session can go on with the next one. Raises
-        ChunkFailed (the session goes on) or ServingLost.
+        A chunk that was given up has one part, which says `given_up`; the stream is what it was before.
+        Closing the iterator early is for those who call `close` next. Raises ChunkFailed (the session goes
+        on) or ServingLost.
         """
 
-    async def keep_alive(self) -> None:
-        """Keep the session's state although no chunk is wanted for a while. Never raises."""
+    def give_up(self) -> None:
+        """Newer parameters wait: end the chunk in the making, unless its first pictures are on their way."""
 
     async def close(self) -> None:
-        """Free the session's state. Idempotent, never raises."""
+        """End the chunk in the making and free the session's state.
+
+        Idempotent, never raises, takes seconds at most.
+        """
 
 
 class Serving(Protocol):

@@ -42,7 +42,6 @@ from gateway.triton_session import TritonSession, dead_models, user_text
 from gateway.waiting import end, to_the_end, within
 from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND
 from streaming.plans import models_of
-from streaming.protocol import Op
 from streaming.specs import SPECS, PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -243,12 +242,12 @@ class TritonServing:
         client, model = self._server.client, self._model
         if client is None or model is None:
             raise ServingLost("Triton is not connected; load the pipeline again.")
-        in_parts = SPECS[model].loop is not None
         shared = None
         if self._server.embedded is not None:
             prefix = self._server.embedded.shared_memory_prefix
-            shared = SharedFrames(client, prefix, both_ways=not in_parts)
-        session = TritonSession(client, model, self._model_died, shared, in_parts=in_parts)
+            one_part = SPECS[model].loop is None
+            shared = SharedFrames(client, prefix, both_ways=one_part)
+        session = TritonSession(client, model, self._model_died, shared)
         self._sessions_open.add(session)
         return session
 
@@ -348,8 +347,7 @@ class TritonServing:
     async def _warm_up(self, client: InferenceServerClient, name: str) -> None:
         session = TritonSession(client, name, self._model_died)
         try:
-            async for _ in session.request(Op.WARMUP, {}, None, start=True, end=True):
-                pass
+            await session.warm_up()
         except ChunkFailed as error:
             raise ServingError(str(error)) from error
         finally:

@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 import grpc
@@ -19,33 +20,43 @@ from gateway.serving import Chunk, ChunkFailed, Images, ServingError, ServingLos
 from gateway.shared_frames import SharedFrames
 from gateway.waiting import within
 from streaming.protocol import (
+    CHUNK_LIMIT_S,
     FRAMES_OUTPUT,
     META_OUTPUT,
-    ONE_SHOT,
     PARAMS_INPUT,
     VIDEO_INPUT,
+    ErrorKind,
     Meta,
     Op,
     decode_error,
 )
+from streaming.sessions import NO_PICTURES
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_TIMEOUT_S = 300.0
 _CLOSE_S = 2.0
-_END_S = 1.0  # how long a chunk that nobody wants may go on before it is cancelled
 # In 2.51 the only sign of a dead model process: its model still reports READY.
 _DEAD_PROCESS = re.compile(r"Stub process '([\w.-]+?)(?:_\d+)*' is not healthy")
 # The server was restarted, or somebody else unloads models from it. The last is about a pipeline's engine.
 _MODEL_LOST = re.compile(
     rf"{_DEAD_PROCESS.pattern}|Request for unknown model|has no available versions|Model '\S+' is not ready"
 )
-_UNKNOWN_SEQUENCE = "must specify the START flag"
+_UNKNOWN_TO_TRITON = "must specify the START flag"
 _BROKEN = "The connection to Triton broke. Load the pipeline again."
+_endings: set[asyncio.Task[None]] = set()  # the event loop itself would forget them
+
+
+class _SequenceLost(ChunkFailed):
+    """Triton or the model does not know the sequence."""
 
 
 class TritonSession:
-    """One sequence on a pipeline's model, over one long-lived gRPC stream."""
+    """One sequence on a pipeline's model, over one long-lived gRPC stream.
+
+    A request is never cancelled: Triton would forget the whole sequence if the request still waits, or keep
+    the request for ever if its last response is just on its way. That a chunk is not wanted any more is a
+    further request of the sequence, and a stream is read to its end.
+    """
 
     def __init__(
         self,
@@ -54,130 +65,155 @@ class TritonSession:
         on_dead: Callable[[str], None],
         shared: SharedFrames | None = None,
         *,
-        in_parts: bool = True,
+        keep_alive_s: float = 20.0,
+        doubt_s: float = 2.0,
     ) -> None:
         """shared: memory in which pictures travel instead of in messages, or None.
 
-        in_parts: the model answers in several parts, of which the first comes long before the last.
+        keep_alive_s: how often a sequence without a chunk says that it is still there. doubt_s: after so long
+        without a response to a chunk the model is asked whether it still lives, which only a request shows.
         """
         self._client = client
         self._shared = shared
-        self._in_parts = in_parts
         self._model = model
         self._on_dead = on_dead
-        self._sequence_id = 0
-        self._parameters: dict[str, Any] = {}  # of the last good chunk, for a restart of the sequence
+        self._keep_alive_s, self._doubt_s = keep_alive_s, doubt_s
+        self._sequence_id = 0  # 0: the next chunk begins one
         self._stream: _Stream | None = None
-        self._endings: set[asyncio.Task[None]] = set()
+        self._in_flight = False  # a chunk's last response is still to come
+        self._outdated = False  # newer parameters than those of the chunk in the making wait
+        self._keeper: asyncio.Task[None] | None = None
         self._closed = False
 
     async def generate(
         self, parameters: Mapping[str, Any], video: Images | None
     ) -> AsyncGenerator[Chunk, None]:
         """See ServingSession. Each part is yielded as soon as it arrives."""
-        if not self._sequence_id:
-            await self._start({})
+        self._outdated = False
         try:
-            async with contextlib.aclosing(self.request(Op.GENERATE, parameters, video)) as parts:
-                async for chunk in parts:
-                    yield chunk
-        except ChunkFailed as error:
-            if _UNKNOWN_SEQUENCE not in str(error):
-                raise
-            logger.info("The sequence idled out; starting it again")
-            await self._start(self._parameters)
-            again = {**parameters, "init_cache": True}
-            async with contextlib.aclosing(self.request(Op.GENERATE, again, video)) as parts:
-                async for chunk in parts:
-                    yield chunk
-        self._parameters.update((k, v) for k, v in parameters.items() if k not in ONE_SHOT)
+            async with contextlib.aclosing(self._chunk(parameters, video)) as parts:
+                async for part in parts:
+                    yield part
+        except _SequenceLost as lost:
+            self._forget_sequence(lost)
+            async with contextlib.aclosing(self._chunk(parameters, video)) as parts:
+                async for part in parts:
+                    yield part
 
     @property
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def sequence_id(self) -> int:
+        """Triton's name for the stream; 0 when there is none yet."""
+        return self._sequence_id
+
+    def give_up(self) -> None:
+        self._outdated = True
+        if self._in_flight:
+            self._tell(Op.GIVE_UP)
+
     async def probe(self) -> None:
         """Ask the model's process for nothing: a dead one is told to `on_dead`. In place of a stream."""
         with contextlib.suppress(ServingError):  # any other answer is one of a living process
-            async for _ in self.request(Op.PROBE, {}, None, start=True, end=True):
-                pass
+            await self._run(Op.PROBE)
 
-    async def keep_alive(self) -> None:
-        if not self._sequence_id:
-            return
-        try:
-            async for _ in self.request(Op.KEEP_ALIVE, {}, None):
+    async def warm_up(self) -> None:
+        """Let the model run everything once. In place of a stream. Raises ChunkFailed, ServingLost."""
+        await self._run(Op.WARMUP)
+
+    async def _run(self, op: Op) -> None:
+        """A command that is a sequence of its own."""
+        async with contextlib.aclosing(self._request(_inputs(op), start=True, end=True)) as parts:
+            async for _ in parts:
                 pass
-        except ServingError as error:
-            logger.info("The sequence could not be kept alive: %s", error)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        if self._sequence_id:
-            with contextlib.suppress(ServingError, asyncio.TimeoutError):
-                await within(self._stop(), _CLOSE_S)
-        self._hang_up(self._stream)
-        if self._endings:
-            await asyncio.wait(set(self._endings))
+        await asyncio.wait({_behind_us(self._end())}, timeout=_CLOSE_S)
+
+    async def _end(self) -> None:
+        """End the sequence and read the stream to its end; a chunk in the making ends at its next step."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._stream is not None:
+            if self._sequence_id:
+                self._tell(Op.STOP, end=True)
+            await self._stream.finish()
         if self._shared is not None:
             await self._shared.close()
 
-    async def request(
-        self,
-        op: Op,
-        parameters: Mapping[str, Any],
-        video: Images | None,
-        *,
-        start: bool = False,
-        end: bool = False,
+    async def _chunk(
+        self, parameters: Mapping[str, Any], video: Images | None
     ) -> AsyncGenerator[Chunk, None]:
-        """Send one command and yield its responses until the final one.
+        while self._in_flight:  # a former chunk that was not read to its end
+            await self._receive(to_video=False)
+        self._take_strays()
+        payload = await self._payload(parameters, video)
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep_alive(), name="triton-keep-alive")
+        if self._outdated:  # before it was sent
+            yield Chunk(NO_PICTURES, Meta(last=True, given_up=True))
+            return
+        request = self._request(payload, start=not self._sequence_id, to_video=video is not None)
+        async with contextlib.aclosing(request) as parts:
+            async for part in parts:
+                yield part
 
-        Closing the iterator early cancels the request. Raises ChunkFailed, ServingLost.
-        """
+    async def _request(
+        self, payload: Mapping[str, Any], *, start: bool, end: bool = False, to_video: bool = False
+    ) -> AsyncGenerator[Chunk, None]:
+        """Send a request and yield its responses until the final one. Raises ChunkFailed, ServingLost."""
         if start:
             self._sequence_id = secrets.randbelow(2**63 - 1) + 1
-        request = {
-            "model_name": self._model,
-            **await self._payload(op, parameters, video),
-            "sequence_id": self._sequence_id,
-            "sequence_start": start,
-            "sequence_end": end,
-        }
-        answered = finished = False
-        stream: _Stream | None = None
-        try:
-            stream = self._stream = self._stream or _Stream(self._client)
-            stream.send(request)
-            while not finished:
-                chunk, finished = await self._receive(stream, to_video=video is not None)
-                answered = True
-                yield chunk
-        except ChunkFailed:
-            finished = True  # an error response is final, the stream stays usable
-            raise
-        finally:
-            if not finished:
-                self._hang_up(stream, at_once=op is Op.GENERATE and self._in_parts and not answered)
+        if self._stream is None:
+            self._stream = _Stream(self._client)
+        self._send(payload, start=start, end=end)
+        self._in_flight = True
+        while self._in_flight:
+            yield await self._receive(to_video=to_video)
 
-    async def _start(self, parameters: Mapping[str, Any]) -> None:
-        async for _ in self.request(Op.START, parameters, None, start=True):
-            pass
+    def _send(self, payload: Mapping[str, Any], *, start: bool = False, end: bool = False) -> None:
+        assert self._stream is not None
+        self._stream.send(
+            {
+                "model_name": self._model,
+                **payload,
+                "sequence_id": self._sequence_id,
+                "sequence_start": start,
+                "sequence_end": end,
+            }
+        )
+        if end:
+            self._sequence_id = 0
 
-    async def _stop(self) -> None:
-        async for _ in self.request(Op.STOP, {}, None, end=True):
-            pass
+    def _tell(self, op: Op, *, end: bool = False) -> None:
+        """Send a command for which nobody waits: only its failure is answered."""
+        self._send(_inputs(op), end=end)
 
-    async def _payload(self, op: Op, parameters: Mapping[str, Any], video: Images | None) -> dict[str, Any]:
-        """`inputs` and `outputs` of a request. Raises ServingLost."""
-        command = InferInput(PARAMS_INPUT, [1], "BYTES")
-        document = json.dumps({"op": op.value, "parameters": dict(parameters)}).encode()
-        command.set_data_from_numpy(np.array([document], dtype=np.object_))
+    async def _keep_alive(self) -> None:
+        """Keep the sequence while nothing is made, and find out whether a silent chunk is made at all."""
+        while True:
+            await asyncio.sleep(self._doubt_s)
+            if not self._in_flight:
+                with contextlib.suppress(ServingLost):  # all streams are told
+                    self._take_strays()
+            if self._stream is None or not self._sequence_id:
+                continue
+            silent_s = time.monotonic() - self._stream.last_used
+            if silent_s >= (self._doubt_s if self._in_flight else self._keep_alive_s):
+                self._tell(Op.KEEP_ALIVE)
+
+    async def _payload(self, parameters: Mapping[str, Any], video: Images | None) -> dict[str, Any]:
+        """`inputs` and `outputs` of a chunk's request. Raises ServingLost."""
+        payload = _inputs(Op.GENERATE, parameters)
         if video is None:
-            return {"inputs": [command]}
+            return payload
         frames = InferInput(VIDEO_INPUT, list(video.shape), "UINT8")
+        payload["inputs"].append(frames)
         try:
             if self._shared is not None:
                 await self._shared.put(video)
@@ -189,96 +225,129 @@ class TritonSession:
             raise ServingLost(_BROKEN) from error
         if self._shared is None:
             frames.set_data_from_numpy(video)
-            return {"inputs": [command, frames]}
+            return payload
         frames.set_shared_memory(self._shared.region, video.nbytes)
-        if not self._shared.both_ways:
-            return {"inputs": [command, frames]}
-        size = self._shared.bytes_each
-        output = InferRequestedOutput(FRAMES_OUTPUT)
-        output.set_shared_memory(self._shared.region, size, offset=size)
-        return {"inputs": [command, frames], "outputs": [output, InferRequestedOutput(META_OUTPUT)]}
+        if self._shared.both_ways:
+            size = self._shared.bytes_each
+            output = InferRequestedOutput(FRAMES_OUTPUT)
+            output.set_shared_memory(self._shared.region, size, offset=size)
+            payload["outputs"] = [output, InferRequestedOutput(META_OUTPUT)]
+        return payload
 
-    async def _receive(self, stream: "_Stream", *, to_video: bool) -> tuple[Chunk, bool]:
+    async def _receive(self, *, to_video: bool) -> Chunk:
+        """The next response to the request in flight. Raises ChunkFailed, ServingLost."""
+        assert self._stream is not None
         try:
-            result, error = await stream.receive()
+            result, error = await self._stream.receive()
         except ServingLost as lost:
+            self._in_flight = False
             self._on_dead(str(lost))
             raise
         if error is not None:
-            text, fatal = decode_error(user_text(error))
-            if _MODEL_LOST.search(text):
-                self._on_dead(text)
-                died = "The model process of the pipeline died." if dead_models(text) else f"Triton: {text}."
-                raise ServingLost(f"{died} Load the pipeline again.")
-            raise ChunkFailed(text, fatal=fatal)
+            self._in_flight = False  # an error response is final, the stream stays usable
+            raise self._judged(error)
         response = result.get_response()
-        final = response.parameters["triton_final_response"].bool_param
+        self._in_flight = not response.parameters["triton_final_response"].bool_param
         if self._shared is not None and self._shared.both_ways and to_video:
             frames = self._shared.get(list(result.get_output(FRAMES_OUTPUT).shape))
         else:
             frames = result.as_numpy(FRAMES_OUTPUT)
         meta = result.as_numpy(META_OUTPUT)
         return Chunk(
-            np.zeros((0, 1, 1, 3), np.uint8) if frames is None else frames,
+            NO_PICTURES if frames is None else frames,
             Meta() if meta is None else json.loads(meta.reshape(-1)[0]),
-        ), final
+        )
 
-    def _hang_up(self, stream: "_Stream | None", *, at_once: bool = False) -> None:
-        """Give up a stream. What still runs on it is cancelled; `close` waits for its end.
+    def _judged(self, error: InferenceServerException) -> ServingError:
+        """What an error means; a model that is gone is made known."""
+        text, kind = decode_error(user_text(error))
+        if _MODEL_LOST.search(text):
+            self._on_dead(text)
+            died = "The model process of the pipeline died." if dead_models(text) else f"Triton: {text}."
+            return ServingLost(f"{died} Load the pipeline again.")
+        if kind is ErrorKind.UNKNOWN_SEQUENCE or _UNKNOWN_TO_TRITON in text:
+            return _SequenceLost(text)
+        return ChunkFailed(text, fatal=kind is ErrorKind.FATAL)
 
-        at_once: what runs has many responses, of which none came.
-        """
-        if stream is not None and stream is self._stream:
+    def _take_strays(self) -> None:
+        """Look at what came while no chunk was in flight: errors of commands. Raises ServingLost."""
+        while self._stream is not None:
+            try:
+                error = self._stream.stray()
+            except ServingLost as lost:
+                self._on_dead(str(lost))
+                raise
+            if error is None:
+                return
+            judged = self._judged(error)
+            if isinstance(judged, _SequenceLost):
+                self._forget_sequence(judged)
+            elif isinstance(judged, ServingLost):
+                raise judged
+
+    def _forget_sequence(self, lost: _SequenceLost) -> None:
+        """The next chunk begins a sequence, on a stream where no answer to the former one can come."""
+        logger.info("The sequence is lost and begins afresh: %s", lost)
+        self._sequence_id = 0
+        if self._stream is not None:
+            _behind_us(self._stream.finish())
             self._stream = None
-            ending = asyncio.create_task(stream.end(0.0 if at_once else _END_S))
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
 
 
 class _Stream:
     """One bidirectional gRPC stream, read by a task of its own until it ends.
 
-    Triton 2.51 can keep a request for ever when its stream is cancelled just as the last response goes out:
-    the model then never unloads and the server never stops. So a stream is closed from our side and read to
-    its end; only a chunk that goes on for longer, or has not begun to answer, is cancelled. grpc reports a
-    closed channel as a cancellation; here only the reading task sees it, and the session's own task is not
-    taken for cancelled.
+    grpc reports a closed channel as a cancellation; here only the reading task sees it, and the session's own
+    task is not taken for cancelled.
     """
 
     def __init__(self, client: InferenceServerClient) -> None:
         """Raises ServingLost when the connection is closed."""
         self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._items: asyncio.Queue[tuple[Any, Any] | None] = asyncio.Queue()
+        self.last_used = time.monotonic()  # when something was sent or came
         try:
-            self._call = client.stream_infer(self._drain())
+            call = client.stream_infer(self._drain())
         except grpc.aio.UsageError as closed:
             raise ServingLost(_BROKEN) from closed
-        self._reader = asyncio.create_task(self._read(), name="triton-stream")
+        self._reader = asyncio.create_task(self._read(call), name="triton-stream")
 
     def send(self, request: dict[str, Any]) -> None:
+        self.last_used = time.monotonic()
         self._requests.put_nowait(request)
 
     async def receive(self) -> tuple[Any, Any]:
         """(result, error) of the next response; one of them is None. Raises ServingLost."""
         try:
-            item = await within(self._items.get(), _CHUNK_TIMEOUT_S)
+            item = await within(self._items.get(), CHUNK_LIMIT_S)
         except asyncio.TimeoutError as timeout:
-            raise ServingLost(f"No answer from Triton within {_CHUNK_TIMEOUT_S:.0f} s.") from timeout
+            raise ServingLost(f"No answer from Triton within {CHUNK_LIMIT_S:.0f} s.") from timeout
         if item is None:
+            self._items.put_nowait(None)  # whoever asks next is told the same
             raise ServingLost(_BROKEN)
         return item
 
-    async def end(self, patience_s: float) -> None:
-        """Close the stream and wait until it is read to its end; cancel it if that takes longer."""
-        self._requests.put_nowait(None)
-        await asyncio.wait({self._reader}, timeout=patience_s)
-        if not self._reader.done():
-            self._call.cancel()
-            await asyncio.wait({self._reader}, timeout=_END_S)
+    def stray(self) -> InferenceServerException | None:
+        """An error that came while nobody waited, if there is one. Raises ServingLost."""
+        while not self._items.empty():
+            item = self._items.get_nowait()
+            if item is None:
+                self._items.put_nowait(None)
+                raise ServingLost(_BROKEN)
+            if item[1] is not None:
+                error: InferenceServerException = item[1]
+                return error
+        return None
 
-    async def _read(self) -> None:
+    async def finish(self) -> None:
+        """Close the stream from our side and wait until it is read to its end."""
+        self._requests.put_nowait(None)
+        await asyncio.wait({self._reader})
+
+    async def _read(self, call: AsyncIterator[tuple[Any, Any]]) -> None:
         try:
-            async for item in self._call:
+            async for item in call:
+                self.last_used = time.monotonic()
                 self._items.put_nowait(item)
         except (grpc.RpcError, InferenceServerException, asyncio.CancelledError) as error:
             logger.debug("A stream to Triton ended: %r", error)
@@ -288,6 +357,22 @@ class _Stream:
     async def _drain(self) -> AsyncIterator[dict[str, Any]]:
         while (request := await self._requests.get()) is not None:
             yield request
+
+
+def _behind_us(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Let work go on that nobody waits for."""
+    task = asyncio.create_task(work, name="triton-session-end")
+    _endings.add(task)
+    task.add_done_callback(_endings.discard)
+    return task
+
+
+def _inputs(op: Op, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`inputs` of a request."""
+    command = InferInput(PARAMS_INPUT, [1], "BYTES")
+    document = json.dumps({"op": op.value, "parameters": dict(parameters or {})}).encode()
+    command.set_data_from_numpy(np.array([document], dtype=np.object_))
+    return {"inputs": [command]}
 
 
 def dead_models(text: str) -> set[str]:

@@ -1,8 +1,7 @@
 """Waiting with a time limit and to the end, in tasks that may be cancelled at any moment."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -57,21 +56,3 @@ async def end(*tasks: "asyncio.Future[Any]") -> None:
         for task in tasks:
             if not task.cancelled():
                 task.exception()  # else asyncio complains that nobody looked at it
-
-
-async def unless_before_first(stop: asyncio.Event, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """`items`, of which there is one at least; none if `stop` is set before the first: that is cancelled.
-
-    `items` are closed when this ends, however it ends; else they would be when the garbage is collected.
-    """
-    async with contextlib.aclosing(items):
-        first, stopped = asyncio.ensure_future(anext(items)), asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            came = first.done()
-        finally:
-            await end(first, stopped)
-        if came:
-            yield first.result()
-            async for item in items:
-                yield item

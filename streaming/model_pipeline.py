@@ -82,17 +82,13 @@ class ModelStream:
 def chunk_request(
     parameters: Mapping[str, Any], video: Images | None, spec: PipelineSpec, base_seed: int
 ) -> ChunkRequest:
-    """All parameters in force -> what the loop is asked for; what is absent or None takes its default.
+    """All parameters in force -> what the loop is asked for; what is absent takes its default.
 
     Raises WanstreamError when there is no prompt.
     """
-
-    def value(key: str, default: Any) -> Any:
-        given = parameters.get(key)
-        return default if given is None else given
-
+    value = parameters.get
     mode = value("input_mode", TEXT if video is None else VIDEO)
-    method = value("prompt_interpolation_method", value("spatial_interpolation_method", "linear"))
+    method = value("prompt_interpolation_method", "linear")
     return ChunkRequest(
         prompts=PromptRequest(
             prompts_of(value("prompts", ())), method, transition_request(parameters.get("transition"))

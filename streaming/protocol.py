@@ -3,31 +3,28 @@
 One WebRTC session is one Triton sequence, one request is one command, one `generate` request is one chunk.
 Tensor `params` of a request holds one JSON object, `{"op": ..., "parameters": {...}}`; tensor `video` holds
 input pictures, uint8 `[T, H, W, 3]` RGB. A response holds `frames`, uint8 `[T, H, W, 3]` RGB (T may be 0),
-and `meta`, one JSON object. Every request is answered by one or more responses; the last one carries Triton's
-FINAL flag, on errors too. After a chunk that failed or was cancelled the session is as it was before, so the
-parameters of that request have to be sent again. Torch-free: both sides import this module.
+and `meta`, one JSON object. The last response to a request carries Triton's FINAL flag, errors too; `give_up`
+and `keep_alive` have no response unless they fail. Every `generate` carries all parameters in force, and a
+chunk that failed or was given up leaves the session as it was: sending the request again is always right,
+also on a new sequence when the old one is lost. Torch-free: both sides import this module.
 """
 
 from enum import Enum
-from typing import Any, TypedDict
+from typing import Final, TypedDict
+
+CHUNK_LIMIT_S: Final = 300.0  # without a response to a chunk for so long, the serving side counts as dead
+IDLE_LIMIT_S: Final = 330  # silent for longer, a sequence is forgotten; every config.pbtxt says it, too
 
 
 class Op(str, Enum):
     """What a request asks for."""
 
-    START = "start"  # first request of a sequence; `parameters` is the session's full state
-    GENERATE = "generate"  # one chunk; `parameters` holds the keys that changed since the last chunk
-    KEEP_ALIVE = "keep_alive"  # no work; the session is paused and must not idle out
-    STOP = "stop"  # last request of a sequence
+    GENERATE = "generate"  # one chunk; `parameters` is all that is in force, and one-shot keys of this chunk
+    GIVE_UP = "give_up"  # end the sequence's chunk without pictures, unless the first are on their way
+    KEEP_ALIVE = "keep_alive"  # no work: the sequence must not idle out; fails in a dead process
+    STOP = "stop"  # last request of a sequence; a chunk in the making ends without more pictures
     WARMUP = "warmup"  # a sequence of its own, sent once after loading
     PROBE = "probe"  # a sequence of its own, without work: whether the model's process lives
-
-
-class Command(TypedDict, total=False):
-    """Tensor `params` of a request, as JSON."""
-
-    op: str
-    parameters: dict[str, Any]  # names and ranges of api.md 9.3, already validated
 
 
 class Meta(TypedDict, total=False):
@@ -35,10 +32,10 @@ class Meta(TypedDict, total=False):
 
     chunk: int  # number of this chunk in the stream, from 0
     last: bool  # true in the last response of a request
+    given_up: bool  # there is no chunk: it was not wanted any more before its first picture
     timings_ms: dict[str, float]  # by step: text, denoise, clean, decode, ...
     warnings: list[str]  # sentences for the user
     transition_active: bool  # a prompt transition is still running after this chunk
-    fatal: bool  # beside an error: retrying will not help
 
 
 PARAMS_INPUT = "params"
@@ -46,19 +43,23 @@ VIDEO_INPUT = "video"
 FRAMES_OUTPUT = "frames"
 META_OUTPUT = "meta"
 
-# Parameters that hold for one chunk only and never become part of a session's state (api.md 9.2).
-ONE_SHOT = frozenset(
-    {"init_cache", "lora_scales", "vace_ref_images", "first_frame_image", "last_frame_image", "images"}
-)
 
-_FATAL = "Fatal: "
+class ErrorKind(str, Enum):
+    """What an error means for the stream; the value goes before the text, for an error has no `meta`."""
 
-
-def encode_error(text: str, *, fatal: bool) -> str:
-    """The text of an error response; Triton sends no `meta` with an error."""
-    return f"{_FATAL}{text}" if fatal else text
+    CHUNK = ""  # this chunk failed, the next one may work
+    FATAL = "Fatal: "  # another try is useless
+    UNKNOWN_SEQUENCE = "Unknown sequence: "  # not started, or forgotten; the same request may start it
 
 
-def decode_error(text: str) -> tuple[str, bool]:
-    """Inverse of `encode_error`: (text for the user, whether another try is useless)."""
-    return (text[len(_FATAL) :], True) if text.startswith(_FATAL) else (text, False)
+def encode_error(text: str, kind: ErrorKind = ErrorKind.CHUNK) -> str:
+    """The text of an error response."""
+    return f"{kind.value}{text}"
+
+
+def decode_error(text: str) -> tuple[str, ErrorKind]:
+    """Inverse of `encode_error`: text for the user, and what it means."""
+    for kind in (ErrorKind.FATAL, ErrorKind.UNKNOWN_SEQUENCE):
+        if text.startswith(kind.value):
+            return text[len(kind.value) :], kind
+    return text, ErrorKind.CHUNK

@@ -5,22 +5,23 @@ Torch-free and free of Triton's Python package, so that it can be tested anywher
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from streaming.errors import WanstreamError
-from streaming.protocol import ONE_SHOT, Meta, Op
+from streaming.errors import UnknownSequenceError, WanstreamError
+from streaming.protocol import Meta, Op
 
 Images = npt.NDArray[np.uint8]
+NO_PICTURES = np.zeros((0, 1, 1, 3), np.uint8)
 
 
 class ChunkCancelled(Exception):
-    """The gateway no longer wants the chunk; the stream's state is what it was before the chunk."""
+    """Nobody wants the chunk any more; the stream's state is what it was before the chunk."""
 
 
 class Stream(Protocol):
@@ -117,31 +118,33 @@ def parse_command(text: bytes | str) -> ParsedCommand:
     return ParsedCommand(op, parameters)
 
 
-@dataclass(slots=True)
 class StreamSession:
-    """One sequence: the parameters in force, the stream, and where it is."""
+    """One sequence: its stream, which the first chunk opens, and where it is."""
 
-    stream: Stream
-    parameters: dict[str, Any] = field(default_factory=dict)
-    next_chunk: int = 0  # number of the chunk that comes next
-    last_used_s: float = 0.0
+    def __init__(self, open_stream: Callable[[], Stream]) -> None:
+        self._open_stream = open_stream
+        self._stream: Stream | None = None
+        self.next_chunk = 0  # number of the chunk that comes next
+        self.last_used_s = 0.0
+        self.last_turn = 0  # grows with every chunk that a model begins
 
     def generate(
-        self, changes: Mapping[str, Any], video: Images | None, cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[Images, Meta]]:
-        """Make one chunk with `changes` merged into the parameters; they stay only when the chunk succeeds.
+        self, parameters: Mapping[str, Any], video: Images | None, cancelled: Callable[[], bool]
+    ) -> Generator[tuple[Images, Meta], None, None]:
+        """Make one chunk with `parameters`, all that are in force.
 
         Yields what the stream yields, with the chunk's number; exactly the last item has `last` set. Raises
         ChunkCancelled, and whatever the stream raises.
         """
-        merged = {**self.parameters, **changes}
-        groups = self.stream.next_chunk(merged, video, cancelled)
+        if self._stream is None:
+            self._stream = self._open_stream()
+        groups = self._stream.next_chunk(parameters, video, cancelled)
         number = self.next_chunk
         try:
             for frames, meta in groups:
                 last = meta.get("last", False)
                 if last:
-                    self._commit(merged)
+                    self.next_chunk += 1
                 elif cancelled():
                     raise ChunkCancelled
                 yield frames, Meta(**{**meta, "chunk": number, "last": last})
@@ -149,12 +152,8 @@ class StreamSession:
                     return
         finally:
             _close(groups)
-        self._commit(merged)
-        yield np.zeros((0, 1, 1, 3), np.uint8), Meta(chunk=number, last=True)
-
-    def _commit(self, merged: Mapping[str, Any]) -> None:
-        self.parameters = {key: value for key, value in merged.items() if key not in ONE_SHOT}
         self.next_chunk += 1
+        yield NO_PICTURES, Meta(chunk=number, last=True)
 
 
 def _close(groups: Iterator[tuple[Images, Meta]]) -> None:
@@ -182,31 +181,46 @@ class SessionTable:
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._sessions
 
-    def start(self, sequence_id: int, stream: Stream, parameters: Mapping[str, Any]) -> StreamSession:
+    def start(self, sequence_id: int, open_stream: Callable[[], Stream]) -> StreamSession:
         """Begin a session; one with the same id is replaced."""
-        session = StreamSession(stream, dict(parameters), last_used_s=self._clock())
-        self._sessions[sequence_id] = session
+        session = self._sessions[sequence_id] = StreamSession(open_stream)
+        self.touch(session)
         return session
 
+    def find(self, sequence_id: int) -> StreamSession | None:
+        """The session, if it is known."""
+        return self._sessions.get(sequence_id)
+
     def get(self, sequence_id: int) -> StreamSession:
-        """The session, marked as used now. Raises WanstreamError when it was not started or is forgotten."""
+        """The session, marked as used now. Raises UnknownSequenceError."""
         session = self._sessions.get(sequence_id)
         if session is None:
-            raise WanstreamError(
+            raise UnknownSequenceError(
                 f"Session {sequence_id} is not known here: it was not started, or silent for more than "
-                f"{self.max_idle_s:g} s. Start it again with its full parameters."
+                f"{self.max_idle_s:g} s. Start it again."
             )
-        session.last_used_s = self._clock()
+        self.touch(session)
         return session
+
+    def touch(self, session: StreamSession) -> None:
+        """Mark a session as used now."""
+        session.last_used_s = self._clock()
 
     def end(self, sequence_id: int) -> None:
         """Forget a session; no error when it is unknown."""
         self._sessions.pop(sequence_id, None)
 
-    def expire(self) -> list[int]:
-        """Forget the sessions that were silent for too long; returns their ids."""
+    def expire(self, busy: Collection[StreamSession] = ()) -> list[int]:
+        """Forget the sessions that were silent for too long; returns their ids.
+
+        busy: those of which a chunk is being made or waits for its turn; they stay.
+        """
         limit = self._clock() - self.max_idle_s
-        expired = [number for number, session in self._sessions.items() if session.last_used_s < limit]
+        expired = [
+            number
+            for number, session in self._sessions.items()
+            if session.last_used_s < limit and session not in busy
+        ]
         for number in expired:
             del self._sessions[number]
         return expired

@@ -1,4 +1,4 @@
-"""The parameters of one session over time: what is in force, and what the next chunk has to be told.
+"""The parameters of one session over time. Nobody else keeps them: every chunk is told all that is in force.
 
 Which values are valid is in `parameter_checks`.
 """
@@ -23,11 +23,23 @@ from gateway.webrtc.parameter_checks import (
 from gateway.webrtc.prompt_hints import PLAIN_WORDS
 from streaming.specs import TEXT, PipelineSpec
 
-__all__ = ["ParameterContext", "ParameterState", "check_messages", "normalised"]
+__all__ = ["ChunkParameters", "ParameterContext", "ParameterState", "check_messages", "normalised"]
 
 logger = logging.getLogger(__name__)
 
 _EMPTY_PROMPT: Final = ({"text": "", "weight": 1.0},)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkParameters:
+    """What one chunk is told.
+
+    parameters: all that is in force, the one-shot values of this chunk, and `init_cache`: whether it must
+    begin with fresh caches. changed: names of what the last good chunk was told otherwise, or not at all.
+    """
+
+    parameters: dict[str, Any]
+    changed: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class ParameterState:
         self._context = context
         self._stored: dict[str, Any] = {}  # what the client set, by name; defaults are not in it
         self._good: dict[str, Any] | None = None  # the same when the last good chunk was taken
-        self._sent: dict[str, Any] | None = None  # the view that the pipeline has; None: nothing yet
+        self._shown: dict[str, Any] | None = None  # the view of the stream's last good chunk
         self._taken: _Taken | None = None
         self._reset = False
         self._lora_scales: dict[str, float] = {}
@@ -136,43 +148,36 @@ class ParameterState:
         return self.apply(self.check(values))
 
     def rebase(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
-        """Go on with another pipeline, or with a new stream on the same: the next chunk gets everything."""
+        """Go on with another pipeline, or with a new stream on the same: the next chunk is its first."""
         self._put_back()
         self._context = replace(self._context, spec=spec, load_params=load_params)
-        self._sent = None
+        self._shown = None
 
-    def take_chunk(self) -> dict[str, Any]:
-        """Parameters of the next chunk: at first all that is set, later the keys that changed.
+    def take_chunk(self) -> ChunkParameters:
+        """Parameters of the next chunk.
 
-        A key that changed to its absence is None. `init_cache` is always there: true where the chunk must
-        begin with fresh caches. One-shot keys leave the state; they return when the chunk is reported neither
-        as good nor as failed before the next call.
+        One-shot keys leave the state; they return when the chunk is reported neither as good nor as failed
+        before the next call.
         """
         self._put_back()
-        view = self._view()
-        if self._sent is None:
-            chunk = {key: value for key, value in view.items() if value is not None}
-            fresh = True
-        else:
-            chunk = {key: value for key, value in view.items() if value != self._sent[key]}
-            fresh = "input_mode" in chunk
-            if "transition" in chunk and chunk["transition"] is None:  # over: these are the prompts now
-                chunk["prompts"] = view["prompts"]
+        view, shown = self._view(), self._shown
+        once: dict[str, Any] = {}
         if self._lora_scales and self._context.spec.supports_lora:
-            chunk["lora_scales"] = [{"path": p, "scale": s} for p, s in self._lora_scales.items()]
+            once["lora_scales"] = [{"path": p, "scale": s} for p, s in self._lora_scales.items()]
         if self._context.vace_loaded:
-            chunk |= self._images
-        chunk["init_cache"] = fresh or self._reset
+            once |= self._images
+        fresh = self._reset or shown is None or shown["input_mode"] != view["input_mode"]
+        changed = view.keys() if shown is None else {key for key in view if view[key] != shown[key]}
         self._taken = _Taken(view, dict(self._stored), self._reset, self._lora_scales, self._images)
         self._reset, self._lora_scales, self._images = False, {}, {}
-        return chunk
+        return ChunkParameters({**view, **once, "init_cache": fresh}, tuple(sorted(changed | once.keys())))
 
     def chunk_succeeded(self, meta: Mapping[str, object]) -> None:
         """The chunk of the last `take_chunk` is done. meta: as the pipeline reported it."""
         taken, self._taken = self._taken, None
         if taken is None:
             return
-        self._sent, self._good = taken.view, taken.stored
+        self._shown, self._good = taken.view, taken.stored
         transition = taken.stored.get("transition")
         if transition is not None and not meta.get("transition_active"):
             for values in (self._stored, self._good):

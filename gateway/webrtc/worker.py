@@ -1,26 +1,27 @@
 """The loop of one session: parameters and input frames in, one chunk after another out."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.pipelines import Loaded, NothingLoaded, Pipelines
-from gateway.serving import ChunkFailed, Images, ServingLost, ServingSession
+from gateway.serving import Chunk, ChunkFailed, Images, ServingLost, ServingSession
 from gateway.threads import in_media_thread
-from gateway.waiting import unless_before_first, within
-from gateway.webrtc.parameters import ParameterState
+from gateway.waiting import within
+from gateway.webrtc.parameters import ChunkParameters, ParameterState
 from gateway.webrtc.video_input import VideoInput, stack
 from gateway.webrtc.video_output import FrameQueue
+from streaming.protocol import Meta
 
 logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 5
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.1, 2.0
 _NO_INPUT_REPORT_S = 5.0
-_KEEP_ALIVE_S = 20.0  # well below the serving side's idle limit
 
 
 class StreamObserver(Protocol):
@@ -81,12 +82,14 @@ class StreamWorker:
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._failures = 0
-        self._outdated = asyncio.Event()
+        self._give_up: Callable[[], None] | None = None  # ends the chunk in the making; None: it stays
         self.stats = WorkerStats()
 
     def begin_again(self) -> None:
         """The chunk in the making has old parameters: unless it is on its way to the peer, begin it again."""
-        self._outdated.set()
+        give_up, self._give_up = self._give_up, None
+        if give_up is not None:
+            give_up()
 
     def set_paused(self, paused: bool) -> None:
         """Act on `paused` at once: the picture stands still, what was made before is not shown late."""
@@ -116,7 +119,7 @@ class StreamWorker:
                 raise StreamStoppedError(str(error)) from error
 
     async def _until_retired(self, loaded: Loaded, session: ServingSession) -> None:
-        """Stream until the pipeline is replaced or unloaded; a chunk in the making is cancelled then."""
+        """Stream until the pipeline is replaced or unloaded; a chunk in the making is not waited for then."""
         stream = asyncio.ensure_future(self._stream(loaded, session))
         retired = asyncio.ensure_future(loaded.retired.wait())
         try:
@@ -131,7 +134,7 @@ class StreamWorker:
 
     async def _stream(self, loaded: Loaded, session: ServingSession) -> None:
         while True:
-            await self._rest_while_paused(session)
+            await self._rest_while_paused()
             await self._output.wait_room()
             video = None
             if self._state.input_mode == "video":
@@ -151,15 +154,11 @@ class StreamWorker:
         """Whether a chunk of these input pictures is still what the session asks for."""
         return not self._output.paused and (self._state.input_mode == "video") == (video is not None)
 
-    async def _rest_while_paused(self, session: ServingSession) -> None:
+    async def _rest_while_paused(self) -> None:
         if self._resumed.is_set():
             return
         logger.info("[%s] Paused", self._id)
-        while not self._resumed.is_set():
-            try:
-                await within(self._resumed.wait(), _KEEP_ALIVE_S)
-            except asyncio.TimeoutError:
-                await session.keep_alive()
+        await self._resumed.wait()
         logger.info("[%s] Resumed", self._id)
 
     async def _take_input(self, loaded: Loaded) -> Images | None:
@@ -186,29 +185,23 @@ class StreamWorker:
 
     async def _chunk(self, session: ServingSession, video: Images | None, *, may_give_up: bool) -> bool:
         """Make one chunk. False: it was given up, since its parameters changed before its first picture."""
-        self._outdated.clear()
-        parameters = self._state.take_chunk()
-        self._log_changes(parameters)
-        if parameters.get("init_cache"):
+        chunk = self._state.take_chunk()
+        self._log_changes(chunk)
+        if chunk.parameters["init_cache"]:
             self._output.clear()
         started = time.monotonic()
-        count = 0
-        meta: dict[str, Any] = {}
-        parts = session.generate(parameters, video)
-        answered = False
-        async for part in unless_before_first(self._outdated, parts) if may_give_up else parts:
-            answered = True
-            meta.update(part.meta)
-            count += len(part.frames)
-            if len(part.frames) and not self._output.paused:
-                self._output.put(part.frames)
-        if not answered:
+        self._give_up = session.give_up if may_give_up else None
+        try:
+            count, meta = await self._show(session.generate(chunk.parameters, video))
+        finally:
+            self._give_up = None
+        if meta.get("given_up"):
             logger.info("[%s] Chunk %d begins again", self._id, self.stats.chunks)
             return False
         seconds = time.monotonic() - started
         self._output.chunk_done(seconds, count)
         self._state.chunk_succeeded(meta)
-        self._pipelines.note_lora_scales(parameters.get("lora_scales", ()))
+        self._pipelines.note_lora_scales(chunk.parameters.get("lora_scales", ()))
         self._failures = 0
         self._observer.chunk_done(self._pipeline_id, seconds)
         self.stats.chunks += 1
@@ -218,11 +211,25 @@ class StreamWorker:
             logger.warning("[%s] %s", self._id, warning)
         return True
 
-    def _log_changes(self, parameters: Mapping[str, Any]) -> None:
+    async def _show(self, chunk: AsyncGenerator[Chunk, None]) -> tuple[int, Meta]:
+        """Queue a chunk's pictures as they come; returns their number and what was told about the chunk."""
+        count, meta = 0, Meta()
+        async with contextlib.aclosing(chunk) as parts:
+            async for part in parts:
+                meta.update(part.meta)
+                count += len(part.frames)
+                if len(part.frames):
+                    self._give_up = None  # on its way
+                    if not self._output.paused:
+                        self._output.put(part.frames)
+        return count, meta
+
+    def _log_changes(self, chunk: ChunkParameters) -> None:
         """Prompts are private: what was changed to which value is for debugging only."""
-        if names := sorted(parameters.keys() - {"init_cache"}):
-            logger.info("[%s] Chunk %d changes %s", self._id, self.stats.chunks, ", ".join(names))
-            logger.debug("[%s] Chunk %d is given %s", self._id, self.stats.chunks, parameters)
+        if chunk.changed:
+            logger.info("[%s] Chunk %d changes %s", self._id, self.stats.chunks, ", ".join(chunk.changed))
+            values = {name: chunk.parameters[name] for name in chunk.changed}
+            logger.debug("[%s] Chunk %d is given %s", self._id, self.stats.chunks, values)
 
     async def _handle_failure(self, error: ChunkFailed) -> None:
         self._observer.chunk_failed(self._pipeline_id)

@@ -301,9 +301,7 @@ class CaseRunner:
         deadline = time.monotonic() + within_s
         while True:
             chunks = (await self._chunks())[first_chunk:]
-            changed = next(
-                (i for i, c in enumerate(chunks) if c["parameters"] != {"init_cache": False}), None
-            )
+            changed = next((i for i, c in enumerate(chunks) if c["changes"] != {"init_cache": False}), None)
             if changed is not None and len(chunks) >= changed + len(values):
                 seen = chunks[changed : changed + len(values)]
                 break

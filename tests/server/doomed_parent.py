@@ -11,7 +11,7 @@ async def main(repository: Path) -> None:
     async with running_triton(repository) as triton, ModelClient(triton, SCRIPTED) as client:
         await client.load()
         await client.start(1, groups=100_000, delay_s=0.01)
-        stream = client.stream(1, {"op": "generate"})
+        stream = client.stream(1, client.command(1))
         await stream.__anext__()
         pids = [triton.pid, *(process.pid for process in model_processes(triton.pid))]
         sys.stdout.write(" ".join(map(str, pids)) + "\n")

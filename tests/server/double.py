@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.frame_numbers import draw_number
 from gateway.serving import Availability, Chunk, ChunkFailed, Images, ServingError, StageCallback
 from streaming.protocol import Meta
+from streaming.sessions import NO_PICTURES
 from streaming.specs import PipelineSpec
 
 FRAMES_PER_CHUNK = 4
@@ -39,11 +40,13 @@ class Faults:
 class ChunkRecord:
     """What one chunk was asked to do, and what followed from it.
 
-    parameters: as the gateway sent them. video_frames: number of input pictures, None without video.
+    parameters: as the gateway sent them. changes: those that the last good chunk was not given like that.
+    video_frames: number of input pictures, None without video.
     blend_t: place between the old prompt (0) and the new one (1), None when no prompt changed in this chunk.
     """
 
     parameters: dict[str, Any]
+    changes: dict[str, Any]
     video_frames: int | None
     init_cache: bool
     vace_ref_images: list[str] | None
@@ -65,13 +68,15 @@ class StreamPolicy:
     def transition_active(self) -> bool:
         return self.target is not None
 
-    def next_chunk(self, changes: Mapping[str, Any], video: Images | None) -> ChunkRecord:
-        """Take in the keys that changed and decide about the next chunk."""
+    def next_chunk(self, parameters: Mapping[str, Any], video: Images | None) -> ChunkRecord:
+        """Take in what is in force and decide about the next chunk."""
+        changes = {k: v for k, v in parameters.items() if k not in self.state or v != self.state[k]}
         init_cache = changes["init_cache"] or self._steps_need_reset(changes)
-        self.state.update({k: v for k, v in changes.items() if k not in _ONE_SHOT})
+        self.state = {k: v for k, v in parameters.items() if k not in _ONE_SHOT}
         blend_t = self._advance_prompts(changes, jump=init_cache)
         return ChunkRecord(
-            parameters=dict(changes),
+            parameters=dict(parameters),
+            changes=changes,
             video_frames=None if video is None else len(video),
             init_cache=init_cache,
             vace_ref_images=changes.get("vace_ref_images"),
@@ -84,7 +89,8 @@ class StreamPolicy:
         return "denoising_step_list" in changes and (self.state | dict(changes))["manage_cache"]
 
     def _advance_prompts(self, changes: Mapping[str, Any], *, jump: bool) -> float | None:
-        transition, prompts = changes.get("transition"), changes.get("prompts")
+        transition = changes.get("transition")
+        prompts = self.state.get("prompts") if {"prompts", "transition"} & changes.keys() else None
         if transition:
             self._begin(transition["target_prompts"], 0 if jump else transition["num_steps"])
         elif prompts and (prompts != self.active or self.transition_active):
@@ -101,7 +107,7 @@ class StreamPolicy:
         self.points = [i / (steps - 1) for i in range(steps)] if steps > 1 and self.active else [1.0]
 
 
-_ONE_SHOT = {"init_cache", "lora_scales", "vace_ref_images", "transition"}
+_ONE_SHOT = {"init_cache", "lora_scales", "vace_ref_images"}
 
 
 def blend(prompts: Prompts, method: str) -> dict[str, Any]:
@@ -119,13 +125,21 @@ class DoubleSession:
         self._faults = faults
         self._policy = StreamPolicy()
         self._size = height, width
+        self._given_up = asyncio.Event()
 
     async def generate(
         self, parameters: Mapping[str, Any], video: Images | None
     ) -> AsyncGenerator[Chunk, None]:
+        self._given_up.clear()
         policy = copy.deepcopy(self._policy)
         record = policy.next_chunk(parameters, video)
-        await asyncio.sleep(self._faults.chunk_delay_s)
+        await asyncio.wait(
+            {waiting := asyncio.ensure_future(self._given_up.wait())}, timeout=self._faults.chunk_delay_s
+        )
+        waiting.cancel()
+        if self._given_up.is_set():
+            yield Chunk(NO_PICTURES, Meta(last=True, given_up=True))
+            return
         number = len(self.chunks)
         self.chunks.append(record)  # one that was given up before is no chunk
         if self._faults.chunk_errors > 0:
@@ -135,8 +149,8 @@ class DoubleSession:
         meta = Meta(chunk=number, last=True, transition_active=policy.transition_active)
         yield Chunk(self._pictures(number), meta)
 
-    async def keep_alive(self) -> None:
-        pass  # the double forgets nothing
+    def give_up(self) -> None:
+        self._given_up.set()
 
     async def close(self) -> None:
         self.closed = True

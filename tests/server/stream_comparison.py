@@ -25,9 +25,9 @@ class ServedStream:
     async def next(self, changes: Mapping[str, Any]) -> Images:
         """All pictures of the next chunk, uint8 [T, H, W, 3]. The first one starts the sequence."""
         if not self.parameters:
-            await self.client.start(self.sequence, **changes)
+            await self.client.start(self.sequence)
         self.parameters |= changes
-        responses = await self.client.generate(self.sequence, self.pictures, **changes)
+        responses = await self.client.generate(self.sequence, self.pictures, **self.parameters)
         return np.concatenate([response.frames for response in responses if response.frames.size])
 
     @property

@@ -100,10 +100,10 @@ async def test_a_stream_of_served_bfloat16_engines_is_that_of_engines_in_this_pr
     assert model.dtype == torch.bfloat16
     async with ModelClient(triton, "longlive") as client:
         await client.load({MODELS: str(store.models), ENGINE_SET: str(store.sets / engines.name)})
-        await client.start(1, **chunks[0][0])
+        await client.start(1)
         for changes, pictures in chunks:
             parameters |= changes
-            responses = await client.generate(1, pictures, **changes)
+            responses = await client.generate(1, pictures, **parameters)
             expected = [images for images, _ in stream.next_chunk(parameters, pictures, lambda: False)]
 
             made = np.concatenate([response.frames for response in responses if response.frames.size])

@@ -211,7 +211,7 @@ async def test_killed_server_is_noticed_and_swept_and_can_be_started_again(tmp_p
             await client.load()
             await client.start(1, groups=1000, delay_s=0.02)
             models = model_processes(triton.pid)
-            stream = client.stream(1, {"op": "generate"})
+            stream = client.stream(1, client.command(1))
             await anext(stream)
 
             os.kill(triton.pid, signal.SIGKILL)
@@ -264,18 +264,22 @@ async def test_exit_code_of_an_exit_that_nobody_asked_for_is_reported() -> None:
 
 
 async def test_killed_model_process_is_reported_and_a_restart_repairs_it(tmp_path: Path) -> None:
-    """Mostly Triton says that the process is not healthy; sometimes it aborts itself while noticing."""
+    """To the next request: a chunk in the making only stands still.
+
+    Mostly Triton says that the process is not healthy; sometimes it aborts itself while noticing.
+    """
     async with running_triton(write_test_models(tmp_path)) as triton:
         async with ModelClient(triton, SCRIPTED) as client:
             await client.load()
             await client.start(1, groups=1000, delay_s=0.02)
             models = model_processes(triton.pid)
-            stream = client.stream(1, {"op": "generate"})
+            stream = client.stream(1, client.command(1))
             await anext(stream)
 
             models[0].kill()
             with pytest.raises((InferenceServerException, AioRpcError), match=r"is not healthy|UNAVAILABLE"):
-                [response async for response in stream]
+                await client.send(1, {"op": "keep_alive"})
+            await stream.aclose()
         await triton.stop(timeout_s=1)
         assert not alive(models)
         assert not own_shared_memory()
@@ -293,7 +297,7 @@ async def test_stop_with_an_open_session_leaves_nothing_behind(tmp_path: Path) -
         await client.load()
         await client.start(1, groups=1000, delay_s=0.02)
         models = model_processes(triton.pid)
-        stream = client.stream(1, {"op": "generate"})
+        stream = client.stream(1, client.command(1))
         await anext(stream)
 
         code = await triton.stop(timeout_s=1)

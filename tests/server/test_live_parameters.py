@@ -25,7 +25,7 @@ from gateway.webrtc.parameters import ParameterContext, ParameterState
 from streaming.engine_set import ENGINE_SET, MODELS, EngineSet, read_engine_set
 from streaming.model_pipeline import ModelPipeline, ModelStream
 from streaming.served import in_process, open_model
-from streaming.sessions import Images, StreamSession
+from streaming.sessions import Images, Stream
 from streaming.specs import KREA_REALTIME_VIDEO, TEXT, VIDEO
 from tests.engines import SIZE
 from tests.server.triton_fixtures import ModelClient, running_triton
@@ -157,7 +157,8 @@ class Viewer:
     def __init__(self, client: ModelClient, pipeline: ModelPipeline, number: int, assets: Path) -> None:
         self.client, self.number = client, number
         self.state = ParameterState.open(ParameterContext(SPEC, {}, assets), {})
-        self.local = StreamSession(pipeline.open_stream())
+        self.local = pipeline.open_stream()
+        self.parameters: Mapping[str, Any] = {}  # of the last chunk
         self.told: list[str] = []  # about the last message
         self._pictures = np.random.default_rng(number)
         self.video = self.next_pictures()
@@ -165,20 +166,21 @@ class Viewer:
     async def next(self, message: Mapping[str, Any]) -> tuple[Images, Images]:
         """Send a message and make a chunk, on the server and here."""
         self.told = [problem["msg"] for problem in self.state.merge(message)]
-        if not self.local.next_chunk:
+        if not self.parameters:
             await self.client.start(self.number)
-        changes = self.state.take_chunk()
+        self.parameters = self.state.take_chunk().parameters
         self.video = self.next_pictures()
-        responses = await self.client.generate(self.number, self.input_of(self.state.input_mode), **changes)
+        video = self.input_of(self.state.input_mode)
+        responses = await self.client.generate(self.number, video, **self.parameters)
         self.state.chunk_succeeded(responses[-1].meta)
         served = np.concatenate([response.frames for response in responses if response.frames.size])
-        return served, made_by(self.local, changes, self.input_of(self.state.input_mode))
+        return served, made_by(self.local, self.parameters, video)
 
     async def change(self, message: Mapping[str, Any]) -> Made:
         """As `next`, in the middle of a stream, and compare."""
-        twin = self.twin()
+        twin, parameters = self.twin(), {**self.parameters, "init_cache": False}
         served, local = await self.next(message)
-        unchanged = made_by(twin, {"init_cache": False}, self.input_of(twin.parameters["input_mode"]))
+        unchanged = made_by(twin, parameters, self.input_of(parameters["input_mode"]))
         return Made(served, local, unchanged)
 
     def next_pictures(self) -> Images:
@@ -187,21 +189,20 @@ class Viewer:
     def input_of(self, mode: str) -> Images | None:
         return self.video if mode == VIDEO else None
 
-    def twin(self) -> StreamSession:
+    def twin(self) -> Stream:
         """The stream as it is now, to go on without us."""
-        stream = copy.copy(self.local.stream)
+        stream = copy.copy(self.local)
         assert isinstance(stream, ModelStream)
         stream.session = copy.deepcopy(stream.session)
-        return StreamSession(stream, dict(self.local.parameters), self.local.next_chunk)
+        return stream
 
     def first_chunk(self, pipeline: ModelPipeline) -> Images:
         """What a new stream makes of this chunk's parameters and input."""
-        fresh = StreamSession(pipeline.open_stream(), dict(self.local.parameters))
-        return made_by(fresh, {"init_cache": True}, self.input_of(self.state.input_mode))
+        return made_by(pipeline.open_stream(), self.parameters, self.input_of(self.state.input_mode))
 
 
-def made_by(session: StreamSession, changes: Mapping[str, Any], video: Images | None) -> Images:
-    groups = session.generate(changes, video, lambda: False)
+def made_by(stream: Stream, parameters: Mapping[str, Any], video: Images | None) -> Images:
+    groups = stream.next_chunk(parameters, video, lambda: False)
     return np.concatenate([images for images, _ in groups if images.size])
 
 

@@ -188,7 +188,7 @@ async def test_sessions_of_one_server_make_what_each_makes_alone_and_a_cancelled
             await client.start(number, **parameters)
         for k in range(3):
             if k == 1:
-                async for response in client.stream(1, {"op": "generate", "parameters": {"prompts": "x"}}):
+                async for response in client.stream(1, client.command(1, prompts="x")):
                     if response.frames.size:
                         break  # the rest of the chunk is cancelled
             for number in viewers:

@@ -19,7 +19,7 @@ from gateway.embedded import EmbeddedTriton
 from gateway.leftovers import SHARED_MEMORY
 from gateway.shared_frames import SharedFrames
 from gateway.triton_session import TritonSession
-from streaming.protocol import decode_error
+from streaming.protocol import ErrorKind, decode_error
 from tests.server.scripted_pipeline import CHUNKS, LABEL, RESET
 from tests.server.triton_fixtures import (
     DOUBLER,
@@ -120,7 +120,7 @@ async def test_groups_arrive_one_by_one_and_only_the_last_is_final(scripted: Mod
 
 async def test_first_group_is_there_while_the_second_is_being_made(scripted: ModelClient) -> None:
     await scripted.start(1, groups=2, delay_s=0.5)
-    stream = scripted.stream(1, {"op": "generate"})
+    stream = scripted.stream(1, scripted.command(1))
 
     await anext(stream)
     second = asyncio.ensure_future(anext(stream))
@@ -148,41 +148,21 @@ async def test_chunks_of_a_session_are_numbered(scripted: ModelClient) -> None:
     assert numbers == [0, 1, 2]
 
 
-async def test_start_generates_nothing(scripted: ModelClient) -> None:
-    responses = await scripted.send(1, {"op": "start", "parameters": {"label": 1}}, flags="s")
-
-    assert [len(r.frames) for r in responses] == [0]
-    assert responses[0].final
-
-
 async def test_first_request_may_start_and_generate_at_once(scripted: ModelClient) -> None:
     responses = await scripted.send(1, {"op": "generate", "parameters": {"label": 9}}, flags="s")
 
     assert pixel(responses) == 9
-    assert pixel(await scripted.generate(1)) == 9
+    assert pixel(await scripted.generate(1), CHUNKS) == 1
 
 
-async def test_changed_parameters_stay_and_others_are_kept(scripted: ModelClient) -> None:
-    await scripted.start(1, label=1, groups=2)
+async def test_a_chunk_has_its_own_parameters_and_none_of_the_one_before(scripted: ModelClient) -> None:
+    await scripted.start(1)
 
-    changed = await scripted.generate(1, label=2)
-    later = await scripted.generate(1)
+    first = await scripted.generate(1, label=2, groups=2, init_cache=True)
+    second = await scripted.generate(1)
 
-    assert (pixel(changed), pixel(later)) == (2, 2)
-    assert (len(changed), len(later)) == (2, 2)
-
-
-async def test_one_shot_parameters_hold_for_one_chunk(scripted: ModelClient) -> None:
-    await scripted.start(1, init_cache=True)
-
-    seen = [
-        pixel(await scripted.generate(1), RESET),
-        pixel(await scripted.generate(1), RESET),
-        pixel(await scripted.generate(1, init_cache=True), RESET),
-        pixel(await scripted.generate(1), RESET),
-    ]
-
-    assert seen == [1, 0, 1, 0]
+    assert (pixel(first), pixel(first, RESET), len(first)) == (2, 1, 2)
+    assert (pixel(second), pixel(second, RESET), len(second)) == (0, 0, 1)
 
 
 async def test_two_interleaved_sessions_do_not_see_each_other(scripted: ModelClient) -> None:
@@ -312,7 +292,7 @@ async def test_cancelled_chunk_leaves_no_trace_and_the_session_goes_on(
 async def test_cancelled_session_does_not_disturb_another(scripted: ModelClient) -> None:
     await scripted.start(1, groups=1000, delay_s=0.02)
     await scripted.start(2, label=8)
-    stream = scripted.stream(1, {"op": "generate"})
+    stream = scripted.stream(1, scripted.command(1))
     await anext(stream)
     other = asyncio.ensure_future(scripted.generate(2))
 
@@ -343,10 +323,10 @@ async def test_failed_chunk_is_one_sentence_and_the_session_goes_on(
         await anext(stream)
     responses = await scripted.generate(1)
 
-    message, is_fatal = decode_error(caught.value.message())
+    message, kind = decode_error(caught.value.message())
     assert message.startswith(text)
     assert "\n" not in message
-    assert is_fatal is fatal
+    assert (kind is ErrorKind.FATAL) is fatal
     assert not any(response.final for response in received)
     assert (pixel(responses), len(responses)) == (1, 1)
     assert responses[0].meta["chunk"] == 0
@@ -374,9 +354,9 @@ async def test_unexpected_exception_is_logged_with_its_traceback(
         (b"\xff\xfe", "JSON"),
         (b"[]", "not list"),
         (b"null", "not NoneType"),
-        (b"{}", "'op' must be one of start, generate"),
+        (b"{}", "'op' must be one of generate, give_up"),
         (b'{"op": "fly"}', "'fly'"),
-        (b'{"op": ["start"]}', "'op' must be one of"),
+        (b'{"op": ["generate"]}', "'op' must be one of"),
         (b'{"op": "generate", "parameters": []}', None),
         (b'{"op": "generate", "parameters": [1]}', "'parameters' must be a JSON object, not list"),
     ],
@@ -487,25 +467,6 @@ async def test_model_can_be_unloaded_after_failed_and_cancelled_chunks(scripted:
     assert await scripted.state() == "UNAVAILABLE"
 
 
-async def test_chunks_that_are_given_up_before_their_first_picture_leave_no_trace(
-    triton: EmbeddedTriton, scripted: ModelClient
-) -> None:
-    session = TritonSession(scripted.api, SCRIPTED, lambda text: None)
-    made = []
-    for number in range(12):
-        given_up = session.generate({"delay_s": 60, "label": 1}, None)
-        waiting = asyncio.ensure_future(anext(given_up))
-        await asyncio.sleep(0.01 * number)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        made += [chunk async for chunk in session.generate({"delay_s": 0, "label": 2, "groups": 2}, None)]
-    await session.close()
-    await scripted.unload()
-
-    assert [part.frames[0, 0, 0, CHUNKS] for part in made] == [i // 2 for i in range(24)]
-    assert {part.frames[0, 0, 0, LABEL] for part in made} == {2}
-
-
 async def test_input_may_come_through_shared_memory_where_answers_come_in_parts(
     triton: EmbeddedTriton, scripted: ModelClient
 ) -> None:
@@ -554,13 +515,13 @@ async def test_without_room_in_shared_memory_pictures_travel_in_messages(
 async def test_session_can_be_continued_from_another_connection(
     triton: EmbeddedTriton, scripted: ModelClient
 ) -> None:
-    await scripted.start(1, label=1)
-    await scripted.generate(1, label=2)
+    await scripted.start(1)
+    await scripted.generate(1)
 
     async with ModelClient(triton, SCRIPTED) as other:
         responses = await other.generate(1)
 
-    assert pixel(responses) == 2
+    assert pixel(responses, CHUNKS) == 1
 
 
 async def test_command_with_unicode_text_arrives_unchanged(scripted: ModelClient) -> None:

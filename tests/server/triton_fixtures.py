@@ -110,6 +110,7 @@ class ModelClient:
     def __init__(self, triton: EmbeddedTriton, model: str) -> None:
         self.api = triton_grpc.InferenceServerClient(triton.grpc_url)
         self.model = model
+        self._in_force: dict[int, dict[str, Any]] = {}  # parameters by sequence
 
     async def __aenter__(self) -> "ModelClient":
         return self
@@ -143,10 +144,17 @@ class ModelClient:
         return [response async for response in self.stream(sequence, command, video, flags)]
 
     async def start(self, sequence: int, **parameters: Any) -> None:
-        await self.send(sequence, {"op": "start", "parameters": parameters}, flags="s")
+        """Begin a sequence without a chunk. parameters: of all its chunks."""
+        self._in_force[sequence] = parameters
+        await self.send(sequence, {"op": "keep_alive"}, flags="s")
 
     async def generate(self, sequence: int, video: Images | None = None, **changes: Any) -> list[Response]:
-        return await self.send(sequence, {"op": "generate", "parameters": changes}, video)
+        """A chunk. changes: parameters that this one is given beside, or instead of, those of the start."""
+        return await self.send(sequence, self.command(sequence, **changes), video)
+
+    def command(self, sequence: int, **changes: Any) -> dict[str, Any]:
+        """What `generate` sends."""
+        return {"op": "generate", "parameters": {**self._in_force.get(sequence, {}), **changes}}
 
     async def stream(
         self, sequence: int, command: Mapping[str, Any] | bytes, video: Images | None = None, flags: str = ""

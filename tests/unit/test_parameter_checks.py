@@ -350,7 +350,7 @@ def test_any_json_is_validated_without_an_exception(given_values: dict[str, Any]
     problems = state.merge(given_values)
 
     assert json.dumps(problems, allow_nan=False).encode()
-    assert json.dumps(state.take_chunk(), allow_nan=False).encode()
+    assert json.dumps(state.take_chunk().parameters, allow_nan=False).encode()
     assert json.dumps(state.effective, allow_nan=False).encode()
 
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ApiError, ValidationFailed
 from gateway.webrtc.parameter_checks import ParameterContext
-from gateway.webrtc.parameters import ParameterState, normalised
-from streaming.protocol import ONE_SHOT
+from gateway.webrtc.parameters import ChunkParameters, ParameterState, normalised
 from streaming.specs import KREA_REALTIME_VIDEO, LONGLIVE, MEMFLOW, PASSTHROUGH, PipelineSpec
 
 NOWHERE = Path("/nonexistent")
@@ -129,38 +128,51 @@ def streaming(initial: dict[str, Any] | None = None, **around: Any) -> Parameter
     return state
 
 
+def news(chunk: ChunkParameters) -> dict[str, Any]:
+    """What a chunk is told that the last good one was not; `init_cache` only where it is wanted."""
+    fresh = {"init_cache": True} if chunk.parameters["init_cache"] else {}
+    return {key: chunk.parameters[key] for key in chunk.changed} | fresh
+
+
 def next_chunk(state: ParameterState, **meta: Any) -> dict[str, Any]:
-    """What the next chunk is told, apart from `init_cache` when nothing special is wanted."""
+    """What is new in the next chunk, which is a good one."""
     chunk = state.take_chunk()
     state.chunk_succeeded(meta)
-    return {key: value for key, value in chunk.items() if (key, value) != ("init_cache", False)}
+    return news(chunk)
 
 
 def prompt(text: str, weight: float = 1.0) -> list[dict[str, Any]]:
     return [{"text": text, "weight": weight}]
 
 
-def test_first_chunk_is_told_everything_and_later_ones_what_changed() -> None:
+EVERYTHING = {
+    "input_mode": "text",
+    "prompts": prompt("a"),
+    "prompt_interpolation_method": "linear",
+    "transition": None,
+    "denoising_step_list": [1000, 750, 500, 250],
+    "noise_scale": 0.7,
+    "noise_controller": True,
+    "manage_cache": True,
+    "base_seed": 42,
+    "vace_context_scale": 1.0,
+    "vace_enabled": True,
+    "vace_use_input_video": True,
+}
+
+
+def test_every_chunk_is_told_all_that_is_in_force() -> None:
     state = ParameterState.open(context(), {"prompts": "a"})
 
-    first = next_chunk(state)
+    first = state.take_chunk()
+    state.chunk_succeeded({})
     state.merge({"noise_scale": 0.5, "manage_cache": True})
+    second = state.take_chunk()
 
-    assert first == {
-        "input_mode": "text",
-        "prompts": prompt("a"),
-        "prompt_interpolation_method": "linear",
-        "denoising_step_list": [1000, 750, 500, 250],
-        "noise_scale": 0.7,
-        "noise_controller": True,
-        "manage_cache": True,
-        "base_seed": 42,
-        "vace_context_scale": 1.0,
-        "vace_enabled": True,
-        "vace_use_input_video": True,
-        "init_cache": True,
-    }
-    assert [next_chunk(state), next_chunk(state)] == [{"noise_scale": 0.5}, {}]
+    assert first.parameters == {**EVERYTHING, "init_cache": True}
+    assert first.changed == tuple(sorted(EVERYTHING))
+    assert second.parameters == {**EVERYTHING, "noise_scale": 0.5, "init_cache": False}
+    assert second.changed == ("noise_scale",)
 
 
 def test_passthrough_is_told_only_the_mode() -> None:
@@ -250,7 +262,7 @@ def test_first_chunk_starts_afresh_until_one_has_succeeded() -> None:
     again = state.take_chunk()
 
     assert again == first
-    assert again["init_cache"] is True
+    assert again.parameters["init_cache"] is True
 
 
 def test_a_reset_survives_a_failed_chunk() -> None:
@@ -395,7 +407,8 @@ def test_prompts_without_a_transition_cancel_a_running_one(new: str) -> None:
     state.merge({"prompts": new})
 
     assert state.effective["transition"] is None
-    assert next_chunk(state) == {"prompts": prompt(new), "transition": None}
+    told = state.take_chunk().parameters
+    assert (told["prompts"], told["transition"]) == (prompt(new), None)
 
 
 def test_prompts_cancel_a_transition_that_no_chunk_has_seen() -> None:
@@ -453,7 +466,7 @@ def test_a_failed_chunk_takes_back_what_was_new_in_it_and_says_so_once(assets: P
 
     assert reverted == ["lora_scales", "manage_cache", "noise_scale", "prompts", "vace_ref_images"]
     assert (state.effective["prompts"], state.effective["noise_scale"]) == (prompt("a"), 0.3)
-    assert state.take_chunk() == {"init_cache": False}
+    assert news(state.take_chunk()) == {}
     assert state.chunk_failed() == []
 
 
@@ -503,7 +516,7 @@ def test_one_shots_of_a_chunk_that_was_never_reported_are_sent_again(assets: Pat
 
     cancelled = state.take_chunk()
 
-    assert next_chunk(state) == cancelled
+    assert next_chunk(state) == news(cancelled)
     assert next_chunk(state) == {}
 
 
@@ -540,20 +553,6 @@ EVENTS = st.lists(
 )
 
 
-def run(state: ParameterState, event: Any, known: dict[str, Any]) -> dict[str, Any]:
-    """Let one thing happen; returns what the pipeline knows then. It keeps nothing of a failed chunk."""
-    if isinstance(event, dict):
-        state.merge(event)
-        return known
-    chunk = state.take_chunk()
-    if event == "failed":
-        state.chunk_failed()
-    if event in ("failed", "not reported"):
-        return known
-    state.chunk_succeeded({"transition_active": event == "good, in transition"})
-    return {key: value for key, value in {**known, **chunk}.items() if key not in ONE_SHOT}
-
-
 @settings(max_examples=400, deadline=None)
 @given(EVENTS)
 def test_what_changed_adds_up_to_what_is_in_force(events: list[Any]) -> None:
@@ -561,11 +560,16 @@ def test_what_changed_adds_up_to_what_is_in_force(events: list[Any]) -> None:
     known: dict[str, Any] = {}
 
     for event in [*events, "good, in transition"]:
-        known = run(state, event, known)
-
-    state.rebase(LONGLIVE, {"vace_enabled": True})
-    everything = {key: value for key, value in state.take_chunk().items() if key not in ONE_SHOT}
-    assert {key: value for key, value in known.items() if value is not None} == everything
+        if isinstance(event, dict):
+            state.merge(event)
+            continue
+        chunk = state.take_chunk()
+        if event == "failed":
+            state.chunk_failed()
+        elif event != "not reported":
+            state.chunk_succeeded({"transition_active": event == "good, in transition"})
+            known |= {key: chunk.parameters[key] for key in chunk.changed}
+            assert {**known, "init_cache": chunk.parameters["init_cache"]} == chunk.parameters
 
 
 @settings(max_examples=300, deadline=None)
@@ -585,9 +589,9 @@ def test_one_shots_reach_exactly_one_finished_chunk(events: list[str]) -> None:
             reset_wanted = True
         else:
             chunk = state.take_chunk()
-            assert chunk["init_cache"] is reset_wanted
+            assert chunk.parameters["init_cache"] is reset_wanted
             if event != "not reported":
-                finished += [entry["scale"] for entry in chunk.get("lora_scales", [])]
+                finished += [entry["scale"] for entry in chunk.parameters.get("lora_scales", [])]
             if event == "good":
                 state.chunk_succeeded({})
                 reset_wanted = False

@@ -24,7 +24,7 @@ class IdleSession:
         raise ServingError("not used here")
         yield  # pragma: no cover
 
-    async def keep_alive(self) -> None: ...
+    def give_up(self) -> None: ...
 
     async def close(self) -> None:
         self.closed += 1

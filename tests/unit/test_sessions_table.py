@@ -1,4 +1,4 @@
-"""Sessions of a pipeline's model without Triton: commands, merging, numbering, forgetting."""
+"""Sessions of a pipeline's model without Triton: commands, numbering, forgetting."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming.errors import WanstreamError
+from streaming.errors import UnknownSequenceError, WanstreamError
 from streaming.passthrough import Passthrough
-from streaming.protocol import ONE_SHOT, Meta, Op, decode_error, encode_error
+from streaming.protocol import ErrorKind, Meta, Op, decode_error, encode_error
 from streaming.sessions import (
     ChunkCancelled,
     Images,
     LoadContext,
     ParsedCommand,
     SessionTable,
+    Stream,
     StreamSession,
     parse_command,
 )
@@ -48,8 +49,12 @@ def never() -> bool:
     return False
 
 
-def run(session: StreamSession, **changes: Any) -> list[Meta]:
-    return [meta for _, meta in session.generate(changes, None, never)]
+def session_of(stream: Stream) -> StreamSession:
+    return StreamSession(lambda: stream)
+
+
+def run(session: StreamSession, **parameters: Any) -> list[Meta]:
+    return [meta for _, meta in session.generate(parameters, None, never)]
 
 
 class Clock:
@@ -80,10 +85,10 @@ def test_parameters_of_a_command_may_be_absent(text: str | bytes) -> None:
         (b"\xff", "JSON"),
         ("3", "not int"),
         ('"start"', "not str"),
-        ("{}", "must be one of start"),
+        ("{}", "must be one of generate"),
         ('{"op": 1}', "got 1"),
         ('{"op": {}}', "got {}"),
-        ('{"op": "start", "parameters": "x"}', "not str"),
+        ('{"op": "stop", "parameters": "x"}', "not str"),
     ],
 )
 def test_malformed_command_is_refused_with_the_reason(text: str | bytes, problem: str) -> None:
@@ -91,102 +96,77 @@ def test_malformed_command_is_refused_with_the_reason(text: str | bytes, problem
         parse_command(text)
 
 
-def test_changes_are_merged_into_the_parameters() -> None:
+def test_a_chunk_is_given_its_own_parameters_and_nothing_of_the_one_before() -> None:
     stream = RecordingStream()
-    session = StreamSession(stream, {"a": 1, "b": 1})
+    session = session_of(stream)
 
+    run(session, a=1, init_cache=True)
     run(session, b=2)
-    run(session, c=3)
 
-    assert stream.seen == [{"a": 1, "b": 2}, {"a": 1, "b": 2, "c": 3}]
-
-
-def test_nested_values_are_replaced_as_a_whole() -> None:
-    stream = RecordingStream()
-    session = StreamSession(stream, {"prompts": {"x": 1, "y": 2}})
-
-    run(session, prompts={"x": 5})
-
-    assert stream.seen == [{"prompts": {"x": 5}}]
+    assert stream.seen == [{"a": 1, "init_cache": True}, {"b": 2}]
 
 
-@pytest.mark.parametrize("key", sorted(ONE_SHOT))
-def test_one_shot_key_reaches_one_chunk_only(key: str) -> None:
-    stream = RecordingStream()
-    session = StreamSession(stream, {key: "first"})
+def test_a_stream_is_opened_by_its_first_chunk() -> None:
+    opened: list[Stream] = []
+    session = StreamSession(lambda: opened.append(RecordingStream()) or opened[-1])  # type: ignore[func-returns-value]
+    before = list(opened)
 
     run(session)
     run(session)
-    run(session, **{key: "again"})
-    run(session)
 
-    assert [seen.get(key) for seen in stream.seen] == ["first", None, "again", None]
+    assert (len(before), len(opened)) == (0, 1)
 
 
 @pytest.mark.parametrize("fail_at", [0, 1])
-def test_failed_chunk_leaves_parameters_and_number_alone(fail_at: int) -> None:
+def test_failed_chunk_leaves_its_number_to_the_next_one(fail_at: int) -> None:
     stream = RecordingStream(groups=2, fail_at=fail_at)
-    session = StreamSession(stream, {"a": 1})
+    session = session_of(stream)
     with pytest.raises(WanstreamError, match="It failed"):
-        run(session, a=2)
+        run(session)
     stream.fail_at = None
 
     metas = run(session)
 
-    assert stream.seen == [{"a": 2}, {"a": 1}]
     assert [meta["chunk"] for meta in metas] == [0, 0]
 
 
-def test_one_shot_key_of_a_failed_chunk_is_not_kept() -> None:
-    stream = RecordingStream(fail_at=0)
-    session = StreamSession(stream)
-    with pytest.raises(WanstreamError, match="It failed"):
-        run(session, init_cache=True)
-    stream.fail_at = None
-
-    run(session)
-
-    assert stream.seen == [{"init_cache": True}, {}]
-
-
-def test_cancelled_chunk_leaves_parameters_alone_and_closes_the_stream_at_once() -> None:
+def test_cancelled_chunk_does_not_count_and_closes_the_stream_at_once() -> None:
     stream = RecordingStream(groups=3)
-    session = StreamSession(stream, {"a": 1})
+    session = session_of(stream)
     answers = iter([False, True])
-    chunk = session.generate({"a": 2}, None, lambda: next(answers))
+    chunk = session.generate({}, None, lambda: next(answers))
     next(chunk)
 
     with pytest.raises(ChunkCancelled):
         next(chunk)
 
     assert stream.closed == 1
-    assert session.parameters == {"a": 1}
     assert session.next_chunk == 0
 
 
 def test_chunk_that_was_finished_before_the_cancellation_counts() -> None:
-    session = StreamSession(RecordingStream(groups=1), {"a": 1})
+    session = session_of(RecordingStream(groups=1))
 
-    metas = [meta for _, meta in session.generate({"a": 2}, None, lambda: True)]
+    metas = [meta for _, meta in session.generate({}, None, lambda: True)]
 
     assert metas == [{"chunk": 0, "last": True}]
-    assert session.parameters == {"a": 2}
+    assert session.next_chunk == 1
 
 
-def test_abandoned_chunk_closes_the_stream_and_leaves_parameters_alone() -> None:
+def test_abandoned_chunk_closes_the_stream_and_does_not_count() -> None:
     stream = RecordingStream(groups=3)
-    session = StreamSession(stream, {"a": 1})
-    chunk = session.generate({"a": 2}, None, never)
+    session = session_of(stream)
+    chunk = session.generate({}, None, never)
     next(chunk)
 
-    chunk.close()  # type: ignore[attr-defined]
+    chunk.close()
 
     assert stream.closed == 1
-    assert session.parameters == {"a": 1}
+    assert session.next_chunk == 0
 
 
 def test_exactly_the_last_group_is_marked() -> None:
-    session = StreamSession(RecordingStream(groups=3))
+    session = session_of(RecordingStream(groups=3))
 
     metas = run(session)
 
@@ -194,7 +174,7 @@ def test_exactly_the_last_group_is_marked() -> None:
 
 
 def test_chunk_without_marked_end_is_closed_by_an_empty_group() -> None:
-    session = StreamSession(RecordingStream(groups=1, mark_last=False))
+    session = session_of(RecordingStream(groups=1, mark_last=False))
 
     groups = list(session.generate({}, None, never))
 
@@ -204,15 +184,15 @@ def test_chunk_without_marked_end_is_closed_by_an_empty_group() -> None:
 
 
 def test_chunks_are_numbered_from_zero() -> None:
-    session = StreamSession(RecordingStream())
+    session = session_of(RecordingStream())
 
     assert [run(session)[0]["chunk"] for _ in range(3)] == [0, 1, 2]
 
 
 def test_sessions_are_found_by_their_id() -> None:
     table = SessionTable(max_idle_s=60)
-    first = table.start(1, RecordingStream(), {})
-    second = table.start(2, RecordingStream(), {})
+    first = table.start(1, RecordingStream)
+    second = table.start(2, RecordingStream)
 
     assert table.get(1) is first
     assert table.get(2) is second
@@ -220,35 +200,25 @@ def test_sessions_are_found_by_their_id() -> None:
 
 
 def test_unknown_session_is_refused_with_what_to_do() -> None:
-    with pytest.raises(WanstreamError, match="Start it again"):
+    with pytest.raises(UnknownSequenceError, match="Start it again"):
         SessionTable(max_idle_s=60).get(1)
 
 
 def test_start_replaces_a_session_of_the_same_id() -> None:
     table = SessionTable(max_idle_s=60)
-    old = table.start(1, RecordingStream(), {"a": 1})
+    old = table.start(1, RecordingStream)
     run(old)
 
-    table.start(1, RecordingStream(), {"b": 2})
+    table.start(1, RecordingStream)
 
-    assert table.get(1).parameters == {"b": 2}
+    assert table.get(1) is not old
     assert table.get(1).next_chunk == 0
     assert len(table) == 1
 
 
-def test_parameters_of_the_caller_are_not_shared_with_the_session() -> None:
-    table = SessionTable(max_idle_s=60)
-    parameters = {"a": 1}
-    table.start(1, RecordingStream(), parameters)
-
-    parameters["a"] = 2
-
-    assert table.get(1).parameters == {"a": 1}
-
-
 def test_ended_session_is_gone_and_ending_it_again_is_no_error() -> None:
     table = SessionTable(max_idle_s=60)
-    table.start(1, RecordingStream(), {})
+    table.start(1, RecordingStream)
 
     table.end(1)
     table.end(1)
@@ -259,8 +229,8 @@ def test_ended_session_is_gone_and_ending_it_again_is_no_error() -> None:
 def test_silent_sessions_are_forgotten_and_used_ones_kept() -> None:
     clock = Clock()
     table = SessionTable(max_idle_s=60, clock=clock)
-    table.start(1, RecordingStream(), {})
-    table.start(2, RecordingStream(), {})
+    table.start(1, RecordingStream)
+    table.start(2, RecordingStream)
     clock.now += 59
     table.get(2)
     clock.now += 2
@@ -275,16 +245,29 @@ def test_silent_sessions_are_forgotten_and_used_ones_kept() -> None:
 def test_session_is_kept_until_the_limit_is_passed() -> None:
     clock = Clock()
     table = SessionTable(max_idle_s=60, clock=clock)
-    table.start(1, RecordingStream(), {})
+    table.start(1, RecordingStream)
     clock.now += 60
 
     assert table.expire() == []
 
 
-@pytest.mark.parametrize("fatal", [True, False])
+def test_session_whose_chunk_takes_long_is_kept_and_is_used_until_the_end() -> None:
+    clock = Clock()
+    table = SessionTable(max_idle_s=60, clock=clock)
+    session = table.start(1, RecordingStream)
+    clock.now += 70
+
+    during = table.expire(busy=[session])
+    table.touch(session)
+    clock.now += 50
+
+    assert (during, table.expire()) == ([], [])
+
+
+@pytest.mark.parametrize("kind", list(ErrorKind))
 @pytest.mark.parametrize("text", ["It failed. Try again.", "Fatally bad", ""])
-def test_error_text_survives_the_wire(text: str, fatal: bool) -> None:
-    assert decode_error(encode_error(text, fatal=fatal)) == (text, fatal)
+def test_error_text_survives_the_wire(text: str, kind: ErrorKind) -> None:
+    assert decode_error(encode_error(text, kind)) == (text, kind)
 
 
 class NoModels:

@@ -1,11 +1,10 @@
 """Waiting with a time limit."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
-from gateway.waiting import to_the_end, unless_before_first, within
+from gateway.waiting import to_the_end, within
 
 
 @pytest.mark.parametrize("steps_apart", range(5))
@@ -116,91 +115,3 @@ async def test_an_error_while_late_work_ends_is_the_cause_of_the_timeout() -> No
         await within(work(), 0.01)
 
     assert isinstance(caught.value.__cause__, ValueError)
-
-
-class Slow:
-    """Items 0, 1, 2, perhaps without an end: the first one comes when `ready` is set."""
-
-    def __init__(self) -> None:
-        self.ready = asyncio.Event()
-        self.ended = False
-
-    async def items(self, *, endless: bool = False) -> AsyncGenerator[int, None]:
-        try:
-            await self.ready.wait()
-            for item in range(3):
-                yield item
-            if endless:
-                await asyncio.Event().wait()
-        finally:
-            self.ended = True
-
-
-async def test_items_come_when_nothing_stops_them() -> None:
-    slow = Slow()
-    slow.ready.set()
-
-    assert [item async for item in unless_before_first(asyncio.Event(), slow.items())] == [0, 1, 2]
-
-
-async def test_nothing_comes_when_it_is_stopped_before_the_first_item() -> None:
-    slow, stop = Slow(), asyncio.Event()
-    reading = asyncio.ensure_future(_read(unless_before_first(stop, slow.items())))
-    await asyncio.sleep(0)
-
-    stop.set()
-
-    assert await asyncio.wait_for(reading, 5) == []
-    assert slow.ended
-
-
-async def test_all_items_come_when_it_is_stopped_after_the_first() -> None:
-    slow, stop = Slow(), asyncio.Event()
-    slow.ready.set()
-    items = unless_before_first(stop, slow.items())
-    first = await anext(items)
-
-    stop.set()
-
-    assert [first, *await _read(items)] == [0, 1, 2]
-
-
-async def test_an_error_before_the_first_item_is_passed_on() -> None:
-    async def broken() -> AsyncGenerator[int, None]:
-        raise ValueError("broken")
-        yield 0
-
-    with pytest.raises(ValueError, match="broken"):
-        await _read(unless_before_first(asyncio.Event(), broken()))
-
-
-async def test_a_cancelled_reader_ends_the_items() -> None:
-    slow = Slow()
-    reading = asyncio.ensure_future(_read(unless_before_first(asyncio.Event(), slow.items())))
-    await asyncio.sleep(0.01)
-
-    reading.cancel()
-    await asyncio.wait({reading}, timeout=5)
-
-    assert reading.cancelled()
-    assert slow.ended
-
-
-@pytest.mark.parametrize("steps_apart", range(8))
-async def test_the_items_have_ended_when_a_cancelled_reader_has(steps_apart: int) -> None:
-    slow = Slow()
-    reading = asyncio.ensure_future(_read(unless_before_first(asyncio.Event(), slow.items(endless=True))))
-    await asyncio.sleep(0.01)
-
-    slow.ready.set()
-    for _ in range(steps_apart):
-        await asyncio.sleep(0)
-    reading.cancel()
-    await asyncio.wait({reading}, timeout=5)
-
-    assert reading.cancelled()
-    assert slow.ended
-
-
-async def _read(items: AsyncIterator[int]) -> list[int]:
-    return [item async for item in items]
