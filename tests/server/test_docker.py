@@ -178,8 +178,20 @@ def seconds(duration: str) -> float:
 def health_check(stage: list[tuple[str, str]], port: int) -> list[str]:
     """The command of a stage's health check, for another port."""
     command: list[str] = json.loads(value(stage, "HEALTHCHECK").partition("CMD")[2])
-    assert (command[0], "127.0.0.1:8000" in command[-1]) == ("python3", True)
-    return [sys.executable, *command[1:-1], command[-1].replace(":8000", f":{port}")]
+    assert command[0] == "python3"
+    if command[1] == "-c":
+        assert "127.0.0.1:8000" in command[-1]
+        return [sys.executable, *command[1:-1], command[-1].replace(":8000", f":{port}")]
+    return [
+        sys.executable,
+        *command[1:],
+        "wanstream",
+        "--no-browser",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(port),
+    ]
 
 
 async def is_healthy(command: list[str]) -> bool:
