@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from gateway import proxies
 from gateway.app import VERSION, create_app
 from gateway.config import Config
 from gateway.demo import DemoEngines
@@ -149,6 +150,8 @@ def _serve(config: Config, *, open_browser: bool) -> None:
             "use --host 127.0.0.1 to keep it to this machine.",
             config.host,
         )
+    for problem in proxies.problems():
+        logger.warning("Downloads and TURN credentials will fail: %s.", problem)
     asyncio.run(_run(config, bound, open_browser=open_browser))
 
 

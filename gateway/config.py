@@ -1,4 +1,7 @@
-"""All settings of the gateway, read once from the environment; nothing else reads `os.environ`."""
+"""All settings of the gateway, read once from the environment.
+
+Nothing else reads `os.environ`, but what hands it on to child processes, and `proxies`.
+"""
 
 import ipaddress
 import os

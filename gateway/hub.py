@@ -1,8 +1,8 @@
 """Files of the Hugging Face hub: what a repository holds, and resumable transfers.
 
-Addresses, credentials, the answers' forms and the meaning of refusals come from `huggingface_hub`; the bytes
-do not, because its downloads cannot do what these files of 28 GB need (measured with 1.33 against the tests'
-hub):
+Addresses, the stored login, the answers' forms and the meaning of refusals come from `huggingface_hub`; the
+bytes do not, because its downloads cannot do what these files of 28 GB need (measured with 1.33 against the
+tests' hub):
 
 - `hf_hub_download` removes what it has when it is interrupted, and a killed one's part is never used again:
   each of three tries asked for the whole file, without a Range. A file here goes on where it stopped.
@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -28,8 +29,9 @@ import httpx
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import hf_raise_for_status
 
+from gateway.proxies import OutsideTransport, ProxyFailed, ProxyUnusable
 from streaming.errors import WanstreamError
 
 logger = logging.getLogger(__name__)
@@ -91,13 +93,14 @@ class Hub:
         """endpoint: such as https://huggingface.co. retry_delays_s: before each further try of a request."""
         self._endpoint = endpoint.rstrip("/")
         self._retry_delays_s = retry_delays_s
-        headers = build_hf_headers(
-            token=token or False,  # None would mean the token that is stored on this machine
-            library_name="wanstream",
-            headers={"Accept-Encoding": "identity"},
-        )
+        # Not `build_hf_headers`: it asks huggingface.co first, for what it might tell of the program.
+        headers = {"User-Agent": f"wanstream/{version('wanstream')}", "Accept-Encoding": "identity"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
         # httpx drops the Authorization header when a redirect leads to another origin.
-        self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, follow_redirects=True)
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=_TIMEOUT, follow_redirects=True, transport=OutsideTransport()
+        )
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -132,9 +135,12 @@ class Hub:
                 reason, retry_after_s = str(failure), failure.retry_after_s
             except httpx.UnsupportedProtocol:
                 raise HubError(f"{what}: HF_ENDPOINT must be a URL such as https://huggingface.co.") from None
+            except ProxyUnusable as error:
+                raise HubError(f"{what}: {error}.") from None
             except (httpx.TransportError, httpx.DecodingError) as error:
-                # The text of these errors may hold a signed URL.
-                reason, retry_after_s = f"connection failed ({type(error).__name__})", 0.0
+                # The text of other errors may hold a signed URL.
+                told = str(error) if isinstance(error, ProxyFailed) else type(error).__name__
+                reason, retry_after_s = f"connection failed ({told})", 0.0
                 connected = False
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise HubError(f"{what}: {type(error).__name__}; check HF_ENDPOINT.") from None

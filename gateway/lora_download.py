@@ -17,6 +17,7 @@ from gateway.config import Secrets
 from gateway.disk import room_bytes
 from gateway.errors import ApiError
 from gateway.lora_sources import LoraEndpoints, LoraSource
+from gateway.proxies import ProxyFailed
 from gateway.public_http import AddressNotAllowedError, PublicTransport, origin
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ class LoraDownloader:
                     await response.aclose()
         except AddressNotAllowedError as error:
             raise ApiError(400, f"The download was refused: {error}.") from error
+        except ProxyFailed as error:
+            raise ApiError(500, f"The download from {host} failed: {error}.") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # The text of these errors may hold the URL, and the URL a token.
             raise ApiError(

@@ -8,6 +8,8 @@ from typing import Final
 
 import httpx
 
+from gateway.proxies import OutsideTransport, proxy_for
+
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -19,22 +21,30 @@ class PublicTransport(httpx.AsyncBaseTransport):
     """Sends requests over TLS to public addresses only; trusted origins are exempt.
 
     The name is looked up here and the connection goes to the address that was checked: a name server that
-    answers differently the second time gains nothing.
+    answers differently the second time gains nothing. Where the environment names a proxy, that looks the
+    name up, and decides what may be asked; names that mean private addresses here are refused all the same.
     """
 
     def __init__(self, trusted: Collection[str] = ()) -> None:
         """trusted: origins such as `http://mirror.local:8080`, chosen by whoever runs the server."""
         self._trusted = frozenset(origin(httpx.URL(url)) for url in trusted)
-        self._transport = httpx.AsyncHTTPTransport()
+        self._transport = OutsideTransport()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        proxy = proxy_for(request.url)
         if origin(request.url) not in self._trusted:
             host = request.url.host
             if request.url.scheme != "https":
                 raise AddressNotAllowedError(f"{host} is not asked without TLS", request=request)
-            request.url = request.url.copy_with(host=await _public_address(request))
-            request.extensions = {**request.extensions, "sni_hostname": host}
-        return await self._transport.handle_async_request(request)
+            try:
+                address = await _public_address(request)
+            except httpx.ConnectError:
+                if proxy is None:
+                    raise  # else only the proxy may know the name
+            if proxy is None:
+                request.url = request.url.copy_with(host=address)
+                request.extensions = {**request.extensions, "sni_hostname": host}
+        return await self._transport.send(request, proxy)
 
     async def aclose(self) -> None:
         await self._transport.aclose()

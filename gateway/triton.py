@@ -357,7 +357,7 @@ class TritonServing:
 async def _memory_from_metrics(url: str) -> tuple[int, int] | None:
     """(used, total) bytes of the first GPU in Triton's Prometheus metrics."""
     try:
-        async with httpx.AsyncClient(timeout=_METRICS_S) as http:
+        async with httpx.AsyncClient(timeout=_METRICS_S, trust_env=False) as http:  # no proxy, as for gRPC
             text = (await http.get(url)).text
     except httpx.HTTPError:
         return None

@@ -11,6 +11,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
+from gateway.proxies import grpc_proxy_allowed
 from gateway.serving import ServingError
 from gateway.triton_models import NoAnswerError, answer_of
 from gateway.waiting import end, within
@@ -164,10 +165,10 @@ class TritonServer:
         if self.embedded is not None:
             if not self.embedded.running:
                 await self.embedded.start()
-            self._client = InferenceServerClient(self.embedded.grpc_url)
+            self._client = _client(self.embedded.grpc_url, KeepAliveOptions())
             return
         assert self._external_url is not None
-        self._client = InferenceServerClient(self._external_url, keepalive_options=_KEEP_ALIVE)
+        self._client = _client(self._external_url, _KEEP_ALIVE)
         if not await self._answers():
             raise ServingError(
                 f"Triton at {self._external_url} does not answer. Check --triton-url (host:port of its gRPC "
@@ -217,3 +218,17 @@ class TritonServer:
         if client is not None:
             with contextlib.suppress(grpc.RpcError, InferenceServerException, asyncio.TimeoutError):
                 await within(client.close(), _CLOSE_S)
+
+
+def _client(url: str, keep_alive: KeepAliveOptions) -> InferenceServerClient:
+    """A client of HOST:PORT that looks for a proxy only where one was meant for it."""
+    options = {
+        "grpc.max_send_message_length": -1,
+        "grpc.max_receive_message_length": -1,
+        "grpc.keepalive_time_ms": keep_alive.keepalive_time_ms,
+        "grpc.keepalive_timeout_ms": keep_alive.keepalive_timeout_ms,
+        "grpc.keepalive_permit_without_calls": int(keep_alive.keepalive_permit_without_calls),
+        "grpc.http2.max_pings_without_data": keep_alive.http2_max_pings_without_data,
+        "grpc.enable_http_proxy": int(grpc_proxy_allowed(url)),
+    }
+    return InferenceServerClient(url, channel_args=list(options.items()))

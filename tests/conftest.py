@@ -28,6 +28,8 @@ GOLDEN = "tests/golden/"
 def pytest_configure(config: pytest.Config) -> None:
     """The models are tiny and several processes run: more threads cost time, here and in what tests start."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]  # everything that is asked is on this machine
     torch.set_num_threads(1)
 
 

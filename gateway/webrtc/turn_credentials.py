@@ -8,6 +8,7 @@ import httpx
 from aiortc.rtcicetransport import parse_stun_turn_uri
 
 from gateway.config import Secrets
+from gateway.proxies import OutsideTransport, ProxyFailed
 from streaming.errors import WanstreamError
 
 IceServer = dict[str, Any]  # urls: str or list of str, username: str or None, credential: str or None
@@ -103,8 +104,10 @@ async def _from_twilio(secrets: Secrets, urls: TurnUrls) -> Credentials:
 async def _request(method: str, url: str, **options: Any) -> dict[str, Any]:
     """The JSON object that a service answers. Errors name no URL: it may contain an account."""
     try:
-        async with httpx.AsyncClient(timeout=_REQUEST_TIMEOUT_S) as client:
+        async with httpx.AsyncClient(timeout=_REQUEST_TIMEOUT_S, transport=OutsideTransport()) as client:
             response = await client.request(method, url, **options)
+    except ProxyFailed as error:
+        raise TurnError(f"the credential service cannot be asked: {error}") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise TurnError(f"the credential service does not answer ({type(error).__name__})") from None
     if not response.is_success:
