@@ -11,7 +11,7 @@ from gateway.demo import DemoEngines
 from gateway.engine_checks import check_engines
 from gateway.serving import Availability, ServingError, StageCallback, fp8_remedy
 from streaming.demo import DEMO_PIPELINES
-from streaming.engine_set import EngineSet, read_engine_set
+from streaming.engine_set import SET, EngineSet, read_engine_set
 from streaming.records import EngineError
 from streaming.specs import SPECS, PipelineSpec
 
@@ -41,6 +41,7 @@ class EngineSets:
         self.models = directory / "models"
         self._on_cpu = on_cpu
         self._demo = demo
+        self._known: dict[Path, tuple[_Version, FoundSet | None]] = {}
 
     def availability(self, spec: PipelineSpec) -> Availability:
         """Whether there are engines for `spec`, and for which sizes."""
@@ -129,17 +130,39 @@ class EngineSets:
 
     def _of(self, spec: PipelineSpec) -> list[FoundSet]:
         """Readable sets of a pipeline: real weights before demonstrations, then what runs best here."""
-        sets = []
-        for directory in sorted(self._sets.glob("*")):
-            try:
-                found = FoundSet(directory, read_engine_set(directory))
-            except EngineError as error:
-                logger.warning("%s", error)
-                continue
-            if found.content.pipeline == spec.id:
-                sets.append(found)
+        sets = [found for found in self._all() if found.content.pipeline == spec.id]
         order = ("fp32", "fp16", "bf16", FP8) if self._on_cpu else ("bf16", "fp16", "fp32", FP8)
         return sorted(sets, key=lambda f: (f.content.demo, order.index(f.content.precision)))
+
+    def _all(self) -> list[FoundSet]:
+        """Every readable set. A file is read again only when it has changed: each offer asks for them."""
+        known: dict[Path, tuple[_Version, FoundSet | None]] = {}
+        for directory in sorted(self._sets.glob("*")):
+            version = _version(directory / SET)
+            last = self._known.get(directory)
+            known[directory] = last if last and last[0] == version else (version, _read(directory))
+        self._known = known
+        return [found for _, found in known.values() if found is not None]
+
+
+_Version = tuple[int, ...]
+
+
+def _version(path: Path) -> _Version:
+    """Something that changes with the file; empty when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
+
+
+def _read(directory: Path) -> FoundSet | None:
+    try:
+        return FoundSet(directory, read_engine_set(directory))
+    except EngineError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def _servable(

@@ -53,6 +53,26 @@ def test_a_cpu_takes_float32_and_a_gpu_bfloat16(store: EngineStore) -> None:
     assert found_name(store, on_cpu=False) == half
 
 
+def test_sets_are_read_again_only_when_they_change(
+    store: EngineStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = EngineSets(store.root, on_cpu=True)
+    (store.sets / "zz_broken").mkdir()
+    before = [sets.availability(LONGLIVE).supported_resolutions for _ in range(3)]
+    warnings = len(caplog.records)
+
+    bigger = read_engine_set(next(store.sets.glob("*/" + SET)).parent)
+    other = tuple(vae.model_copy(update={"height": 2 * vae.height}) for vae in bigger.vae)
+    name = add_set(store, name="another", vae=other)
+    with_another = sets.availability(LONGLIVE).supported_resolutions
+    shutil.rmtree(store.sets / name)
+
+    assert before == [[SIZE]] * 3
+    assert warnings == 1  # of the broken one
+    assert with_another == [SIZE, (2 * SIZE[0], SIZE[1])] or with_another == [(2 * SIZE[0], SIZE[1]), SIZE]
+    assert sets.availability(LONGLIVE).supported_resolutions == [SIZE]
+
+
 def test_a_demonstration_is_the_last_choice(store: EngineStore) -> None:
     full = read_engine_set(next(store.sets.iterdir())).name
     add_set(store, name="a_demo", demo=True, precision="bf16")
