@@ -83,6 +83,7 @@ class StreamWorker:
         self._resumed.set()
         self._failures = 0
         self._give_up: Callable[[], None] | None = None  # ends the chunk in the making; None: it stays
+        self._silent = False  # the peer was told that its pictures do not come
         self.stats = WorkerStats()
 
     def begin_again(self) -> None:
@@ -164,24 +165,37 @@ class StreamWorker:
     async def _take_input(self, loaded: Loaded) -> Images | None:
         """One request's worth of input pictures, or None when the mode or the pause changed while waiting."""
         wanted = loaded.spec.video_frames_per_request
-        reported = False
         while True:
             frames = self._input.take(wanted)
             if frames is not None:
+                self._input_is_back()
                 return await in_media_thread(stack, frames)
             try:
                 await within(self._input.wait(), _NO_INPUT_REPORT_S)
             except asyncio.TimeoutError:
-                # A transceiver without a track looks like a track until nothing comes out of it.
-                if not reported and not (self._has_input() and self._input.frames_in):
-                    reported = True
-                    self._report_problem(
-                        ["input_mode"],
-                        "no_input",
-                        "Video mode needs pictures and none has arrived: add a video track to the offer.",
-                    )
+                self._input_is_silent()
             if self._state.input_mode != "video" or self._output.paused:
+                self._silent = False  # of no consequence now
                 return None
+
+    def _input_is_silent(self) -> None:
+        """Tell once per silence that chunks wait for pictures."""
+        if self._silent:
+            return
+        self._silent = True
+        # A transceiver without a track looks like a track until nothing comes out of it.
+        text = (
+            f"No picture has arrived for {_NO_INPUT_REPORT_S:.0f} s: the camera or its connection has "
+            "stopped. The stream goes on with the next ones."
+            if self._has_input() and self._input.frames_in
+            else "Video mode needs pictures and none has arrived: add a video track to the offer."
+        )
+        self._report_problem(["input_mode"], "no_input", text)
+
+    def _input_is_back(self) -> None:
+        if self._silent:
+            self._silent = False
+            self._notify({"type": "input_resumed"})
 
     async def _chunk(self, session: ServingSession, video: Images | None, *, may_give_up: bool) -> bool:
         """Make one chunk. False: it was given up, since its parameters changed before its first picture."""

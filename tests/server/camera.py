@@ -21,8 +21,11 @@ class NumberedCamera(MediaStreamTrack):
         self._video = NumberedVideo(height, width)
         self._fps = fps
         self._started: float | None = None
+        self.on = asyncio.Event()  # clear it, and the camera falls silent
+        self.on.set()
 
     async def recv(self) -> VideoFrame:
+        await self.on.wait()
         now = time.monotonic()
         if self._started is None:
             self._started = now

@@ -112,14 +112,14 @@ async def test_a_peer_that_opens_channels_without_end_is_sent_away(peer: Peer) -
 
 async def test_control_that_sends_too_fast_is_heard_to_its_last_value(peer: Peer) -> None:
     await peer.wait_frames(5)
-    for i in range(3000):
+    for i in range(1500):
         peer.send({"noise_scale": (i % 100) / 100})
-        if i == 2000:
+        if i == 1000:
             peer.send({"manage_cache": False})
     peer.send({"noise_scale": 0.777})
     await has_noise_scale(peer, 0.777, within_s=20)
 
-    assert await peer.wait_frames(5)
+    assert await peer.wait_frames(5, 20)  # a lost packet holds up aiortc's receiver for seconds
     assert len(peer.messages) <= 1  # on a slow machine it is not too fast
     assert (await session_parameters(peer.client))["manage_cache"] is False
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.server.camera import NumberedCamera
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load, pipeline_status, sessions, wait_status
 from tests.server.peer import Peer, numbers_of, until
@@ -281,6 +282,25 @@ async def test_change_to_text_ends_the_wait_for_video_that_does_not_come(server:
         peer.send({"input_mode": "text"})
 
         await until(lambda: len(server.chunks()) > chunks, 2, "further chunks")
+
+
+async def test_a_camera_that_falls_silent_is_told_of_once_per_silence(server: DoubleProcess) -> None:
+    camera = NumberedCamera()
+    async with Peer(server.client, source=camera) as peer:
+        await peer.connect({"input_mode": "video", **PROMPTS})
+        await peer.wait_frames(5)
+
+        for silence in range(2):
+            since = len(peer.messages)
+            camera.on.clear()
+            message = await peer.wait_message("parameter_error", 15, since=since)
+            camera.on.set()
+            await peer.wait_message("input_resumed", 10, since=since)
+            assert message["errors"][0]["type"] == "no_input"
+            assert "has stopped" in message["errors"][0]["msg"], silence
+
+        assert await peer.wait_frames(5)
+        assert len(peer.messages) == 4
 
 
 async def test_a_chunk_without_a_picture_begins_again_once_when_its_prompt_changes(
