@@ -159,6 +159,16 @@ class EmbeddedTriton:
         self._watch = asyncio.create_task(self._notice_exit(self._started()))
         logger.info("Embedded Triton runs as process %d, gRPC on %s", self.pid, self.grpc_url)
 
+    def dead_processes(self) -> set[int]:
+        """Ids of the server's model processes that are dead and that it has not noticed yet."""
+        import psutil  # here: it comes with the embedded server
+
+        try:
+            children = psutil.Process(self.pid).children()
+            return {child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE}
+        except (psutil.Error, EmbeddedTritonError):
+            return set()  # the server itself has ended, or one of them just now
+
     async def wait_exit(self) -> int:
         """Wait until the server has exited, for whatever reason; returns its exit code (-9: killed)."""
         return await self._started().wait()

@@ -11,6 +11,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ class TritonServing:
         self._watched: list[str] = []  # models that have to answer as long as the pipeline is loaded
         self._used: set[str] = set()  # pipelines that were loaded from here
         self._dead: set[str] = set()  # models whose process died
+        self._dead_processes: set[int] = set()  # of an embedded server, at the last look
         self._sessions_open: weakref.WeakSet[TritonSession] = weakref.WeakSet()
         self._probe: asyncio.Task[None] | None = None
         self._on_lost: Callable[[str], None] = lambda text: None
@@ -140,6 +142,7 @@ class TritonServing:
             if self._loaded:  # a load that was cut short, whose models did not go in time
                 on_stage("Waiting until Triton has unloaded what was there before...")
                 await self._unload()
+            await self._unload_leftovers(client)  # of a gateway that came and went since this one connected
             parameters = dict(load_params)
             if spec.loop is not None:
                 parameters |= await self._load_engines(client, spec, load_params, on_stage)
@@ -247,7 +250,7 @@ class TritonServing:
             prefix = self._server.embedded.shared_memory_prefix
             one_part = SPECS[model].loop is None
             shared = SharedFrames(client, prefix, both_ways=one_part)
-        session = TritonSession(client, model, self._model_died, shared)
+        session = TritonSession(client, model, partial(self._model_died, client), shared)
         self._sessions_open.add(session)
         return session
 
@@ -279,17 +282,29 @@ class TritonServing:
             if watched:
                 raise
             return  # nobody waits for it
+        died = await self._process_died()
         if watched != self._watched:  # it was unloaded meanwhile
+            return
+        if died and model is not None:
+            self._model_died(client, "a process of it is dead")
             return
         if problem is not None:
             self._server.lose(f"Triton at {self.url} lost the pipeline: {problem}.")
         elif model is not None and (self._probe is None or self._probe.done()):
             self._probe = asyncio.create_task(self._probe_process(client, model), name="triton-probe")
 
+    async def _process_died(self) -> bool:
+        """Whether a model process of an embedded server is dead; one that ends in order is so briefly."""
+        embedded, before = self._server.embedded, self._dead_processes
+        if embedded is None or self._model is None:
+            return False
+        self._dead_processes = await asyncio.to_thread(embedded.dead_processes)
+        return bool(before & self._dead_processes)  # twice
+
     async def _probe_process(self, client: InferenceServerClient, model: str) -> None:
         """Find a dead model process when nobody streams; a stream meets it by itself."""
         if all(session.closed for session in self._sessions_open):
-            session = TritonSession(client, model, self._model_died)
+            session = TritonSession(client, model, partial(self._model_died, client))
             try:
                 await session.probe()
             finally:
@@ -321,8 +336,10 @@ class TritonServing:
         repositories = [self._repository] + ([] if self._engines is None else [self._engines.models])
         return {config.parent.name for root in repositories for config in root.glob("*/config.pbtxt")}
 
-    def _model_died(self, text: str) -> None:
+    def _model_died(self, client: InferenceServerClient, text: str) -> None:
         """A model process is dead, or the model is gone."""
+        if client is not self._server.client:
+            return  # a stream on an earlier connection learns of its end late
         if self._server.embedded is not None:
             self._server.lose("A model process of Triton died; the server is being restarted.")
             return
@@ -345,7 +362,7 @@ class TritonServing:
         return json_format.MessageToJson(config, preserving_proto_field_name=True)
 
     async def _warm_up(self, client: InferenceServerClient, name: str) -> None:
-        session = TritonSession(client, name, self._model_died)
+        session = TritonSession(client, name, partial(self._model_died, client))
         try:
             await session.warm_up()
         except ChunkFailed as error:

@@ -155,7 +155,7 @@ class TritonServer:
         """Log what went wrong, unless it did before, and keep it for those who ask."""
         text = str(error)
         if not isinstance(error, WanstreamError):
-            text = f"Triton could not be started ({type(error).__name__}: {error}); it is tried again."
+            text = f"Triton cannot be used ({type(error).__name__}: {error}); it is tried again."
         if text != self.problem:
             unexpected = None if isinstance(error, WanstreamError) else error
             logger.error("%s", text, exc_info=unexpected)

@@ -1,5 +1,6 @@
 """A gateway in front of a Triton that somebody else runs: restarts, deaths, and what is left of them."""
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -113,6 +114,20 @@ async def test_a_dead_model_process_is_noticed_though_nobody_streams(
     await streams(gateway)
 
     assert "not healthy" in str(error)
+
+
+async def test_a_stop_does_not_wait_for_an_unload_that_never_ends(
+    triton: EmbeddedTriton, gateways: Gateways
+) -> None:
+    """That of a model whose process is dead is such a one."""
+    await triton.start()
+    gateway = gateways.start()
+    await load(gateway.client, PASSTHROUGH)
+
+    model_processes(triton.pid)[0].kill()
+    code = await asyncio.to_thread(gateway.stop)
+
+    assert code == 0
 
 
 async def test_what_a_killed_gateway_left_on_triton_goes_when_the_next_one_connects(

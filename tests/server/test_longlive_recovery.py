@@ -100,3 +100,15 @@ async def test_a_viewer_may_leave_pause_and_reload_at_any_time(server: ServerPro
         await last.wait_frames(12, within_s=90)
         numbers = await sessions(server.client)
     assert [n["failed_chunks"] for n in numbers.values()] == [0]
+
+
+@pytest.mark.timeout(600)
+async def test_an_engine_that_dies_is_noticed_though_nobody_streams(
+    server: ServerProcess, exported_engines: tuple[Path, EngineSet]
+) -> None:
+    await load(server.client, LONGLIVE, within_s=150)
+
+    model_process(server, exported_engines[1].text_encoder).kill()
+
+    status = await wait_status(server.client, "error", 60)
+    assert "Load the pipeline again" in status["error"]

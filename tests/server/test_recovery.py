@@ -72,8 +72,7 @@ async def test_triton_may_die_without_viewers(program: str, server: ServerProces
     await load(server.client, "passthrough")
 
     server.child(program).kill()
-    await asyncio.sleep(1)
-    await server.client.call("POST", "/api/v1/pipeline/unload")
+    await wait_status(server.client, "error", 15)
     await load(server.client, "passthrough", within_s=15)
 
     async with Peer(server.client, source=NumberedCamera()) as peer:

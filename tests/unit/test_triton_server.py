@@ -2,12 +2,15 @@
 
 import asyncio
 import errno
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from tritonclient.grpc.aio import InferenceServerClient
 
 from gateway.embedded import EmbeddedTriton, EmbeddedTritonError, model_repository
-from gateway.serving import ServingError
+from gateway.serving import ServingError, ServingLost
+from gateway.triton_models import NoAnswerError, answer_of
 from gateway.triton_server import TritonServer
 from tests.server.peer import until
 
@@ -98,6 +101,36 @@ async def test_whoever_waits_for_the_server_is_told_why_there_is_none(keep: Keep
 
     with pytest.raises(ServingError, match="No space left on device"):
         await asyncio.wait_for(server.connected(lambda text: None), 5)
+
+
+@pytest.mark.parametrize("how", ["closed", "refused", "silent"])
+async def test_a_call_that_has_no_answer_says_why_and_is_no_cancellation(how: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if how == "silent":
+            silent.listen()
+        client = InferenceServerClient(f"127.0.0.1:{silent.getsockname()[1]}")
+        if how == "closed":
+            await client.close()
+
+        with pytest.raises(NoAnswerError if how == "silent" else ServingLost):
+            await answer_of(client.is_server_ready(), 0.3 if how == "silent" else 10)
+
+        await client.close()
+
+
+async def test_a_call_ends_when_its_channel_is_closed_meanwhile() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        client = InferenceServerClient(f"127.0.0.1:{silent.getsockname()[1]}")
+        asking = asyncio.create_task(answer_of(client.is_server_ready(), 30))
+        await asyncio.sleep(0.05)
+
+        await client.close()
+
+        with pytest.raises(ServingLost):
+            await asking
 
 
 async def test_a_server_whose_remains_cannot_be_removed_is_started_again(keep: Keep) -> None:
