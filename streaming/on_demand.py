@@ -8,12 +8,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from streaming.engines import Engine, EngineWrapper
 from streaming.errors import FatalStreamError, WanstreamError
-from streaming.sessions import ModelRunner
 
 logger = logging.getLogger(__name__)
 
@@ -21,20 +21,32 @@ _ATTEMPTS = 5  # memory of models that were unloaded is not free at once
 _PAUSE_S = 1.0
 
 
-class EngineOnDemand(EngineWrapper):
-    """An engine on the same Triton server that is loaded for each call and unloaded after it.
+class Loader(Protocol):
+    """Brings engines into memory and out of it, by name."""
 
-    Calls of a pipeline do not overlap, so nobody misses the other engines meanwhile.
+    def load(self, name: str) -> None:
+        """No effect when it is there. Raises WanstreamError."""
+
+    def unload(self, name: str) -> None:
+        """No effect when it is not there. Returns when it is gone. Raises WanstreamError."""
+
+
+class EngineOnDemand(EngineWrapper):
+    """An engine that is loaded for each call and unloaded after it.
+
+    Calls of a pipeline do not overlap, so nobody misses the other engines meanwhile. They keep nothing
+    between calls: whatever a stream remembers are tensors that are given to them.
     """
 
-    def __init__(self, engine: Engine, name: str, models: ModelRunner, others: Sequence[str]) -> None:
-        """name: of the engine's Triton model.
+    def __init__(
+        self, engine: Engine, name: str, loader: Loader, others: Sequence[str], pause_s: float = _PAUSE_S
+    ) -> None:
+        """name: of the engine. others: names of the engines that make room, in the order of loading.
 
-        others: names of the engines that make room, in the order in which they are loaded again. They keep
-        nothing between calls.
+        pause_s: between two attempts to load one
         """
         super().__init__(engine)
-        self._name, self._models, self._others = name, models, tuple(others)
+        self._name, self._loader, self._others, self._pause_s = name, loader, tuple(others), pause_s
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         """As Engine.run; raises FatalStreamError when the other engines cannot be loaded again."""
@@ -43,30 +55,41 @@ class EngineOnDemand(EngineWrapper):
 
     @contextlib.contextmanager
     def _in_memory(self) -> Iterator[None]:
-        for name in reversed(self._others):
-            self._models.unload(name)
         try:
+            for name in reversed(self._others):
+                self._loader.unload(name)
             self._load(self._name)
             yield
         finally:
-            self._models.unload(self._name)
+            self._bring_back_others()
+
+    def _bring_back_others(self) -> None:
+        """Whatever has failed before. Raises FatalStreamError, after all were tried."""
+        problems: list[WanstreamError] = []
+        try:
+            self._loader.unload(self._name)
+        except WanstreamError as error:
+            logger.warning("Engine %s takes memory that the others may need: %s", self._name, error)
+        for name in self._others:
             try:
-                for name in self._others:
-                    self._load(name)
+                self._load(name)
             except WanstreamError as error:
-                raise FatalStreamError(
-                    f"The engines could not be loaded again after the text encoder ran ({error}). Load the "
-                    "pipeline again, with a smaller size if memory is short."
-                ) from error
+                problems.append(error)
+        if problems:
+            raise FatalStreamError(
+                "The engines could not be loaded again after the text encoder ran "
+                f"({'; '.join(map(str, problems))}). Load the pipeline again, with a smaller size if memory "
+                "is short."
+            ) from problems[0]
 
     def _load(self, name: str) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                self._models.load(name)
+                self._loader.load(name)
             except WanstreamError as error:
                 if attempt == _ATTEMPTS:
                     raise
                 logger.info("Engine %s is not loaded yet: %s", name, error)
-                time.sleep(_PAUSE_S)
+                time.sleep(self._pause_s)
             else:
                 return

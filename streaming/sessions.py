@@ -57,11 +57,17 @@ class ModelRunner(Protocol):
         DLPack. Results speak DLPack, and are valid until the next call.
         """
 
-    def load(self, name: str) -> None:
-        """Load model `name`; no effect if it is loaded. As `run`, only in `next_chunk` and `warm_up`."""
+    def load(self, name: str, config: str | None = None) -> None:
+        """Load model `name`; no effect if it is loaded so. As `run`, only in `next_chunk` and `warm_up`.
+
+        config: its configuration as JSON; None: what is in its `config.pbtxt`. Raises WanstreamError.
+        """
 
     def unload(self, name: str) -> None:
-        """Unload model `name` and wait until it is gone; no effect if it is not loaded."""
+        """Unload model `name` and wait until it is gone; no effect if it is not loaded.
+
+        Raises WanstreamError when it is not gone within some seconds.
+        """
 
 
 @dataclass(frozen=True, slots=True)

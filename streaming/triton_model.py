@@ -41,6 +41,7 @@ from streaming.turns import Turn, Turns
 
 _START, _END = 1, 2  # Triton's sequence flags
 _POLL_S = 0.05
+_UNLOAD_S = 30.0  # 1.2 s is typical; Triton may never end an unload
 _GIVEN_UP = Meta(last=True, given_up=True)
 
 
@@ -212,17 +213,24 @@ class TritonModels:
         # By name: the order is the callee's, not that of the request.
         return {key: pb_utils.get_output_tensor_by_name(response, key) for key in outputs}
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, config: str | None = None) -> None:
         try:
-            pb_utils.load_model(model_name=name)
+            pb_utils.load_model(model_name=name, config=config or "")
         except pb_utils.TritonModelException as error:
             raise WanstreamError(f"Model '{name}' cannot be loaded: {error}") from error
 
     def unload(self, name: str) -> None:
-        if self.is_ready(name):
+        if not self.is_ready(name):
+            return
+        try:
             pb_utils.unload_model(model_name=name)
-            while self.is_ready(name):
-                time.sleep(_POLL_S)
+        except pb_utils.TritonModelException as error:
+            raise WanstreamError(f"Model '{name}' cannot be unloaded: {error}") from error
+        deadline = time.monotonic() + _UNLOAD_S
+        while self.is_ready(name):
+            if time.monotonic() > deadline:
+                raise WanstreamError(f"Model '{name}' is still there {_UNLOAD_S:.0f} s after its unloading.")
+            time.sleep(_POLL_S)
 
 
 def _tensor(name: str, value: Any) -> Any:
