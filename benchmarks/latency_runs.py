@@ -171,10 +171,15 @@ def chunk_numbers(work: Workload, window: Window) -> Row:
         ],
     }
     called = {name: times for name, times in window.engines.items() if times.calls and name != work.spec.id}
-    if called and window.chunks:
-        per_chunk = {name: times.work_ms / window.chunks for name, times in called.items()}
-        numbers["overhead"] = overhead(window.samples, sum(per_chunk.values()))
-        numbers["engines"] = {
+    if not window.chunks or not window.engines or work.spec.loop is None:
+        return numbers
+    if not called:  # engines in the pipeline's process, where each call is a step
+        steps_ms = statistics.fmean(sample.steps_ms for sample in window.samples)
+        return numbers | {"overhead": overhead(window.samples, steps_ms)}
+    per_chunk = {name: times.work_ms / window.chunks for name, times in called.items()}
+    return numbers | {
+        "overhead": overhead(window.samples, sum(per_chunk.values())),
+        "engines": {
             name: {
                 "calls_per_chunk": round(times.calls / window.chunks, 2),
                 "work_ms_per_call": round(times.work_ms / times.calls, 2),
@@ -183,8 +188,8 @@ def chunk_numbers(work: Workload, window: Window) -> Row:
                 ),
             }
             for name, times in called.items()
-        }
-    return numbers
+        },
+    }
 
 
 def cpu_numbers(window: Window, frames: int) -> Row:
@@ -313,9 +318,11 @@ def read_cpu(processes: Mapping[str, psutil.Process]) -> dict[str, float]:
 
 
 def memory_mb(server: Server) -> dict[str, dict[str, float]]:
-    """Of each process: all that is resident, and that without pages that it shares with others."""
-    sizes = {name: process.memory_info() for name, process in processes_by_model(server).items()}
+    """Of each process: all that is resident, that without pages it shares, and with its part of these."""
+    processes = processes_by_model(server)
+    sizes = {name: process.memory_full_info() for name, process in processes.items()}
     return {
+        "pss_mb": {name: round(size.pss / MB, 1) for name, size in sizes.items()},
         "rss_mb": {name: round(size.rss / MB, 1) for name, size in sizes.items()},
         "private_mb": {name: round((size.rss - size.shared) / MB, 1) for name, size in sizes.items()},
     }
@@ -336,11 +343,11 @@ def measure_in_process(engines: Path, work: Workload, threads: int) -> Row:
 
     from streaming.engines import Engine
     from streaming.model_pipeline import ModelPipeline
-    from streaming.served import in_process, open_model
+    from streaming.served import InProcess, open_model
 
     torch.set_num_threads(1)
     clock: dict[str, list[float]] = {}
-    place = in_process(engines / "models", threads)
+    place = InProcess(engines / "models", threads)
 
     def timed(name: str, **facts: object) -> Engine:
         return TimedEngine(place(name, **facts), clock.setdefault(name, []))

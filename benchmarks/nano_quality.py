@@ -52,8 +52,7 @@ from streaming import sessions as streams
 from streaming.demo import read_demo
 from streaming.model_pipeline import ModelPipeline
 from streaming.protocol import Meta
-from streaming.served import in_process as engines_here
-from streaming.served import open_model
+from streaming.served import InProcess, open_model
 from streaming.specs import SPECS
 
 Results = dict[str, Any]
@@ -363,7 +362,7 @@ def open_source(options: argparse.Namespace, models: Path, size: Size) -> tuple[
         return in_process(models, options.pipeline), "torch"
     spec, engines = SPECS[options.pipeline], options.home / "engines"
     torch.set_num_threads(1)
-    model = open_model(set_of(engines, spec), spec, engines_here(engines / "models"), size)
+    model = open_model(set_of(engines, spec), spec, InProcess(engines / "models"), size)
     return ModelPipeline(spec, model, spec.base_seed), "onnx"
 
 

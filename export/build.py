@@ -1,7 +1,7 @@
 """Plans for all engines of a set: built, compared, recorded, and put in the place of ONNX Runtime.
 
-Order of writing: the plan, then its record in the engine's manifest, then Triton's configuration. Whatever
-stops a build, what Triton is configured for is complete.
+Order of writing: the plan, then its record in the engine's manifest, then the set, which says what serves it.
+Whatever stops a build, what a set is served with is complete.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from export.engine_build import BuildPlan, build_plan, timing_cache
-from export.repository import Variant, config_text, engine_config
 from export.store import EngineStore, Resources
 from export.tensorrt_build import (
     TOLERANCES,
@@ -26,10 +25,9 @@ from export.tensorrt_build import (
     context_bytes,
     tensorrt_runner,
 )
-from streaming.engine_set import read_engine_set
+from streaming.engine_set import SET, Variant, read_engine_set
 from streaming.machine import Machine
 from streaming.manifest import (
-    CONFIG,
     CPU_PRECISIONS,
     MANIFEST,
     PLAN_FILE,
@@ -149,18 +147,18 @@ class Build:
             self._configure("tensorrt")
 
     def serve_with(self, variant: Variant) -> None:
-        """Configure Triton's models. Raises EngineError if a plan is absent, stale or foreign."""
+        """Write it into the set. Raises EngineError if a plan is absent, stale or foreign."""
         with self.store.writing():
             self._configure(variant)
 
     def _configure(self, variant: Variant) -> None:
-        manifests = self.manifests(hashes=False)
+        """Not into the engines: other sets share them."""
         if variant == "tensorrt":
-            for manifest in manifests:
+            for manifest in self.manifests(hashes=False):
                 check_plan(self.store.engine(manifest.name), manifest, self.machine)
-        for manifest in manifests:
-            text = config_text(engine_config(manifest, variant, gpus=self.gpus))
-            self.store.write_file(self.store.models / manifest.name / CONFIG, text.encode())
+        path = self.store.sets / self.engine_set / SET
+        engines = read_engine_set(path.parent).model_copy(update={"serve_with": variant, "gpus": self.gpus})
+        self.store.write_file(path, engines.model_dump_json(indent=1).encode())
         self.say(f"Engine set '{self.engine_set}' is served by {NAMES[variant]} from its next load on.")
 
     def _check_gpu(self, manifests: list[EngineManifest]) -> None:

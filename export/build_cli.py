@@ -1,4 +1,4 @@
-"""Command line `wanstream-build`: exported engines to TensorRT plans, and which of both Triton serves."""
+"""Command line `wanstream-build`: exported engines to TensorRT plans, and which of both serves a set."""
 
 import json
 import shlex
@@ -11,7 +11,7 @@ import click
 from export.build import Build
 from export.engine_build import server_options, trtexec_command
 from export.options import directory_options, engine_store
-from export.repository import Variant
+from streaming.engine_set import Variant
 from streaming.errors import WanstreamError
 from streaming.manifest import BuildOptions, HardwareCompatibility
 
@@ -24,7 +24,7 @@ from streaming.manifest import BuildOptions, HardwareCompatibility
 @click.option(
     "--serve-with",
     type=click.Choice(get_args(Variant)),
-    help="Build nothing; let Triton serve the plans that are there, or ONNX Runtime again.",
+    help="Build nothing; serve the set with the plans that are there, or with ONNX Runtime again.",
 )
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Optimisation level.")
 @click.option("--workspace", type=click.IntRange(1), default=8, show_default=True, help="GiB of GPU memory.")

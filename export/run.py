@@ -34,12 +34,9 @@ from export.quantization import FP8_OPS, ModelOpt, quantize_fp8
 from export.repository import write_onnxruntime_model
 from export.store import EngineStore, Resources
 from streaming.demo import DEMO, read_demo
-from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
+from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet, read_engine_set
 from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
-from streaming.held import GROUPS
-from streaming.kept import CACHE
 from streaming.manifest import (
-    CPU_PRECISIONS,
     MANIFEST,
     ONNX_FILE,
     VERSION_DIRECTORY,
@@ -51,6 +48,7 @@ from streaming.manifest import (
     file_info,
     fingerprint,
 )
+from streaming.records import EngineError
 from streaming.text import PromptTokenizer
 from streaming.units import in_units
 
@@ -124,6 +122,7 @@ def export_pipeline(
         config = read_config(request.models / TRANSFORMER_FILES[request.pipeline].config)
         vae = next(e.component for e in planned if e.graph.kind.startswith("vae")).load()
         result = engine_set(request, planned, config, vae)
+        result = _served_as_before(result, store)
         _write_set(result, request, store)
     say(f"Engine set '{result.name}' is complete: {store.sets / result.name}")
     return result
@@ -323,7 +322,6 @@ def manifest_of(
         own = torch.int64 if spec.integer else torch.float32 if spec.float32 else dtype
         return TensorInfo(name=spec.name, shape=spec.shape, dtype=_DTYPE_NAMES[own])
 
-    keeps_caches = any(spec.name.startswith(CACHE) for spec in signature.inputs)
     return EngineManifest(
         name=engine.name,
         kind=engine.graph.kind,
@@ -338,10 +336,6 @@ def manifest_of(
         exporter_version=exporter_version(),
         parity=parity,
         quantization=quantization,
-        keeps_caches=keeps_caches,
-        begins_streams=keeps_caches,
-        holds_inputs=engine.component.precision in CPU_PRECISIONS
-        and any(spec.name.startswith(GROUPS) for spec in signature.inputs),
         **engine.graph.facts,
     )
 
@@ -400,6 +394,17 @@ def set_name(request: Request) -> str:
     window = "" if request.window is None else f"_window{request.window}"
     padding = "" if request.padding_keys else "_unpadded"
     return f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}{window}{padding}"
+
+
+def _served_as_before(result: EngineSet, store: EngineStore) -> EngineSet:
+    """The set, with the choice that `wanstream-build` has made for these engines."""
+    try:
+        before = read_engine_set(store.sets / result.name)
+    except EngineError:
+        return result
+    if before.engines() != result.engines():
+        return result
+    return result.model_copy(update={"serve_with": before.serve_with, "gpus": before.gpus})
 
 
 def _write_set(result: EngineSet, request: Request, store: EngineStore) -> None:

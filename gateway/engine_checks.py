@@ -1,41 +1,43 @@
 """Whether engines can run where Triton is, before it is asked to load them; and why it did not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from streaming.engine_set import EngineSet, Variant
 from streaming.machine import Machine
-from streaming.manifest import check_files, check_runs_on_cpu, engine_directory, read_manifest
-from streaming.plans import check_plan, serves_plan
-from streaming.records import EngineError
+from streaming.manifest import (
+    EngineManifest,
+    check_files,
+    check_runs_on_cpu,
+    engine_directory,
+    read_manifest,
+)
+from streaming.plans import check_plan
 
 
-def check_engines(models: Path, names: Sequence[str], engine_set: str, *, on_cpu: bool) -> None:
-    """Raises EngineError unless these engines of a set are undamaged and have a backend.
+def checked_manifests(
+    engines: EngineSet, models: Path, size: tuple[int, int], variant: Variant
+) -> Mapping[str, EngineManifest]:
+    """Manifests of the engines of one size of picture, by name, in the order of loading.
 
-    models   their Triton models
-    on_cpu   Triton is the embedded one
+    Raises EngineError unless they are undamaged and `variant` can run them. models: their Triton models.
     """
-    for name in names:
+    manifests = {}
+    for name in engines.engines(size):
         directory = engine_directory(models, name)
-        manifest = read_manifest(directory)
+        manifest = manifests[name] = read_manifest(directory)
         check_files(directory, manifest, hashes=False)
-        if not serves_plan(directory):
+        if variant == "tensorrt":
+            check_plan(directory, manifest, Machine())  # Triton may run on another machine than this one
+        else:
             check_runs_on_cpu(manifest)
-            continue
-        if on_cpu:
-            raise EngineError(
-                f"Engine set '{engine_set}' is served by TensorRT, which the embedded Triton does not have. "
-                f"Run: wanstream-build {engine_set} --serve-with onnxruntime, or name a Triton with a GPU: "
-                "--triton-url."
-            )
-        check_plan(directory, manifest, Machine())  # Triton may run on another machine than this one
+    return manifests
 
 
-def why_refused(models: Path, name: str) -> str:
+def why_refused(manifest: EngineManifest, variant: Variant) -> str:
     """A sentence about the plan of an engine that Triton did not load; empty for ONNX Runtime."""
-    directory = engine_directory(models, name)
-    build = read_manifest(directory).tensorrt
-    if build is None or not serves_plan(directory):
+    build = manifest.tensorrt
+    if build is None or variant != "tensorrt":
         return ""
     return (
         f" Its plan was built for {build.gpu} with TensorRT {build.version}; if Triton has another GPU or "

@@ -2,13 +2,12 @@
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gateway.demo import DemoEngines
-from gateway.engine_checks import check_engines
 from gateway.serving import Availability, ServingError, StageCallback, fp8_remedy
 from streaming.demo import DEMO_PIPELINES
 from streaming.engine_set import SET, EngineSet, read_engine_set
@@ -39,14 +38,14 @@ class EngineSets:
         """
         self._sets = directory / "sets"
         self.models = directory / "models"
-        self._on_cpu = on_cpu
+        self.on_cpu = on_cpu
         self._demo = demo
         self._known: dict[Path, tuple[_Version, FoundSet | None]] = {}
 
     def availability(self, spec: PipelineSpec) -> Availability:
         """Whether there are engines for `spec`, and for which sizes."""
         missing = (
-            [name for name in _PACKAGES if importlib.util.find_spec(name) is None] if self._on_cpu else []
+            [name for name in _PACKAGES if importlib.util.find_spec(name) is None] if self.on_cpu else []
         )
         if missing:
             return Availability(
@@ -54,7 +53,7 @@ class EngineSets:
                 f"Pipeline '{spec.id}' needs packages that are not installed: {', '.join(missing)}. "
                 "Run: pip install 'wanstream[export]'.",
             )
-        if not self._on_cpu and not str(self.models).isascii():
+        if not self.on_cpu and not str(self.models).isascii():
             return Availability(
                 False,
                 f"Pipeline '{spec.id}' cannot be served from {self.models}: the models of an external Triton "
@@ -121,17 +120,10 @@ class EngineSets:
             f"{wanted[0]}x{wanted[1]} --vae-type {load_params['vae_type']}."
         )
 
-    def check(self, found: FoundSet, names: Sequence[str]) -> None:
-        """Raises ServingError unless these engines of the set are undamaged and run where Triton is."""
-        try:
-            check_engines(self.models, names, found.content.name, on_cpu=self._on_cpu)
-        except EngineError as error:
-            raise ServingError(str(error)) from error
-
     def _of(self, spec: PipelineSpec) -> list[FoundSet]:
         """Readable sets of a pipeline: real weights before demonstrations, then what runs best here."""
         sets = [found for found in self._all() if found.content.pipeline == spec.id]
-        order = ("fp32", "fp16", "bf16", FP8) if self._on_cpu else ("bf16", "fp16", "fp32", FP8)
+        order = ("fp32", "fp16", "bf16", FP8) if self.on_cpu else ("bf16", "fp16", "fp32", FP8)
         return sorted(sets, key=lambda f: (f.content.demo, order.index(f.content.precision)))
 
     def _all(self) -> list[FoundSet]:

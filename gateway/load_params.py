@@ -14,6 +14,7 @@ from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.serving import Availability, fp8_remedy
 from gateway.validation import FilePath, Integer, Number, Seed, check, located, quoted
+from streaming.load_plan import BackendChoice
 from streaming.specs import LOAD_CHOICES, SPECS, LoraMergeMode, PipelineSpec, Quantization, SizeRange, VaeType
 
 Loc = tuple[str | int, ...]
@@ -240,7 +241,7 @@ def _fields(spec: PipelineSpec) -> dict[str, TypeAdapter[Any]]:
         for name in ("height", "width")
     }
     if spec.loop is not None:
-        fields |= {"base_seed": Seed, "seed": Seed, "vae_type": VaeType}
+        fields |= {"base_seed": Seed, "seed": Seed, "vae_type": VaeType, "backend": BackendChoice}
     if spec.loop is not None and spec.loop.bank_size:
         fields["record_interval"] = Annotated[Integer, Field(ge=1, le=MAX_INTERVAL)] | None
     if spec.loop is not None and spec.loop.sink_ema_decay is not None:
@@ -313,7 +314,9 @@ def _effective(
         params["vae_type"] = values.get("vae_type", _VAE_TYPE)
     chosen = {name: values[name] for name in LOAD_CHOICES if name in values}
     # Scope's status has no such keys: they are there when they say something.
-    return params | {name: value for name, value in chosen.items() if value != getattr(spec.loop, name)}
+    params |= {name: value for name, value in chosen.items() if value != getattr(spec.loop, name)}
+    backend: BackendChoice = values.get("backend", "auto")
+    return params if backend == "auto" else params | {"backend": backend}
 
 
 def _default_quantization(spec: PipelineSpec, vram_gib: float | None) -> Literal["fp8_e4m3fn"] | None:

@@ -4,44 +4,36 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from gateway.load_plans import placement_of
 from gateway.serving import ServingError
 from streaming.engine_set import EngineSet
 from streaming.errors import WanstreamError
 from streaming.host_memory import available_memory
+from streaming.load_plan import LoadPlan
 from streaming.manifest import EngineManifest
-from streaming.memory_plan import (
-    CPU,
-    GPU,
-    MemoryPlan,
-    Placement,
-    begun_elsewhere,
-    engines_that_make_room,
-    memory_plan,
-    read_manifests,
-)
+from streaming.memory_plan import GPU, MemoryPlan, Placement, memory_plan
 from streaming.specs import LoopSpec, PipelineSpec
 from streaming.units import in_units
 
 logger = logging.getLogger(__name__)
 
-_MOST_SESSIONS = {CPU.memory: 8, GPU.memory: 64}  # however much memory there is
+_MOST_SESSIONS, _MOST_ON_GPU = 8, 64  # however much memory there is
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """How a load goes into memory.
 
-    plan                     while pictures are made
-    text_encoder_on_demand   it takes the place of the other engines whenever there is a new prompt
-    sessions                 how many streams may run at once; None: nobody can tell
-    free                     bytes that there were; None: nobody can tell
+    plan        while pictures are made
+    make_room   engines whose place the text encoder takes whenever there is a new prompt; none: it is always
+                there
+    sessions    how many streams may run at once; None: nobody can tell
+    free        bytes that there were; None: nobody can tell
     """
 
     plan: MemoryPlan
-    text_encoder_on_demand: bool
+    make_room: tuple[str, ...]
     sessions: int | None
     free: int | None
 
@@ -52,7 +44,7 @@ class Fit:
         need = f"Needs {total} of {self.plan.placement.memory}, {each} of it a session"
         if self.free is None:
             return f"{need}; how much is free is not known."
-        swap = " The text encoder takes turns with the other engines." if self.text_encoder_on_demand else ""
+        swap = " The text encoder takes turns with the other engines." if self.make_room else ""
         return f"{need}; {in_units(self.free)} are free: room for {self.sessions} session(s).{swap}"
 
 
@@ -70,23 +62,20 @@ def fit(
     Raises DoesNotFitError, with the numbers, when neither has room.
     """
     everything = memory_plan(engines, manifests, loop, size, placement)
-    most = _MOST_SESSIONS[placement.memory]
+    most = _MOST_ON_GPU if placement is GPU else _MOST_SESSIONS
     if free is None:
-        return Fit(everything, False, most if placement is CPU else None, None)
+        return Fit(everything, (), None if placement is GPU else most, None)
     if everything.total() <= free:
-        return Fit(everything, False, min(most, everything.sessions_in(free)), free)
-    others = {name: found for name, found in manifests.items() if name != engines.text_encoder}
+        return Fit(everything, (), min(most, everything.sessions_in(free)), free)
+    encoder = engines.text_encoder
+    others = {name: found for name, found in manifests.items() if name != encoder}
     without = memory_plan(engines, others, loop, size, placement)
-    elsewhere = begun_elsewhere(engines, manifests, placement)
-    models = {name: found for name, found in manifests.items() if name not in elsewhere}
-    gone = engines_that_make_room(engines, models)
-    beside_it = {name: found for name, found in manifests.items() if name not in gone}
-    alone = memory_plan(engines, beside_it, loop, size, placement)
+    alone = memory_plan(engines, {encoder: manifests[encoder]}, loop, size, placement)
     without.check(free)
     if alone.shared + without.per_session > free:
         everything.check(free)
     beside = (free - alone.shared) // max(1, without.per_session)  # sessions keep their caches meanwhile
-    return Fit(without, True, min(most, without.sessions_in(free), beside), free)
+    return Fit(without, tuple(others), min(most, without.sessions_in(free), beside), free)
 
 
 class Memory:
@@ -99,40 +88,39 @@ class Memory:
         on_cpu: bool,
         limit_bytes: int | None = None,
     ) -> None:
-        """used_and_total: of the GPU. on_cpu: engines are in the main memory of this machine instead.
+        """used_and_total: of the GPU. on_cpu: Triton runs on this machine, without a GPU.
 
         limit_bytes: what engines and sessions together may take, even if more is free
         """
         self._used_and_total = used_and_total
         self._limit = limit_bytes
-        self._placement: Placement = CPU if on_cpu else GPU
+        self._on_cpu = on_cpu
 
     async def fit(
-        self, engines: EngineSet, models: Path, spec: PipelineSpec, load_params: Mapping[str, Any]
+        self, engines: EngineSet, manifests: Mapping[str, EngineManifest], spec: PipelineSpec, plan: LoadPlan
     ) -> Fit:
-        """How this load goes into memory; the plan is logged.
+        """How this load goes into memory, what is decided about it being `plan`; the numbers are logged.
 
-        models: directory of the engines' Triton models. Raises ServingError, with the numbers, when it does
-        not fit, or when an engine is not there.
+        manifests: of all engines of the size, by name. Raises ServingError, with the numbers, when it does
+        not fit.
         """
         assert spec.loop is not None, "a pipeline without a loop has no engines"
-        size = (load_params["height"], load_params["width"])
-        loop = engines.built_for(spec.loop.chosen(load_params))
+        loop, placement = engines.built_for(spec.loop.chosen(plan.loop)), placement_of(plan)
         try:
-            manifests = await asyncio.to_thread(read_manifests, models, engines.engines(size))
-            chosen = fit(engines, manifests, loop, size, self._placement, await self._free())
+            chosen = fit(engines, manifests, loop, plan.size, placement, await self._free(placement))
         except WanstreamError as error:
             raise ServingError(str(error)) from error
         for line in chosen.plan.lines():
             logger.info("%s", line)
         return chosen
 
-    async def _free(self) -> int | None:
+    async def _free(self, placement: Placement) -> int | None:
         """Bytes that a load may take; None: nobody can tell."""
-        if self._placement is CPU:
-            free = await asyncio.to_thread(available_memory)
-        else:
+        free = None
+        if placement is GPU:
             gpu = await self._used_and_total()
             free = None if gpu is None else gpu[1] - gpu[0]
+        elif self._on_cpu:
+            free = await asyncio.to_thread(available_memory)
         known = [size for size in (free, self._limit) if size is not None]
         return min(known, default=None)

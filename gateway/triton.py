@@ -22,8 +22,9 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded import EmbeddedTriton
-from gateway.engine_checks import why_refused
+from gateway.engine_checks import checked_manifests, why_refused
 from gateway.engine_sets import EngineSets
+from gateway.load_plans import plan_load
 from gateway.memory import Memory
 from gateway.serving import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
 from gateway.shared_frames import SharedFrames
@@ -41,8 +42,10 @@ from gateway.triton_models import (
 from gateway.triton_server import TritonServer
 from gateway.triton_session import TritonSession, dead_models, user_text
 from gateway.waiting import end, to_the_end, within
-from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND
-from streaming.plans import models_of
+from streaming.engine_config import engine_config
+from streaming.load_plan import LoadPlan
+from streaming.manifest import EngineManifest
+from streaming.records import EngineError
 from streaming.specs import SPECS, PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -143,16 +146,17 @@ class TritonServing:
                 on_stage("Waiting until Triton has unloaded what was there before...")
                 await self._unload()
             await self._unload_leftovers(client)  # of a gateway that came and went since this one connected
-            parameters = dict(load_params)
+            parameters, plan = load_params, None
             if spec.loop is not None:
-                parameters |= await self._load_engines(client, spec, load_params, on_stage)
+                plan = await self._load_engines(client, spec, load_params, on_stage)
+                parameters = plan.as_parameters()
             on_stage(f"Loading {spec.name}...")
             self._loaded.append(spec.id)
             self._used.add(spec.id)
             await answer_of(client.load_model(spec.id, config=self._config(spec.id, parameters)), None)
             on_stage("Warming up...")
             await self._warm_up(client, spec.id)
-            watched = [spec.id] if ON_DEMAND in parameters else list(self._loaded)
+            watched = [spec.id] if plan is not None and plan.make_room else list(self._loaded)
             problem = await why_not_served(client, watched)
             if problem is not None or client is not self._server.client:
                 raise ServingError(problem or "Triton was restarted meanwhile")
@@ -171,31 +175,43 @@ class TritonServing:
         spec: PipelineSpec,
         load_params: Mapping[str, Any],
         on_stage: StageCallback,
-    ) -> dict[str, str]:
-        """Load the engines that a pipeline calls; returns parameters that tell its model where they are."""
-        assert self._engines is not None
-        await self._engines.prepare(spec, on_stage)
-        found = await asyncio.to_thread(self._engines.find, spec, load_params)
-        size = (load_params["height"], load_params["width"])
-        await asyncio.to_thread(self._engines.check, found, found.content.engines(size))
-        names = list(await asyncio.to_thread(models_of, found.content, self._engines.models, size))
-        chosen = await self._memory.fit(found.content, self._engines.models, spec, load_params)
+    ) -> LoadPlan:
+        """Decide how a pipeline's engines are served, and load those that are Triton models of their own."""
+        sets = self._engines
+        assert sets is not None
+        await sets.prepare(spec, on_stage)
+        found = await asyncio.to_thread(sets.find, spec, load_params)
+        engines, plan = found.content, plan_load(found, sets.models, load_params, on_cpu=sets.on_cpu)
+        try:
+            manifests = await asyncio.to_thread(
+                checked_manifests, engines, sets.models, plan.size, plan.variant
+            )
+        except EngineError as error:
+            raise ServingError(str(error)) from error
+        chosen = await self._memory.fit(engines, manifests, spec, plan)
         on_stage(chosen.summary)
         self._sessions = chosen.sessions
-        directories = {ENGINE_SET: found.directory, MODELS: self._engines.models}
-        parameters = {name: str(self._path_for_models(path)) for name, path in directories.items()}
-        if chosen.text_encoder_on_demand:
-            names.remove(found.content.text_encoder)
-            self._loaded.append(found.content.text_encoder)  # it may be there when all has to go
-            parameters[ON_DEMAND] = "true"
-        for number, name in enumerate(names, 1):
-            on_stage(f"Loading engine {number} of {len(names)}: {name}...")
-            self._loaded.append(name)
-            try:
-                await answer_of(client.load_model(name), None)
-            except InferenceServerException as error:
-                raise ServingError(user_text(error) + why_refused(self._engines.models, name)) from error
-        return parameters
+        if plan.backend == "triton":
+            names = chosen.make_room or tuple(manifests)
+            if chosen.make_room:
+                self._loaded.append(engines.text_encoder)  # it may be there when all has to go
+            for number, name in enumerate(names, 1):
+                on_stage(f"Loading engine {number} of {len(names)}: {name}...")
+                await self._load_engine(client, manifests[name], plan)
+        directories = {"engine_set": plan.engine_set, "models": plan.models}
+        named = {key: self._path_for_models(path) for key, path in directories.items()}
+        return plan.model_copy(update=named | {"make_room": chosen.make_room})
+
+    async def _load_engine(
+        self, client: InferenceServerClient, manifest: EngineManifest, plan: LoadPlan
+    ) -> None:
+        """The configuration goes along: another set may have the engine served otherwise."""
+        self._loaded.append(manifest.name)
+        try:
+            config = engine_config(manifest, plan.variant, gpus=plan.gpus)
+            await answer_of(client.load_model(manifest.name, config=json.dumps(config)), None)
+        except InferenceServerException as error:
+            raise ServingError(user_text(error) + why_refused(manifest, plan.variant)) from error
 
     def _path_for_models(self, path: Path) -> Path:
         embedded = self._server.embedded

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from streaming.engines import Engine, VaeEngines
-from streaming.kept import CACHE, NEW_CACHE
 
-Caches = tuple[Tensor, ...]  # on device `meta` where the engine keeps them
+CACHE = "cache_"  # prefix of the inputs that hold what an earlier call gave
+NEW_CACHE = "new_cache_"  # output that is input `cache_` of the next call
+
+Caches = tuple[Tensor, ...]
 Step = Callable[[str], AbstractContextManager[None]]  # surrounds an engine call of this name
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from streaming.records import EngineError, Record, read_record
 from streaming.specs import LoopSpec
@@ -9,10 +10,8 @@ from streaming.specs import LoopSpec
 SET = "set.json"
 TOKENIZER = "tokenizer"
 
-# Load parameters by which the gateway tells a pipeline's model where its engines are.
-MODELS = "engine_models"  # directory of the engines' Triton models
-ENGINE_SET = "engine_set"  # directory of the set
-ON_DEMAND = "text_encoder_on_demand"  # "true": the text encoder is loaded for each new prompt only
+# What runs an engine's graph: ONNX Runtime on the CPU, or TensorRT its plan on a GPU.
+Variant = Literal["onnxruntime", "tensorrt"]
 
 
 class VaeSet(Record):
@@ -59,6 +58,8 @@ class EngineSet(Record):
 
     cache_frames   slots of the transformer's cache, in latent frames
     padding_keys   slots of one token after them, see `LoopSpec`
+    serve_with     what runs the engines; another set that shares them may choose otherwise
+    gpus           numbers of the GPUs that run plans, with an instance of every engine on each
     window         attention window, in latent frames
     demo           random or tiny weights: only a stand-in
     note           a line for users about the weights
@@ -81,6 +82,8 @@ class EngineSet(Record):
     text_kv: str
     transformer: str
     vae: tuple[VaeSet, ...]
+    serve_with: Variant = "onnxruntime"
+    gpus: tuple[int, ...] = (0,)
 
     def built_for(self, loop: LoopSpec) -> LoopSpec:
         """A pipeline's loop as these engines run it."""
@@ -96,12 +99,6 @@ class EngineSet(Record):
             f"No engines for {height}x{width}; there are {sizes} (height x width). Load one of them, or: "
             f"wanstream-export {self.pipeline} --size {height}x{width}."
         )
-
-    @property
-    def beginnings(self) -> dict[str, str]:
-        """Engines that begin a stream -> those that go on with its caches."""
-        pairs = ((v.encoder_first, v.encoder_next, v.decoder_first, v.decoder_next) for v in self.vae)
-        return {first: then for a, b, c, d in pairs for first, then in ((a, b), (c, d))}
 
     def engines(self, size: tuple[int, int] | None = None) -> tuple[str, ...]:
         """Names of the engines, those first that others need.

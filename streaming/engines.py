@@ -1,7 +1,7 @@
 """Engines: a graph that runs somewhere, behind one interface (serving.md 8.5).
 
-The loop names inputs and outputs and never asks where an engine runs: in Triton (served), or in this process
-as a PyTorch module (tests, goldens) or in ONNX Runtime (tests, benchmarks).
+The loop names inputs and outputs and never asks where an engine runs: in ONNX Runtime in this process (the
+CPU), as a model of the same Triton server (TensorRT plans), or as a PyTorch module (tests, goldens).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +61,7 @@ class BatchLimit(EngineWrapper):
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         parts = {name: tensor.split(self._largest) for name, tensor in inputs.items()}
         calls = [dict(zip(parts, call, strict=True)) for call in zip(*parts.values(), strict=True)]
-        results = [super(BatchLimit, self).run(call, outputs) for call in calls]
+        results = [self.engine.run(call, outputs) for call in calls]
         return {name: torch.cat([result[name] for result in results]) for name in outputs}
 
 
@@ -108,6 +108,8 @@ class OrtEngine:
         feeds: dict[str, Any] = {
             name: inputs[name].to(dtype).contiguous().numpy() for name, dtype in self._dtypes.items()
         }
+        # ONNX Runtime does so in its own threads and the first that opens a session; this one computes too.
+        torch.set_flush_denormal(True)
         try:
             results = self._session.run(list(outputs), feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -116,13 +118,35 @@ class OrtEngine:
 
 
 class ManifestEngine:
-    """Base of engines of the server: names and types are those of the manifest."""
+    """Base of engines that may not be in memory: names and types are those of the manifest."""
 
     def __init__(self, manifest: EngineManifest) -> None:
         self.name = manifest.name
         self.inputs = tuple(tensor.name for tensor in manifest.inputs)
         self.outputs = tuple(tensor.name for tensor in manifest.outputs)
         self.dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.inputs}
+
+
+class ReopenableEngine(ManifestEngine):
+    """An engine of a model repository in ONNX Runtime, in this process, that may leave the memory."""
+
+    def __init__(self, manifest: EngineManifest, path: Path, threads: int) -> None:
+        """path: of the graph. threads: 0 is one per core. It is not open yet."""
+        super().__init__(manifest)
+        self._path, self._threads = path, threads
+        self._opened: OrtEngine | None = None
+
+    def open(self) -> None:
+        """No effect when it is open. Raises WanstreamError when the file is absent or no valid graph."""
+        self._opened = self._opened or OrtEngine(self._path, self._threads)
+
+    def close(self) -> None:
+        """Free its memory; no effect when it is not open."""
+        self._opened = None
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        assert self._opened is not None, f"engine {self.name} is used while it is closed"
+        return self._opened.run(inputs, outputs)
 
 
 class TritonEngine(ManifestEngine):

@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+from pydantic import model_validator
 
 from streaming.records import REMEDY, EngineError, Record, read_record
 
@@ -18,6 +20,7 @@ PLAN_FILE = "model.plan"
 CONFIG = "config.pbtxt"  # of the Triton model, above the version directory
 VERSION_DIRECTORY = "1"  # of every engine's Triton model
 _CHUNK_BYTES = 1 << 22
+_FORMER_FIELDS = ("keeps_caches", "begins_streams", "holds_inputs")
 
 Kind = Literal[
     "transformer",
@@ -148,10 +151,15 @@ class EngineManifest(Record):
     loras: tuple[str, ...] = ()
     quantization: Quantization | None = None  # of precision fp8
     form: Form = "portable"
-    keeps_caches: bool = False  # its model on ONNX Runtime can, see `streaming/kept.py`
-    begins_streams: bool = False  # it can also run the graph without caches that comes before its own
-    holds_inputs: bool = False  # the same, see `streaming/held.py`
     tensorrt: TensorRTBuild | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_fields(cls, values: Any) -> Any:
+        """Engines exported by earlier versions say more, which no longer matters."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name not in _FORMER_FIELDS}
 
     @property
     def bytes(self) -> int:
@@ -167,16 +175,6 @@ class EngineManifest(Record):
 def engine_directory(models: Path, name: str) -> Path:
     """Where the files of engine `name` are, in the model repository `models`."""
     return models / name / VERSION_DIRECTORY
-
-
-def beside(directory: Path, name: str) -> Path:
-    """Where the files of engine `name` are, in the model repository of the engine in `directory`.
-
-    Raises EngineError for a name that leads elsewhere.
-    """
-    if not name or Path(name).name != name or name == "..":
-        raise EngineError(f"'{name}' is not the name of an engine.")
-    return engine_directory(directory.parent.parent, name)
 
 
 def read_manifest(directory: Path, name: str | None = None) -> EngineManifest:

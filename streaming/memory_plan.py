@@ -8,7 +8,7 @@ Inputs, outputs, caches and weights are exact. What lies between an engine's lay
 manifest of a built plan has the number, and so is what processes and CUDA contexts take.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,16 +31,22 @@ class DoesNotFitError(WanstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What engines take beside their tensors, and what the memory is called."""
+    """What engines take beside their tensors, and what the memory is called.
+
+    keep_buffers   every engine keeps inputs, outputs and what is between its layers while another one runs
+    """
 
     memory: str
     base_bytes: int
     engine_bytes: int
+    keep_buffers: bool = True
 
 
 GPU: Final = Placement("GPU memory", base_bytes=1_000_000_000, engine_bytes=0)  # two CUDA contexts
-# Triton, the pipeline's process with PyTorch, and a process with ONNX Runtime for each engine.
-CPU: Final = Placement("memory", base_bytes=600_000_000, engine_bytes=100_000_000)
+# Triton and the pipeline's process with PyTorch and ONNX Runtime, in which all engines are.
+IN_PROCESS: Final = Placement("memory", base_bytes=600_000_000, engine_bytes=5_000_000, keep_buffers=False)
+# The same, and a process with ONNX Runtime for each engine.
+MODEL_PROCESSES: Final = Placement("memory", base_bytes=600_000_000, engine_bytes=100_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +158,7 @@ def memory_plan(
     here = set(engines.engines((height, width)))
     loaded = {name: manifest for name, manifest in manifests.items() if name in here}
     caches = _session_caches(engines, loaded, loop, height, width)
-    processes = len(loaded.keys() - begun_elsewhere(engines, loaded, placement))
+    together = sum if placement.keep_buffers else _largest
     again = sum(caches[name] for name in ("VAE caches", "cross attention"))  # old and new ones in one call
     again += caches["averaged sink"]  # a chunk makes a new one; the old one is still needed on failure
     if loop.on_prompt_change is OnPromptChange.RECACHE:
@@ -163,11 +169,11 @@ def memory_plan(
         width=width,
         placement=placement,
         weights={name: manifest.bytes for name, manifest in loaded.items()},
-        buffers=sum(_largest_call(manifest) for manifest in loaded.values()),
-        activations=sum(map(activation_bytes, loaded.values())),
-        pool=int(_POOL_RESERVE * max(map(_largest_call, loaded.values()), default=0)),
+        buffers=together(map(_largest_call, loaded.values())),
+        activations=together(map(activation_bytes, loaded.values())),
+        pool=int(_POOL_RESERVE * _largest(map(_largest_call, loaded.values()))),
         working=again,
-        overhead=placement.base_bytes + processes * placement.engine_bytes,
+        overhead=placement.base_bytes + len(loaded) * placement.engine_bytes,
         session=caches | {"latents and pictures": _latents_bytes(engines, loop, height, width)},
     )
 
@@ -175,26 +181,6 @@ def memory_plan(
 def read_manifests(models: Path, names: tuple[str, ...]) -> dict[str, EngineManifest]:
     """Manifests of these engines in a directory of Triton models. Raises EngineError."""
     return {name: read_manifest(models / name / "1") for name in names}
-
-
-def engines_that_make_room(engines: EngineSet, manifests: Mapping[str, EngineManifest]) -> list[str]:
-    """Those of `manifests` that may be unloaded while the text encoder runs, in the order of loading.
-
-    Not those that keep the caches of the streams themselves.
-
-    manifests: of engines that are Triton models of their own
-    """
-    return [name for name, m in manifests.items() if name != engines.text_encoder and not m.keeps_caches]
-
-
-def begun_elsewhere(
-    engines: EngineSet, manifests: Mapping[str, EngineManifest], placement: Placement
-) -> set[str]:
-    """Those of `manifests` that run in another one's process, which only ONNX Runtime does (`models_of`)."""
-    if placement is not CPU:
-        return set()
-    pairs = engines.beginnings.items()
-    return {first for first, then in pairs if then in manifests and manifests[then].begins_streams}
 
 
 def activation_bytes(manifest: EngineManifest) -> int:
@@ -253,6 +239,10 @@ def _latents_bytes(engines: EngineSet, loop: LoopSpec, height: int, width: int) 
     facts = engines.model
     latent = facts.channels * (height // facts.spatial_factor) * (width // facts.spatial_factor)
     return _FLOAT_BYTES * (loop.local_attn_size * latent + loop.context_pictures * 3 * height * width)
+
+
+def _largest(sizes: Iterable[int]) -> int:
+    return max(sizes, default=0)
 
 
 def _largest_call(manifest: EngineManifest) -> int:

@@ -10,16 +10,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from streaming.held import HELD_INPUT, HeldCommand, HeldInputs
-from streaming.kept import KEPT_INPUT, KeptCaches, KeptCommand
-from streaming.manifest import (
-    ONNX_FILE,
-    EngineManifest,
-    beside,
-    check_files,
-    check_runs_on_cpu,
-    read_manifest,
-)
+from streaming.manifest import ONNX_FILE, check_files, check_runs_on_cpu, read_manifest
 from streaming.ort import open_session
 
 
@@ -31,10 +22,11 @@ class OrtModel:
         config = json.loads(args["model_config"])
         threads = int(config.get("parameters", {}).get("threads", {}).get("string_value", "1"))
         directory = Path(args["model_repository"]) / args["model_version"]
-        manifest, self._session = _open(directory, args["model_name"], threads)
+        manifest = read_manifest(directory, args["model_name"])
+        check_runs_on_cpu(manifest)
+        check_files(directory, manifest)
+        self._session = open_session(directory / ONNX_FILE, threads)
         self._inputs = tuple(tensor.name for tensor in manifest.inputs)
-        self._kept = KeptCaches(self._session, lambda name: _open(beside(directory, name), name, threads)[1])
-        self._held = HeldInputs()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Called by Triton; one response per request, in order."""
@@ -44,30 +36,10 @@ class OrtModel:
         try:
             names = list(request.requested_output_names())
             given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
-            feeds = {name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None}
-            held, kept = _text(request, HELD_INPUT), _text(request, KEPT_INPUT)
-            if held is not None:
-                feeds = self._held.complete(feeds, HeldCommand.decode(held))
-            if kept is None:
-                results = self._session.run(names, feeds)  # computes only what is asked for
-            else:
-                results = self._kept.run(names, feeds, KeptCommand.decode(kept))
+            feeds = {name: tensor.as_numpy() for name, tensor in given.items()}
+            results = self._session.run(names, feeds)  # computes only what is asked for
             tensors = [pb_utils.Tensor(name, array) for name, array in zip(names, results, strict=True)]
             return pb_utils.InferenceResponse(tensors)
         except Exception as error:  # process boundary: the caller sees only what is sent
             logging.getLogger(__name__).exception("an engine failed")
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-
-
-def _open(directory: Path, name: str, threads: int) -> tuple[EngineManifest, Any]:
-    """The manifest and the session of engine `name` in `directory`. Raises EngineError."""
-    manifest = read_manifest(directory, name)
-    check_runs_on_cpu(manifest)
-    check_files(directory, manifest)
-    return manifest, open_session(directory / ONNX_FILE, threads)
-
-
-def _text(request: Any, name: str) -> bytes | None:
-    """The one element of an optional input."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else bytes(tensor.as_numpy().reshape(-1)[0])

@@ -6,47 +6,9 @@ TensorRT refuses a foreign plan too, but says neither what it was built for nor 
 import re
 from pathlib import Path
 
-from streaming.engine_set import EngineSet
 from streaming.machine import Machine
-from streaming.manifest import (
-    CONFIG,
-    EngineManifest,
-    TensorRTBuild,
-    engine_directory,
-    read_manifest,
-    sha256,
-)
+from streaming.manifest import EngineManifest, TensorRTBuild, sha256
 from streaming.records import EngineError
-
-_PLATFORM = re.compile(r'^\s*platform\s*:\s*"tensorrt_plan"', re.MULTILINE)
-
-
-def serves_plan(directory: Path) -> bool:
-    """Whether Triton runs the plan of the engine in `directory`, and not its graph in ONNX Runtime."""
-    try:
-        return _PLATFORM.search((directory.parent / CONFIG).read_text(encoding="utf-8")) is not None
-    except OSError:
-        return False
-
-
-def models_of(engines: EngineSet, models: Path, size: tuple[int, int] | None = None) -> tuple[str, ...]:
-    """The engines of a set that are Triton models of their own, in the order of loading.
-
-    A graph that begins a stream is none if the one that goes on with its caches runs it as well, which an
-    engine in ONNX Runtime can.
-
-    models: directory of the Triton models. size: height and width; None: all. Raises EngineError.
-    """
-
-    def runs_both(name: str) -> bool:
-        directory = engine_directory(models, name)
-        return read_manifest(directory).begins_streams and not serves_plan(directory)
-
-    return tuple(
-        name
-        for name in engines.engines(size)
-        if name not in engines.beginnings or not runs_both(engines.beginnings[name])
-    )
 
 
 def rebuild_command(manifest: EngineManifest) -> str:

@@ -1,7 +1,7 @@
 """From an engine set on disk to a model that streams; where its engines run is the caller's choice."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -9,10 +9,17 @@ from typing import Any, Final, Protocol
 import torch
 
 from streaming.embedding_cache import EmbeddingCache
-from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND, SET, TOKENIZER, VaeSet, read_engine_set
-from streaming.engines import BatchLimit, Engine, Engines, OrtEngine, TritonEngine, VaeEngines
-from streaming.holding_engine import HoldingEngine
-from streaming.keeping_engine import BeginningEngine, KeepingEngine
+from streaming.engine_config import engine_config
+from streaming.engine_set import SET, TOKENIZER, VaeSet, read_engine_set
+from streaming.engines import (
+    BatchLimit,
+    Engine,
+    Engines,
+    ReopenableEngine,
+    TritonEngine,
+    VaeEngines,
+)
+from streaming.load_plan import LoadPlan
 from streaming.machine import Machine
 from streaming.manifest import (
     ONNX_FILE,
@@ -25,15 +32,14 @@ from streaming.manifest import (
     fingerprint,
     read_manifest,
 )
-from streaming.memory_plan import engines_that_make_room, read_manifests
 from streaming.model import ModelSizes, StreamModel
 from streaming.model_pipeline import ModelPipeline
 from streaming.on_demand import EngineOnDemand
-from streaming.plans import check_plan, models_of, serves_plan
+from streaming.plans import check_plan
 from streaming.prompt_encoder import PromptEncoder
 from streaming.records import EngineError
 from streaming.sessions import LoadContext, ModelRunner
-from streaming.specs import LOAD_CHOICES, PipelineSpec
+from streaming.specs import PipelineSpec
 from streaming.text import PromptTokenizer
 from streaming.video import FrameGroups
 
@@ -50,66 +56,73 @@ _DTYPES: Final = {
 class Place(Protocol):
     """Makes an engine of a model repository ready to run."""
 
-    def __call__(self, name: str, *, then: Engine | None = None, **facts: object) -> Engine:
-        """then: the engine that goes on with this one's caches. facts: what the engine's manifest has to say.
+    def __call__(self, name: str, **facts: object) -> Engine:
+        """facts: what the engine's manifest has to say. Raises EngineError if it does not."""
 
-        Raises EngineError if it does not.
+
+class InProcess:
+    """A place: engines of a model repository in ONNX Runtime in this process, on the CPU."""
+
+    def __init__(self, models: Path, threads: int = 1, make_room: tuple[str, ...] = ()) -> None:
+        """threads: 0 is one per core.
+
+        make_room: engines that are closed while the text encoder is open; none: it is always open
         """
+        self._models, self._threads, self._make_room = models, threads, make_room
+        self._engines: dict[str, ReopenableEngine] = {}
 
-
-def in_process(models: Path, threads: int = 1) -> Place:
-    """Engines of the model repository `models`, in ONNX Runtime in this process."""
-
-    def place(name: str, *, then: Engine | None = None, **facts: object) -> Engine:
-        directory = engine_directory(models, name)
+    def __call__(self, name: str, **facts: object) -> Engine:
+        directory = engine_directory(self._models, name)
         manifest = read_manifest(directory)
         check_facts(manifest, facts)
         check_files(directory, manifest)
         check_runs_on_cpu(manifest)
-        return in_profile(OrtEngine(directory / ONNX_FILE, threads), manifest)
+        engine = ReopenableEngine(manifest, directory / ONNX_FILE, self._threads)
+        self._engines[name] = engine
+        if self._make_room and manifest.kind == "text_encoder":
+            return EngineOnDemand(in_profile(engine, manifest), name, self, self._make_room)
+        engine.open()
+        return in_profile(engine, manifest)
 
-    return place
+    def load(self, name: str) -> None:
+        self._engines[name].open()
+
+    def unload(self, name: str) -> None:
+        self._engines[name].close()
 
 
-def served(
-    models: Path, runner: ModelRunner, device: torch.device = CPU, make_room: Sequence[str] = ()
-) -> Place:
-    """Engines of the model repository `models`, as models of the Triton server of this process.
+class InTriton:
+    """A place: engines of a model repository that are models of the Triton server of this process."""
 
-    device      where their inputs and outputs are
-    make_room   engines that are unloaded while the text encoder is in memory; none: it is always there
-    """
-    machine = Machine.here()
+    def __init__(self, plan: LoadPlan, runner: ModelRunner, device: torch.device = CPU) -> None:
+        """plan: of the load. device: where inputs and outputs of the engines are."""
+        self._plan, self._runner, self._device = plan, runner, device
+        self._machine = Machine.here()
 
-    def place(name: str, *, then: Engine | None = None, **facts: object) -> Engine:
-        directory = engine_directory(models, name)
-        manifest = read_manifest(directory)
+    def __call__(self, name: str, **facts: object) -> Engine:
+        plan, manifest = self._plan, self._manifest(name)
         check_facts(manifest, facts)
-        if isinstance(then, KeepingEngine) and then.begins_streams:
-            return BeginningEngine(manifest, then)
-        if serves_plan(directory):
-            check_plan(directory, manifest, machine)
-        if make_room and manifest.kind == "text_encoder":
-            encoder = in_profile(TritonEngine(manifest, runner, device), manifest)
-            return EngineOnDemand(encoder, name, runner, make_room)
-        if not runner.is_ready(name):
+        if plan.gpus:
+            check_plan(engine_directory(plan.models, name), manifest, self._machine)
+        engine = in_profile(TritonEngine(manifest, self._runner, self._device), manifest)
+        if plan.make_room and manifest.kind == "text_encoder":
+            return EngineOnDemand(engine, name, self, plan.make_room)
+        if not self._runner.is_ready(name):
             raise EngineError(
                 f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
             )
-        if serves_plan(directory):
-            return in_profile(TritonEngine(manifest, runner, device), manifest)
-        return onnxruntime_engine(manifest, runner)
+        return engine
 
-    return place
+    def load(self, name: str) -> None:
+        """As the gateway does: what is in `config.pbtxt` may be another set's choice."""
+        config = engine_config(self._manifest(name), self._plan.variant, gpus=self._plan.gpus)
+        self._runner.load(name, json.dumps(config))
 
+    def unload(self, name: str) -> None:
+        self._runner.unload(name)
 
-def onnxruntime_engine(manifest: EngineManifest, runner: ModelRunner) -> Engine:
-    """An engine of the server that is a process on the CPU: what need not travel to it and back does not."""
-    if manifest.keeps_caches:
-        return KeepingEngine(manifest, runner)
-    if manifest.holds_inputs:
-        return HoldingEngine(manifest, runner)
-    return in_profile(TritonEngine(manifest, runner), manifest)
+    def _manifest(self, name: str) -> EngineManifest:
+        return read_manifest(engine_directory(self._plan.models, name))
 
 
 def in_profile(engine: Engine, manifest: EngineManifest) -> Engine:
@@ -177,24 +190,24 @@ def open_model(
 
 
 def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline]:
-    """For `1/model.py` of a pipeline's Triton model: loads it from engines on the same server."""
+    """For `1/model.py` of a pipeline's Triton model: obeys the plan that the gateway has made."""
 
     def load(context: LoadContext) -> ModelPipeline:
-        given = context.parameters
-        models, engine_set = Path(_needed(given, MODELS)), Path(_needed(given, ENGINE_SET))
-        device = _device(models, engine_set)
-        size = (int(given["height"]), int(given["width"])) if {"height", "width"} <= given.keys() else None
-        others: list[str] = []
-        if given.get(ON_DEMAND) == "true":
-            content = read_engine_set(engine_set)
-            manifests = read_manifests(models, models_of(content, models, size))
-            others = engines_that_make_room(content, manifests)
-        place = served(models, context.models, device, others)
-        cache = prompt_cache(models, engine_set)
-        model = open_model(engine_set, with_choices(spec, given), place, size, device, cache)
-        return ModelPipeline(spec, model, int(given.get("base_seed", spec.base_seed)))
+        plan = LoadPlan.of(context.parameters)
+        device = torch.device("cuda", 0) if plan.gpus and torch.cuda.is_available() else CPU
+        cache = prompt_cache(plan.models, plan.engine_set)
+        chosen, place = with_choices(spec, plan.loop), place_of(plan, context.models, device)
+        model = open_model(plan.engine_set, chosen, place, plan.size, device, cache)
+        return ModelPipeline(spec, model, plan.base_seed)
 
     return load
+
+
+def place_of(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> Place:
+    """Where the engines of a load run."""
+    if plan.backend == "onnxruntime":
+        return InProcess(plan.models, threads=0, make_room=plan.make_room)
+    return InTriton(plan, runner, device)
 
 
 def prompt_cache(models: Path, directory: Path) -> EmbeddingCache:
@@ -209,32 +222,17 @@ def prompt_cache(models: Path, directory: Path) -> EmbeddingCache:
     return EmbeddingCache(identity, models.parent / PROMPTS)
 
 
-def _device(models: Path, engine_set: Path) -> torch.device:
-    """The GPU where plans run, so that caches stay there; the CPU for ONNX Runtime."""
-    transformer = engine_directory(models, read_engine_set(engine_set).transformer)
-    return torch.device("cuda", 0) if serves_plan(transformer) and torch.cuda.is_available() else CPU
-
-
-def with_choices(spec: PipelineSpec, given: Mapping[str, str]) -> PipelineSpec:
-    """The spec with what a load chose of its loop; values are JSON."""
-    chosen: dict[str, Any] = {name: json.loads(given[name]) for name in LOAD_CHOICES if name in given}
+def with_choices(spec: PipelineSpec, chosen: Mapping[str, Any]) -> PipelineSpec:
+    """The spec with what a load chose of its loop; other load parameters are ignored."""
     return spec if spec.loop is None else replace(spec, loop=spec.loop.chosen(chosen))
-
-
-def _needed(parameters: Mapping[str, str], name: str) -> str:
-    if name not in parameters:
-        raise EngineError(f"The load has no parameter '{name}': the gateway has to name it.")
-    return parameters[name]
 
 
 def _vae(names: VaeSet, groups: FrameGroups, place: Place) -> VaeEngines:
     size: dict[str, Any] = {"height": names.height, "width": names.width}
-    encoder_next = place(names.encoder_next, kind="vae_encoder_next", **size)
-    decoder_next = place(names.decoder_next, kind="vae_decoder_next", **size)
     return VaeEngines(
-        place(names.encoder_first, then=encoder_next, kind="vae_encoder_first", **size),
-        encoder_next,
-        place(names.decoder_first, then=decoder_next, kind="vae_decoder_first", **size),
-        decoder_next,
+        place(names.encoder_first, kind="vae_encoder_first", **size),
+        place(names.encoder_next, kind="vae_encoder_next", **size),
+        place(names.decoder_first, kind="vae_decoder_first", **size),
+        place(names.decoder_next, kind="vae_decoder_next", **size),
         groups,
     )

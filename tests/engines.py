@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from export.demo import random_weights, write_demo_models
 from export.graphs.transformer import TransformerConfig
@@ -12,6 +12,8 @@ from export.jobs import TRANSFORMER_FILES, Request
 from export.run import export_pipeline
 from export.store import EngineStore
 from streaming.engine_set import SET, EngineSet, read_engine_set
+from streaming.load_plan import LoadPlan
+from streaming.specs import SPECS
 
 TRANSFORMER = TransformerConfig(dim=16, ffn_dim=24, num_heads=2, num_layers=1, text_dim=16, text_len=12)
 VAE = VaeConfig(dim=4)
@@ -47,6 +49,18 @@ def small_options(root: Path) -> tuple[object, ...]:
         "--window",
         7,
     )
+
+
+def load_plan(store: EngineStore, engines: EngineSet, **changes: Any) -> LoadPlan:
+    """What the gateway decides about a load of the set's first size, with changes."""
+    values: dict[str, Any] = {
+        "engine_set": store.sets / engines.name,
+        "models": store.models,
+        "height": engines.vae[0].height,
+        "width": engines.vae[0].width,
+        "base_seed": SPECS[engines.pipeline].base_seed,
+    }
+    return LoadPlan(**values | changes)
 
 
 def export_all(longlive: Path, root: Path) -> None:

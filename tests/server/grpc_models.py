@@ -30,8 +30,8 @@ class GrpcModels:
         result = self.client.infer(name, tensors, outputs=wanted)
         return {key: result.as_numpy(key).copy() for key in outputs}
 
-    def load(self, name: str) -> None:
-        self.client.load_model(name)
+    def load(self, name: str, config: str | None = None) -> None:
+        self.client.load_model(name, config=config)
 
     def unload(self, name: str) -> None:
         self.client.unload_model(name)

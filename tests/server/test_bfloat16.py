@@ -21,13 +21,13 @@ from export.onnx_export import random_inputs
 from export.run import plan
 from export.store import EngineStore
 from gateway.embedded import EmbeddedTriton
-from streaming.engine_set import ENGINE_SET, MODELS, EngineSet
+from streaming.engine_set import EngineSet
 from streaming.manifest import engine_directory
 from streaming.model_pipeline import ModelPipeline
 from streaming.records import EngineError
-from streaming.served import in_process, open_model
+from streaming.served import InProcess, open_model
 from streaming.specs import LONGLIVE
-from tests.engines import SIZE, small_request
+from tests.engines import SIZE, load_plan, small_request
 from tests.server.reference_engine import MODEL_SOURCE, ReferenceEngine, in_reference
 from tests.server.triton_fixtures import ModelClient, running_triton
 
@@ -86,7 +86,7 @@ async def test_a_stream_of_served_bfloat16_engines_is_that_of_engines_in_this_pr
     bfloat16_engines: tuple[EngineStore, EngineSet], triton: EmbeddedTriton
 ) -> None:
     store, engines = bfloat16_engines
-    place = in_reference(store.models, in_process(store.models))
+    place = in_reference(store.models, InProcess(store.models))
     model = open_model(store.sets / engines.name, LONGLIVE, place)
     stream = ModelPipeline(LONGLIVE, model, LONGLIVE.base_seed).open_stream()
     video = np.random.default_rng(0).integers(0, 255, (13, *SIZE, 3), np.uint8)
@@ -99,7 +99,7 @@ async def test_a_stream_of_served_bfloat16_engines_is_that_of_engines_in_this_pr
 
     assert model.dtype == torch.bfloat16
     async with ModelClient(triton, "longlive") as client:
-        await client.load({MODELS: str(store.models), ENGINE_SET: str(store.sets / engines.name)})
+        await client.load(load_plan(store, engines, backend="triton").as_parameters())
         await client.start(1)
         for changes, pictures in chunks:
             parameters |= changes
@@ -120,7 +120,7 @@ async def test_onnx_runtime_refuses_bfloat16_and_says_what_to_export(
     message = "is bf16, which ONNX Runtime cannot run on the CPU. Export with --precision fp32"
 
     with pytest.raises(EngineError, match=message):
-        in_process(store.models)(engines.text_kv)
+        InProcess(store.models)(engines.text_kv)
     async with running_triton(store.models) as server:
         client = triton_aio.InferenceServerClient(server.grpc_url)
         with pytest.raises(InferenceServerException, match=message):

@@ -5,7 +5,6 @@ Triton and the loop of this process make each chunk, and the latter makes it wit
 pipeline is krea, which has all parameters.
 """
 
-import asyncio
 import copy
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -16,18 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
-import tritonclient.grpc.aio as triton_aio
 from PIL import Image
 
 from export.store import EngineStore
 from gateway.webrtc.parameter_checks import FIELDS
 from gateway.webrtc.parameters import ParameterContext, ParameterState
-from streaming.engine_set import ENGINE_SET, MODELS, EngineSet, read_engine_set
+from streaming.engine_set import EngineSet, read_engine_set
 from streaming.model_pipeline import ModelPipeline, ModelStream
-from streaming.served import in_process, open_model
+from streaming.served import InProcess, open_model
 from streaming.sessions import Images, Stream
 from streaming.specs import KREA_REALTIME_VIDEO, TEXT, VIDEO
-from tests.engines import SIZE
+from tests.engines import SIZE, load_plan
 from tests.server.triton_fixtures import ModelClient, running_triton
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
@@ -125,19 +123,15 @@ def engine_set(store: EngineStore) -> EngineSet:
 @pytest.fixture(scope="module")
 def pipeline(store: EngineStore, engine_set: EngineSet) -> ModelPipeline:
     """In this process."""
-    model = open_model(store.sets / engine_set.name, SPEC, in_process(store.models))
+    model = open_model(store.sets / engine_set.name, SPEC, InProcess(store.models))
     return ModelPipeline(SPEC, model, SPEC.base_seed)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(store: EngineStore, engine_set: EngineSet) -> AsyncIterator[ModelClient]:
     """The pipeline on a Triton server."""
-    given = {MODELS: str(store.models), ENGINE_SET: str(store.sets / engine_set.name)}
-    async with running_triton(store.models) as triton, ModelClient(triton, SPEC.id) as client:
-        api = triton_aio.InferenceServerClient(triton.grpc_url)
-        await asyncio.gather(*(api.load_model(name) for name in engine_set.engines()))
-        await api.close()
-        await client.load(given)
+    async with running_triton() as triton, ModelClient(triton, SPEC.id) as client:
+        await client.load(load_plan(store, engine_set).as_parameters())
         yield client
         await client.unload()
 

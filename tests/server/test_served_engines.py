@@ -16,18 +16,19 @@ from tritonclient.utils import InferenceServerException
 from export.graphs.signature import Signature
 from export.jobs import components
 from export.onnx_export import random_inputs
-from export.repository import config_text, engine_config
+from export.repository import config_text
 from export.run import plan
 from export.store import EngineStore
 from gateway.embedded import EmbeddedTriton
-from streaming.engine_set import ENGINE_SET, MODELS, ON_DEMAND, EngineSet
+from streaming.engine_config import engine_config
+from streaming.engine_set import EngineSet
 from streaming.engines import Engine, TorchEngine, TritonEngine
 from streaming.manifest import MANIFEST, ONNX_FILE
 from streaming.model_pipeline import ModelPipeline
-from streaming.served import PROMPTS, in_process, open_model
+from streaming.served import PROMPTS, InProcess, open_model
 from streaming.sessions import Images
 from streaming.specs import SPECS
-from tests.engines import SIZE, small_request
+from tests.engines import SIZE, load_plan, small_request
 from tests.server.grpc_models import GrpcModels
 from tests.server.stream_comparison import ServedStream, assert_like_in_process
 from tests.server.triton_fixtures import ModelClient, override, running_triton
@@ -39,11 +40,12 @@ TENSORRT_HALF = "tensorrt_half"  # bfloat16 and a profile for each of two sizes
 TENSORRT, DAMAGED, MOVED = "tensorrt_variant", "damaged", "moved"
 SIZES = {"F": 3, "T": 60, "S+T": 140}  # of a transformer at 64x80 with a cache of four latent frames
 PLACEMENTS = ["torch", "ort", "served"]
+BACKENDS = ["onnxruntime", "triton"]
 
 
-def load_parameters(store: EngineStore, engines: EngineSet) -> dict[str, str]:
+def load_parameters(store: EngineStore, engines: EngineSet, **changes: Any) -> dict[str, str]:
     """What the gateway says when it loads the pipeline."""
-    return {MODELS: str(store.models), ENGINE_SET: str(store.sets / engines.name)}
+    return load_plan(store, engines, **changes).as_parameters()
 
 
 def write_other_models(repository: Path, store: EngineStore, engines: EngineSet) -> Path:
@@ -129,7 +131,7 @@ async def test_an_engine_gives_the_outputs_that_are_asked_for_wherever_it_runs(
     manifest = store.verified(name)
     engine: Engine = reference
     if placement == "ort":
-        engine = in_process(store.models)(name)
+        engine = InProcess(store.models)(name)
     elif placement == "served":
         engine = TritonEngine(manifest, GrpcModels(triton.grpc_url))
     sizes = SIZES | {"B": 2}
@@ -145,12 +147,13 @@ async def test_an_engine_gives_the_outputs_that_are_asked_for_wherever_it_runs(
         torch.testing.assert_close(results[output], expected[output], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 async def test_a_served_stream_makes_the_pictures_of_one_in_this_process(
-    store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
+    backend: str, store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
 ) -> None:
     """Three text chunks, the last under another prompt, then the camera: every engine is used."""
     spec = SPECS[LONGLIVE]
-    model = open_model(store.sets / engine_set.name, spec, in_process(store.models))
+    model = open_model(store.sets / engine_set.name, spec, InProcess(store.models))
     local = ModelPipeline(spec, model, spec.base_seed).open_stream()
     video = np.random.default_rng(0).integers(0, 255, (13, *SIZE, 3), np.uint8)
     chunks: list[dict[str, Any]] = [
@@ -161,7 +164,7 @@ async def test_a_served_stream_makes_the_pictures_of_one_in_this_process(
     ]
 
     async with ModelClient(triton, LONGLIVE) as client:
-        await client.load(load_parameters(store, engine_set))
+        await client.load(load_parameters(store, engine_set, backend=backend))
         await assert_like_in_process(ServedStream(client, 1, video), local, chunks, SIZE)
         await client.unload()
 
@@ -204,23 +207,23 @@ async def test_sessions_of_one_server_make_what_each_makes_alone_and_a_cancelled
     assert not np.array_equal(together[1][0], together[2][0])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 async def test_a_text_encoder_on_demand_takes_turns_with_the_other_engines(
-    store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
+    backend: str, store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
 ) -> None:
     """It is gone before and after a prompt; known prompts, in memory or on the disk, do not need it."""
     models, others = GrpcModels(triton.grpc_url), [*engine_set.engines()]
     others.remove(engine_set.text_encoder)
-    parameters = load_parameters(store, engine_set)
-    prompt = {"prompts": "a prompt that nobody has used", "denoising_step_list": [1000]}
+    prompt = {"prompts": f"a prompt that nobody has used with {backend}", "denoising_step_list": [1000]}
 
     async with ModelClient(triton, LONGLIVE) as client:
-        await client.load(parameters)
+        await client.load(load_parameters(store, engine_set))
         await client.start(1, **prompt, base_seed=3)
         resident = await made_by(client, 1)
         await client.unload()
         shutil.rmtree(store.root / PROMPTS)
         models.unload(engine_set.text_encoder)
-        await client.load(parameters | {ON_DEMAND: "true"})
+        await client.load(load_parameters(store, engine_set, backend=backend, make_room=tuple(others)))
         await client.start(2, **prompt, base_seed=3)
         on_demand = await made_by(client, 2)
         ready = [name for name in engine_set.engines() if models.is_ready(name)]
@@ -239,6 +242,32 @@ async def test_a_text_encoder_on_demand_takes_turns_with_the_other_engines(
     np.testing.assert_array_equal(from_cache, resident)
     assert ready == others
     assert len(list((store.root / PROMPTS).glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_prompt_in_the_middle_of_a_chunk_works_with_the_text_encoder_on_demand(
+    backend: str, store: EngineStore, engine_set: EngineSet, triton: EmbeddedTriton
+) -> None:
+    """The transformer leaves the memory for the new prompt just after it was called with the same caches."""
+    others = tuple(name for name in engine_set.engines() if name != engine_set.text_encoder)
+    later = {"prompts": f"another one with {backend}"}
+    made: list[Images] = []
+
+    async with ModelClient(triton, LONGLIVE) as client:
+        for make_room in ((), others):
+            await client.load(load_parameters(store, engine_set, backend=backend, make_room=make_room))
+            shutil.rmtree(store.root / PROMPTS, ignore_errors=True)
+            await client.start(1, prompts="the first", base_seed=3)
+            if make_room:
+                async for response in client.stream(1, client.command(1)):
+                    if response.frames.size:
+                        break  # the rest of the chunk is cancelled
+            made.append(await made_by(client, 1, **later))
+            await client.unload()
+    models = GrpcModels(triton.grpc_url)
+    models.load(engine_set.text_encoder)
+
+    np.testing.assert_array_equal(*made)
 
 
 @pytest.mark.parametrize("variant", [TENSORRT, TENSORRT_HALF])
@@ -268,10 +297,11 @@ async def test_a_pipeline_whose_engine_is_not_loaded_names_it(
 ) -> None:
     await api.unload_model(engine_set.text_kv)
     try:
+        parameters = load_parameters(store, engine_set, backend="triton")
         with pytest.raises(
             InferenceServerException, match=f"Engine '{engine_set.text_kv}' is not loaded. Load the pipeline"
         ):
-            await api.load_model(LONGLIVE, config=override(LONGLIVE, load_parameters(store, engine_set)))
+            await api.load_model(LONGLIVE, config=override(LONGLIVE, parameters))
     finally:
         await api.load_model(engine_set.text_kv)
 

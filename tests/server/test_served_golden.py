@@ -11,10 +11,8 @@ import torch
 from export.graphs.signature import Signature, TensorSpec
 from export.repository import write_onnxruntime_model
 from gateway.embedded import EmbeddedTriton
-from streaming.engines import Engine
-from streaming.held import GROUPS
+from streaming.engines import Engine, TritonEngine
 from streaming.manifest import MANIFEST, EngineManifest, TensorInfo, file_info
-from streaming.served import onnxruntime_engine
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.exported_cases import REPLAYS, exported_cases
 from tests.golden.place import Exported, Place
@@ -69,7 +67,6 @@ def manifest_of(name: str, path: Path, signature: Signature) -> EngineManifest:
         source_checkpoints=(),
         exporter_version="",
         parity=None,
-        holds_inputs=any(spec.name.startswith(GROUPS) for spec in signature.inputs),
     )
 
 
@@ -91,7 +88,7 @@ def serve(repository: Path, triton: EmbeddedTriton, request: pytest.FixtureReque
         (version / MANIFEST).write_text(manifest.model_dump_json())
         write_onnxruntime_model(version.parent, version, manifest)
         models.client.load_model(name)
-        return onnxruntime_engine(manifest, models)
+        return TritonEngine(manifest, models)
 
     return load
 

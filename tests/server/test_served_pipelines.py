@@ -1,4 +1,4 @@
-"""Pipelines in the embedded Triton, from exported engines to pictures: the same as in this process."""
+"""Pipelines on engines that are Triton models: the pictures are those of engines in this process."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,23 +12,23 @@ import tritonclient.grpc.aio as triton_aio
 
 from export.store import EngineStore
 from gateway.embedded import EmbeddedTriton
-from streaming.engine_set import ENGINE_SET, MODELS, EngineSet, read_engine_set
-from streaming.memory_plan import CPU, memory_plan, read_manifests
+from streaming.engine_set import EngineSet, read_engine_set
+from streaming.memory_plan import IN_PROCESS, memory_plan, read_manifests
 from streaming.model_pipeline import ModelPipeline, ModelStream
-from streaming.served import in_process, open_model, with_choices
+from streaming.served import InProcess, open_model, with_choices
 from streaming.specs import SPECS
-from tests.engines import SIZE
+from tests.engines import SIZE, load_plan
 from tests.server.stream_comparison import ServedStream, assert_like_in_process
 from tests.server.triton_fixtures import ModelClient, running_triton
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
 # With what a load may choose, so that the memory bank is full and chooses among its frames early.
-PIPELINES: dict[str, dict[str, str]] = {
+PIPELINES: dict[str, dict[str, int | bool]] = {
     "streamdiffusionv2": {},
     "krea-realtime-video": {},
-    "reward-forcing": {"sink_ema_float32": "true"},
-    "memflow": {"record_interval": "1"},
+    "reward-forcing": {"sink_ema_float32": True},
+    "memflow": {"record_interval": 1},
 }
 KEPT_BESIDE_THE_CACHE = ("reward-forcing", "memflow")
 BOAT, BIRD = ([{"text": text, "weight": 1.0}] for text in ("a boat", "a bird"))
@@ -58,7 +58,7 @@ async def triton(store: EngineStore, sets: dict[str, EngineSet]) -> AsyncIterato
 
 def stream_in_process(pipeline: str, store: EngineStore, engines: EngineSet) -> ModelStream:
     spec = with_choices(SPECS[pipeline], PIPELINES[pipeline])
-    model = open_model(store.sets / engines.name, spec, in_process(store.models))
+    model = open_model(store.sets / engines.name, spec, InProcess(store.models))
     stream = ModelPipeline(spec, model, spec.base_seed).open_stream()
     assert isinstance(stream, ModelStream)
     return stream
@@ -77,10 +77,10 @@ async def test_a_served_stream_makes_the_pictures_of_one_in_this_process_whoever
     chunks += [{}, {}, {}, {}, {"prompts": BIRD}, {}, {"input_mode": "video"}, {}]
     others: list[dict[str, Any]] = [chunks[0] | {"prompts": BIRD, "input_mode": "video", "base_seed": 5}]
     others += [{}, {}, {"prompts": BOAT}, {}, {"input_mode": "text"}, {}, {}, {}]
-    given = {MODELS: str(store.models), ENGINE_SET: str(store.sets / sets[pipeline].name)}
+    plan = load_plan(store, sets[pipeline], backend="triton", loop=PIPELINES[pipeline])
 
     async with ModelClient(triton, pipeline) as client:
-        await client.load(given | PIPELINES[pipeline])
+        await client.load(plan.as_parameters())
         local = stream_in_process(pipeline, store, sets[pipeline])
         alone = await assert_like_in_process(ServedStream(client, 1, video), local, chunks, SIZE)
         one, other = ServedStream(client, 2, video), ServedStream(client, 3, video[::-1])
@@ -104,7 +104,7 @@ async def test_the_plan_counts_what_is_kept_beside_the_cache(
         for _ in stream.next_chunk(parameters, None, lambda: False):
             pass
 
-    session, plan = stream.session, memory_plan(sets[pipeline], manifests, loop, placement=CPU)
+    session, plan = stream.session, memory_plan(sets[pipeline], manifests, loop, placement=IN_PROCESS)
     sink = session.kv.sink.frames if session.kv.sink is not None else ()
     blocks = {id(b.kv): b.kv for layer in session.bank.blocks for b in layer}
     kept = [*(frame for layer in sink for frame in layer), *blocks.values()]

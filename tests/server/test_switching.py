@@ -11,7 +11,7 @@ import pytest
 from export.store import EngineStore
 from streaming.engine_set import read_engine_set
 from streaming.model_pipeline import ModelPipeline
-from streaming.served import in_process, open_model
+from streaming.served import InProcess, open_model
 from streaming.sessions import Images
 from streaming.specs import LONGLIVE, STREAMDIFFUSIONV2, TEXT, VIDEO, PipelineSpec
 from tests.engines import BROKEN_VAE, SIZE
@@ -30,7 +30,7 @@ def beginning(spec: PipelineSpec, engines: Path) -> Images:
     store = EngineStore(engines / "engines")
     found = {d: read_engine_set(d) for d in store.sets.iterdir()}
     directory = next(d for d, s in found.items() if s.pipeline == spec.id and s.vae_type != BROKEN_VAE)
-    stream = ModelPipeline(spec, open_model(directory, spec, in_process(store.models)), 42).open_stream()
+    stream = ModelPipeline(spec, open_model(directory, spec, InProcess(store.models)), 42).open_stream()
     chunks = [
         list(stream.next_chunk({"input_mode": TEXT, **MINE}, None, lambda: False)) for _ in range(CHUNKS)
     ]

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from export.store import EngineStore
 from streaming.engine_set import EngineSet
 from streaming.engines import OrtEngine
 from streaming.errors import WanstreamError
 from streaming.manifest import ONNX_FILE, engine_directory
-from streaming.served import in_process, served
+from streaming.served import InProcess, InTriton
+from tests.engines import load_plan
 
 MOST_PROMPTS = 16  # of one message of the API
 
@@ -33,7 +35,7 @@ class Plans:
             raise WanstreamError("the shape of 'ids' is outside of the optimization profile")
         return dict(OrtEngine(engine_directory(self._models, name) / ONNX_FILE, 1).run(tensors, outputs))
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, config: str | None = None) -> None:
         """It is loaded."""
 
     def unload(self, name: str) -> None:
@@ -49,10 +51,11 @@ def test_as_many_prompts_as_the_api_takes_are_encoded_within_the_profile(
     plans = Plans(models)
     ids = torch.arange(count * engines.model.text_len).reshape(count, -1) % 7
     inputs = {"ids": ids, "mask": torch.ones_like(ids)}
-    encoder = served(models, plans)(engines.text_encoder)
+    plan = load_plan(EngineStore(root / "engines"), engines, backend="triton")
+    encoder = InTriton(plan, plans)(engines.text_encoder)
 
     result = encoder.run(inputs, ["prompt_embeds"])["prompt_embeds"]
 
     assert plans.batches == [min(4, count - first) for first in range(0, count, 4)]
-    expected = in_process(models)(engines.text_encoder).run(inputs, ["prompt_embeds"])["prompt_embeds"]
+    expected = InProcess(models)(engines.text_encoder).run(inputs, ["prompt_embeds"])["prompt_embeds"]
     torch.testing.assert_close(result, expected)

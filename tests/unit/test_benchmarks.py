@@ -106,6 +106,20 @@ def test_counters_are_compared_engine_by_engine() -> None:
     assert numbers["overhead"]["engines_ms"] == 40.0  # the pipeline's own model is no engine
 
 
+def test_engines_in_the_pipelines_process_are_its_steps() -> None:
+    engines = {"longlive": EngineTimes(2, 0, 0, 240, 0)}
+    work = Workload(LONGLIVE, TEXT, (160, 288), 1.0, 1, 2)
+
+    numbers = chunk_numbers(work, Window(samples=SAMPLES, seconds=1.0, chunks=2, engines=engines))
+
+    assert "engines" not in numbers
+    assert numbers["overhead"]["transfer_ms"] == 0.0
+    assert (
+        numbers["overhead"]["engines_ms"]
+        == numbers["overhead"]["chunk_ms"] - (numbers["overhead"]["gateway_grpc_loop_ms"])
+    )
+
+
 def test_metrics_that_tell_nothing_new_are_passed_over() -> None:
     metrics = {"chunks": 6, "last_chunk_ms": 130.0, "timings_ms": {"decode": 50.0}}
 

@@ -38,10 +38,11 @@ from export.tensorrt_build import (
     onnx_runner,
     plan_loader,
 )
-from streaming.engine_set import EngineSet
+from streaming.engine_set import EngineSet, read_engine_set
 from streaming.engines import Engine, OrtEngine
 from streaming.machine import Machine
 from streaming.manifest import (
+    CONFIG,
     CPU_PRECISIONS,
     ONNX_FILE,
     PLAN_FILE,
@@ -50,7 +51,7 @@ from streaming.manifest import (
     read_manifest,
 )
 from streaming.manifest import MANIFEST as ENGINE_MANIFEST
-from streaming.plans import check_plan, serves_plan
+from streaming.plans import check_plan
 from streaming.records import EngineError
 from tests.engines import SIZE
 from tests.server.reference_engine import ReferenceEngine
@@ -223,6 +224,11 @@ def test_graphs_for_the_cpu_are_not_built(build: Build) -> None:
         build.plans()
 
 
+def serves(build: Build) -> str:
+    """What the set is served with."""
+    return read_engine_set(build.store.sets / build.engine_set).serve_with
+
+
 def built(build: Build) -> list[str]:
     """Names of the engines whose plans a run builds."""
     gpu = Gpu()
@@ -235,10 +241,10 @@ def test_a_build_records_each_plan_and_serves_it(build: Build) -> None:
 
     manifests = build.manifests(hashes=True)
     assert len(manifests) == 7
+    assert serves(build) == "tensorrt"
     for manifest in manifests:
         directory = build.store.engine(manifest.name)
         check_plan(directory, manifest, H100, hashes=True)
-        assert serves_plan(directory)
         record = manifest.tensorrt
         assert record is not None
         assert (record.engine_set, record.gpu, record.driver) == (build.engine_set, H100.gpu, H100.driver)
@@ -322,7 +328,7 @@ def test_a_plan_that_computes_something_else_is_not_used(build: Build) -> None:
     with pytest.raises(BuildError, match=r"differs by 0\.\d+ of the largest element, and 0\.001 is allowed"):
         replace(build, builder=Gpu(factor=1.5), compare=True).run()
 
-    assert not any(serves_plan(build.store.engine(m.name)) for m in build.manifests(hashes=True))
+    assert serves(build) == "onnxruntime"
     assert not any(m.tensorrt for m in build.manifests(hashes=False))
 
 
@@ -336,7 +342,7 @@ def test_a_build_that_stops_half_way_goes_on_later(build: Build) -> None:
     with pytest.raises(BuildError, match="out of memory"):
         replace(build, builder=Tired()).run()
 
-    assert not any(serves_plan(build.store.engine(m.name)) for m in build.manifests(hashes=False))
+    assert serves(build) == "onnxruntime"
     assert len(built(build)) == 4
 
 
@@ -350,17 +356,20 @@ def test_a_build_that_does_not_fit_on_the_disk_does_not_start(build: Build) -> N
     assert gpu.built == []
 
 
-def test_triton_serves_what_it_is_told(build: Build) -> None:
+def test_a_set_is_served_as_it_is_told(build: Build) -> None:
     with pytest.raises(EngineError, match="it was never built"):
         build.serve_with("tensorrt")
     build.run()
-    directories = [build.store.engine(m.name) for m in build.manifests(hashes=False)]
+    engines = {
+        m.name: (build.store.models / m.name / CONFIG).read_text() for m in build.manifests(hashes=False)
+    }
 
     build.serve_with("onnxruntime")
-    assert not any(map(serves_plan, directories))
+    assert serves(build) == "onnxruntime"
     replace(build, gpus=(0, 1)).serve_with("tensorrt")
-    assert all(map(serves_plan, directories))
-    assert all("gpus: 0\n  gpus: 1\n" in (d.parent / "config.pbtxt").read_text() for d in directories)
+    assert serves(build) == "tensorrt"
+    assert read_engine_set(build.store.sets / build.engine_set).gpus == (0, 1)
+    assert all((build.store.models / name / CONFIG).read_text() == text for name, text in engines.items())
 
 
 def test_plans_of_trtexec_are_recorded(build: Build) -> None:

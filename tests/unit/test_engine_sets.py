@@ -1,24 +1,30 @@
 """Which set of engines the gateway takes, and what it refuses before Triton is asked."""
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from export.build import Build
+from export.run import export_pipeline
 from export.store import EngineStore
-from gateway.engine_checks import why_refused
-from gateway.engine_sets import EngineSets
+from gateway.engine_checks import checked_manifests, why_refused
+from gateway.engine_sets import EngineSets, FoundSet
+from gateway.load_plans import plan_load
 from gateway.serving import ServingError
 from streaming.engine_set import SET, EngineSet, read_engine_set
+from streaming.load_plan import LoadPlan
 from streaming.manifest import MANIFEST, ONNX_FILE, PLAN_FILE, read_manifest
+from streaming.records import EngineError
 from streaming.specs import LONGLIVE
-from tests.engines import SIZE
+from tests.engines import SIZE, small_request
 from tests.unit.test_engine_build import H100, Gpu
 
-PARAMS: dict[str, Any] = {"height": SIZE[0], "width": SIZE[1], "vae_type": "wan"}
+PARAMS: dict[str, Any] = {"height": SIZE[0], "width": SIZE[1], "vae_type": "wan", "base_seed": 42}
 
 
 @pytest.fixture
@@ -90,11 +96,15 @@ def test_quantized_engines_are_taken_when_they_are_asked_for(store: EngineStore)
     assert found_name(store, on_cpu=False, quantization="fp8_e4m3fn") == quantized
 
 
-def check(store: EngineStore, on_cpu: bool = True) -> None:
+def planned(store: EngineStore, on_cpu: bool = True, **params: Any) -> LoadPlan:
+    found = EngineSets(store.root, on_cpu=on_cpu).find(LONGLIVE, PARAMS)
+    return plan_load(found, store.models, PARAMS | params, on_cpu=on_cpu)
+
+
+def check(store: EngineStore, on_cpu: bool = True, **params: Any) -> None:
     """As a load does before it asks Triton."""
-    sets = EngineSets(store.root, on_cpu=on_cpu)
-    found = sets.find(LONGLIVE, PARAMS)
-    sets.check(found, found.content.engines(SIZE))
+    plan = planned(store, on_cpu, **params)
+    checked_manifests(read_engine_set(plan.engine_set), store.models, SIZE, plan.variant)
 
 
 def cut(directory: Path) -> None:
@@ -123,22 +133,44 @@ def test_an_engine_that_cannot_run_is_refused(
     check(store)
     damage(store.engine(read_engine_set(next(store.sets.iterdir())).text_kv))
 
-    with pytest.raises(ServingError, match=message):
+    with pytest.raises(EngineError, match=message):
         check(store)
+
+
+def build(store: EngineStore, engine_set: str) -> Build:
+    return Build(engine_set, store, lambda line: None, machine=H100, builder=Gpu(), compare=False)
 
 
 def test_plans_are_for_a_triton_with_a_gpu(store: EngineStore) -> None:
     name = read_engine_set(next(store.sets.iterdir())).name
-    Build(name, store, lambda line: None, machine=H100, builder=Gpu(), compare=False).run()
+    build(store, name).run()
     engine = read_engine_set(next(store.sets.iterdir())).text_kv
 
     check(store, on_cpu=False)
-    assert f"built for {H100.gpu} with TensorRT {H100.tensorrt}" in why_refused(store.models, engine)
-    with pytest.raises(ServingError, match=f"wanstream-build {name} --serve-with onnxruntime"):
-        check(store, on_cpu=True)
+    check(store, on_cpu=True)
+    assert planned(store, on_cpu=True).variant == "onnxruntime"  # the embedded Triton has no TensorRT
+    manifest = store.verified(engine, hashes=False)
+    assert f"built for {H100.gpu} with TensorRT {H100.tensorrt}" in why_refused(manifest, "tensorrt")
+    assert why_refused(manifest, "onnxruntime") == ""
     (store.engine(engine) / PLAN_FILE).write_bytes(b"cut")
-    with pytest.raises(ServingError, match=f"has 3 bytes, not .* wanstream-build {name}"):
+    with pytest.raises(EngineError, match=f"has 3 bytes, not .* wanstream-build {name}"):
         check(store, on_cpu=False)
+
+
+def test_engines_of_an_earlier_version_go_on(store: EngineStore) -> None:
+    directory = next(store.sets.iterdir())
+    engines = read_engine_set(directory)
+    old = json.loads((directory / SET).read_text())
+    del old["serve_with"], old["gpus"]
+    (directory / SET).write_text(json.dumps(old))
+    for name in engines.engines():
+        path = store.engine(name) / MANIFEST
+        flags = {"keeps_caches": True, "begins_streams": True, "holds_inputs": False}
+        path.write_text(json.dumps(json.loads(path.read_text()) | flags))
+
+    check(store)
+
+    assert planned(store).variant == "onnxruntime"
 
 
 def test_an_external_triton_is_not_asked_for_engines_that_its_models_cannot_name(tmp_path: Path) -> None:
@@ -147,3 +179,54 @@ def test_an_external_triton_is_not_asked_for_engines_that_its_models_cannot_name
 
     assert "WANSTREAM_ENGINES_DIR" in str(external.reason)
     assert "not exported" in str(embedded.reason)
+
+
+def test_a_set_that_shares_engines_keeps_its_own_choice(store: EngineStore) -> None:
+    """And so does a load: what another one is served with stands in no file that both read."""
+    name = read_engine_set(next(store.sets.iterdir())).name
+    other = add_set(store, name="other")
+    build(store, name).run()
+    build(store, other).run()
+
+    build(store, other).serve_with("onnxruntime")
+
+    variants = {}
+    for found in map(read_engine_set, store.sets.iterdir()):
+        chosen = FoundSet(store.sets / found.name, found)
+        variants[found.name] = plan_load(chosen, store.models, PARAMS, on_cpu=False).variant
+    assert variants == {name: "tensorrt", other: "onnxruntime"}
+    assert planned(store, on_cpu=False, backend="onnxruntime").variant == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "backend", "expected"),
+    [
+        (True, "auto", ("onnxruntime", ())),
+        (True, "triton", ("triton", ())),
+        (True, "onnxruntime", ("onnxruntime", ())),
+        (False, "auto", ("triton", (0, 1))),
+        (False, "triton", ("triton", (0, 1))),
+        (False, "onnxruntime", ("onnxruntime", ())),
+    ],
+)
+def test_a_load_may_say_where_engines_run(
+    on_cpu: bool, backend: str, expected: tuple[str, tuple[int, ...]], store: EngineStore
+) -> None:
+    name = read_engine_set(next(store.sets.iterdir())).name
+    replace(build(store, name), gpus=(0, 1)).run()
+
+    plan = planned(store, on_cpu, backend=backend)
+
+    assert (plan.backend, plan.gpus) == expected
+
+
+def test_an_export_of_the_same_engines_keeps_what_serves_them(
+    store: EngineStore, exported_engines: tuple[Path, EngineSet]
+) -> None:
+    name = read_engine_set(next(store.sets.iterdir())).name
+    build(store, name).run()
+
+    request = small_request(exported_engines[0] / "models")
+    export_pipeline(request, store, lambda line: None)
+
+    assert read_engine_set(store.sets / name).serve_with == "tensorrt"

@@ -12,9 +12,9 @@ from gateway.memory import Fit, Memory, fit
 from gateway.serving import ServingError
 from streaming.engine_set import EngineSet
 from streaming.manifest import EngineManifest
-from streaming.memory_plan import CPU, GPU, DoesNotFitError, Placement, read_manifests
+from streaming.memory_plan import GPU, IN_PROCESS, MODEL_PROCESSES, DoesNotFitError, Placement, read_manifests
 from streaming.specs import LONGLIVE
-from tests.engines import SIZE
+from tests.engines import SIZE, load_plan
 
 GB = 1_000_000_000
 assert LONGLIVE.loop is not None
@@ -27,14 +27,14 @@ def engines(exported_engines: tuple[Path, EngineSet]) -> EngineSet:
 
 
 @pytest.fixture(scope="module")
-def models(exported_engines: tuple[Path, EngineSet]) -> Path:
-    return EngineStore(exported_engines[0] / "engines").models
+def store(exported_engines: tuple[Path, EngineSet]) -> EngineStore:
+    return EngineStore(exported_engines[0] / "engines")
 
 
 @pytest.fixture(scope="module")
-def manifests(engines: EngineSet, models: Path) -> Mapping[str, EngineManifest]:
+def manifests(engines: EngineSet, store: EngineStore) -> Mapping[str, EngineManifest]:
     """Manifests of the small engines, but weights of 11.4 GB in the text encoder, 2.8 in the DiT."""
-    found = read_manifests(models, engines.engines(SIZE))
+    found = read_manifests(store.models, engines.engines(SIZE))
     for name, size in ((engines.text_encoder, int(11.4 * GB)), (engines.transformer, int(2.8 * GB))):
         graph = found[name].files[0].model_copy(update={"bytes": size})
         found[name] = found[name].model_copy(update={"files": (graph,)})
@@ -55,7 +55,7 @@ def test_a_large_card_keeps_the_text_encoder(
 ) -> None:
     chosen = fit_in(40 * GB, engines, manifests)
 
-    assert not chosen.text_encoder_on_demand
+    assert not chosen.make_room
     assert engines.text_encoder in chosen.plan.weights
     assert chosen.sessions == 64  # the caches of the small model are nothing
 
@@ -65,7 +65,7 @@ def test_a_smaller_card_serves_with_the_text_encoder_in_turns(
 ) -> None:
     chosen = fit_in(14 * GB, engines, manifests)
 
-    assert chosen.text_encoder_on_demand
+    assert chosen.make_room == tuple(n for n in engines.engines(SIZE) if n != engines.text_encoder)
     assert engines.text_encoder not in chosen.plan.weights
     assert "takes turns" in chosen.summary
     assert "14.0 GB are free" in chosen.summary
@@ -98,7 +98,7 @@ def test_a_card_without_room_for_the_text_encoder_is_refused_with_the_numbers(
         fit_in(11 * GB, engines, manifests)
 
 
-@pytest.mark.parametrize(("placement", "sessions"), [(CPU, 8), (GPU, None)])
+@pytest.mark.parametrize(("placement", "sessions"), [(IN_PROCESS, 8), (MODEL_PROCESSES, 8), (GPU, None)])
 def test_memory_that_nobody_can_tell_refuses_nothing(
     placement: Placement,
     sessions: int | None,
@@ -107,7 +107,7 @@ def test_memory_that_nobody_can_tell_refuses_nothing(
 ) -> None:
     chosen = fit_in(None, engines, manifests, placement)
 
-    assert (chosen.text_encoder_on_demand, chosen.sessions) == (False, sessions)
+    assert (chosen.make_room, chosen.sessions) == ((), sessions)
 
 
 def test_the_released_weights_fit_in_24_gb_with_the_text_encoder_in_turns(
@@ -119,21 +119,41 @@ def test_the_released_weights_fit_in_24_gb_with_the_text_encoder_in_turns(
 
     small, large = (fit(real.engines, real.manifests, LOOP, size, GPU, gb * GB) for gb in (24, 40))
 
-    assert (small.text_encoder_on_demand, small.sessions) == (True, 1)
-    assert not large.text_encoder_on_demand
+    assert (bool(small.make_room), small.sessions) == (True, 1)
+    assert not large.make_room
     with pytest.raises(DoesNotFitError, match=r"16\.0 GB are free"):
         fit(real.engines, real.manifests, LOOP, size, GPU, 16 * GB)
 
 
-async def test_a_limit_counts_even_if_more_is_free(engines: EngineSet, models: Path) -> None:
+async def test_a_limit_counts_even_if_more_is_free(engines: EngineSet, store: EngineStore) -> None:
     async def used_and_total() -> tuple[int, int]:
         return 4 * GB, 24 * GB
 
-    free = await Memory(used_and_total, on_cpu=False).fit(
-        engines, models, LONGLIVE, {"height": SIZE[0], "width": SIZE[1]}
-    )
+    manifests = read_manifests(store.models, engines.engines(SIZE))
+    plan = load_plan(store, engines, backend="triton", gpus=(0,))
+
+    free = await Memory(used_and_total, on_cpu=False).fit(engines, manifests, LONGLIVE, plan)
     limited = Memory(used_and_total, on_cpu=False, limit_bytes=5_000_000)
 
     assert free.free == 20 * GB
     with pytest.raises(ServingError, match=r"5\.0 MB are free"):
-        await limited.fit(engines, models, LONGLIVE, {"height": SIZE[0], "width": SIZE[1]})
+        await limited.fit(engines, manifests, LONGLIVE, plan)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+async def test_what_onnx_runtime_takes_is_no_memory_of_a_gpu(
+    on_cpu: bool, engines: EngineSet, store: EngineStore
+) -> None:
+    """On another machine, an external Triton's, nobody knows what is free."""
+
+    async def no_gpu_memory() -> tuple[int, int]:
+        return 24 * GB, 24 * GB
+
+    manifests = read_manifests(store.models, engines.engines(SIZE))
+
+    fits = await Memory(no_gpu_memory, on_cpu=on_cpu).fit(
+        engines, manifests, LONGLIVE, load_plan(store, engines)
+    )
+
+    assert fits.plan.placement is IN_PROCESS
+    assert (fits.free is not None) == on_cpu

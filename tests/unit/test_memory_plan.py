@@ -12,8 +12,9 @@ from export.store import EngineStore
 from streaming.engine_set import EngineSet
 from streaming.manifest import BuildOptions, TensorRTBuild
 from streaming.memory_plan import (
-    CPU,
     GPU,
+    IN_PROCESS,
+    MODEL_PROCESSES,
     DoesNotFitError,
     MemoryPlan,
     activation_bytes,
@@ -21,7 +22,7 @@ from streaming.memory_plan import (
     read_manifests,
 )
 from streaming.model_pipeline import ModelPipeline, ModelStream
-from streaming.served import in_process, open_model
+from streaming.served import InProcess, open_model
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE
 
@@ -50,7 +51,7 @@ def store(exported_engines: tuple[Path, EngineSet]) -> EngineStore:
 @pytest.fixture(scope="module")
 def plan(store: EngineStore, exported_engines: tuple[Path, EngineSet]) -> MemoryPlan:
     engines = exported_engines[1]
-    return memory_plan(engines, read_manifests(store.models, engines.engines()), LOOP, placement=CPU)
+    return memory_plan(engines, read_manifests(store.models, engines.engines()), LOOP, placement=IN_PROCESS)
 
 
 def size_of(tensors: tuple[Tensor, ...] | None) -> int:
@@ -61,7 +62,7 @@ def size_of(tensors: tuple[Tensor, ...] | None) -> int:
 def test_the_caches_of_a_session_are_those_of_a_stream(
     plan: MemoryPlan, store: EngineStore, exported_engines: tuple[Path, EngineSet]
 ) -> None:
-    model = open_model(store.sets / exported_engines[1].name, LONGLIVE, in_process(store.models))
+    model = open_model(store.sets / exported_engines[1].name, LONGLIVE, InProcess(store.models))
     stream = ModelPipeline(LONGLIVE, model, 42).open_stream()
     assert isinstance(stream, ModelStream)
 
@@ -93,11 +94,24 @@ def test_an_engine_that_is_not_loaded_is_not_counted(
     engines = exported_engines[1]
     others = [name for name in engines.engines() if name != engines.text_encoder]
 
-    without = memory_plan(engines, read_manifests(store.models, tuple(others)), LOOP, placement=CPU)
+    without = memory_plan(engines, read_manifests(store.models, tuple(others)), LOOP, placement=IN_PROCESS)
 
-    saved = plan.weights[engines.text_encoder] + CPU.engine_bytes
+    saved = plan.weights[engines.text_encoder] + IN_PROCESS.engine_bytes
     assert without.per_session == plan.per_session
     assert without.shared <= plan.shared - saved
+
+
+def test_engines_in_one_process_take_less_than_in_processes_of_their_own(
+    plan: MemoryPlan, store: EngineStore, exported_engines: tuple[Path, EngineSet]
+) -> None:
+    engines = exported_engines[1]
+    manifests = read_manifests(store.models, engines.engines())
+
+    apart = memory_plan(engines, manifests, LOOP, placement=MODEL_PROCESSES)
+
+    assert (apart.weights, apart.per_session) == (plan.weights, plan.per_session)
+    assert apart.overhead - plan.overhead >= len(manifests) * 90_000_000
+    assert apart.activations > plan.activations  # one engine runs at a time, and keeps nothing
 
 
 def test_the_text_names_every_part_and_the_sum(plan: MemoryPlan) -> None:

@@ -12,12 +12,12 @@ from export.__main__ import main
 from export.jobs import Request, components
 from export.outline import Outline, outline
 from export.run import plan
+from export.store import EngineStore
 from gateway.memory import Fit, Memory
 from gateway.serving import ServingError
-from streaming.manifest import MANIFEST
 from streaming.memory_plan import DoesNotFitError
 from streaming.specs import SPECS
-from tests.engines import small_request
+from tests.engines import load_plan, small_request
 
 SIZES = ((512, 512), (320, 576))
 TOKENS = {512: 1024, 320: 720}  # of a latent frame, by height
@@ -68,42 +68,40 @@ def test_a_card_that_is_too_small_is_refused_with_numbers(krea: Outline, size: t
     )
 
 
-async def load_of(real: Outline, models: Path, size: tuple[int, int], gpu_gb: int, **choices: object) -> Fit:
+async def load_of(real: Outline, size: tuple[int, int], gpu_gb: int, **choices: object) -> Fit:
     """The gateway's decision about a load on a GPU of so many GB."""
-    for name, manifest in real.manifests.items():
-        (models / name / "1").mkdir(parents=True, exist_ok=True)
-        (models / name / "1" / MANIFEST).write_text(manifest.model_dump_json())
+    manifests = {name: real.manifests[name] for name in real.engines.engines(size)}
 
     async def used_and_total() -> tuple[int, int]:
         return 0, gpu_gb * GB
 
-    params = {"height": size[0], "width": size[1]} | choices
+    plan = load_plan(
+        EngineStore(Path("nowhere")), real.engines, height=size[0], width=size[1], gpus=(0,), loop=choices
+    )
     spec = SPECS[real.engines.pipeline]
-    return await Memory(used_and_total, on_cpu=False).fit(real.engines, models, spec, params)
+    return await Memory(used_and_total, on_cpu=False).fit(real.engines, manifests, spec, plan)
 
 
 @pytest.mark.parametrize("gpu_gb", [24, 48])
-async def test_the_gateway_refuses_krea_on_a_small_card(krea: Outline, gpu_gb: int, tmp_path: Path) -> None:
+async def test_the_gateway_refuses_krea_on_a_small_card(krea: Outline, gpu_gb: int) -> None:
     with pytest.raises(ServingError, match=rf"needs about \d+.* GB .*, {gpu_gb}.0 GB are free: weights 2\d"):
-        await load_of(krea, tmp_path, SIZES[0], gpu_gb)
+        await load_of(krea, SIZES[0], gpu_gb)
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_the_gateway_loads_krea_on_a_card_of_141_gb(
-    krea: Outline, size: tuple[int, int], tmp_path: Path
-) -> None:
-    chosen = await load_of(krea, tmp_path, size, 141)
+async def test_the_gateway_loads_krea_on_a_card_of_141_gb(krea: Outline, size: tuple[int, int]) -> None:
+    chosen = await load_of(krea, size, 141)
 
-    assert not chosen.text_encoder_on_demand
+    assert not chosen.make_room
     assert chosen.sessions is not None
     assert chosen.plan.total(chosen.sessions) <= 141 * GB < chosen.plan.total(chosen.sessions + 1)
 
 
-async def test_an_averaged_sink_in_float32_counts_twice_beside_a_16_bit_cache(tmp_path: Path) -> None:
+async def test_an_averaged_sink_in_float32_counts_twice_beside_a_16_bit_cache() -> None:
     size = (320, 576)
     real = outline(Request("reward-forcing", Path("nowhere"), (size,), precision="fp16"))
 
-    loads = [await load_of(real, tmp_path, size, 80, sink_ema_float32=wide) for wide in (False, True)]
+    loads = [await load_of(real, size, 80, sink_ema_float32=wide) for wide in (False, True)]
 
     plans = [load.plan for load in loads]
     sink = 30 * 2 * 3 * 720 * 1536 * 2  # layers, keys and values, three frames of 720 tokens, 16 bits

@@ -28,7 +28,7 @@ from streaming.engine_set import SET, EngineSet, read_engine_set
 from streaming.errors import WanstreamError
 from streaming.manifest import MANIFEST, ONNX_FILE, read_manifest
 from streaming.records import EngineError
-from streaming.served import in_process, open_model
+from streaming.served import InProcess, open_model
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE, small_options, small_request
 
@@ -255,7 +255,7 @@ def test_a_set_that_names_a_wrong_engine_is_not_opened(root: Path, part: str, ot
     (directory / SET).write_text(wrong.model_dump_json())
 
     with pytest.raises(EngineError, match=f"is not the one that is needed: its {fact}"):
-        open_model(directory, LONGLIVE, in_process(store.models))
+        open_model(directory, LONGLIVE, InProcess(store.models))
 
 
 def test_autoencoders_of_another_size_are_not_opened(root: Path) -> None:
@@ -265,7 +265,7 @@ def test_autoencoders_of_another_size_are_not_opened(root: Path) -> None:
     (directory / SET).write_text(text.replace('"height": 64', '"height": 96'))
 
     with pytest.raises(EngineError, match="its height is 64, not 96"):
-        open_model(directory, LONGLIVE, in_process(store.models))
+        open_model(directory, LONGLIVE, InProcess(store.models))
 
 
 def export_command(root: Path, *options: object) -> list[str]:
