@@ -47,6 +47,7 @@ from gateway.webrtc.decoding import install_decoder
 from gateway.webrtc.guards import install_guards
 from gateway.webrtc.ice import IceServers
 from gateway.webrtc.jitter_buffer import install_jitter_buffer
+from gateway.webrtc.sender import install_sender
 from gateway.webrtc.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     install_encoders(config.bitrate)
     install_jitter_buffer()
     install_decoder()
+    install_sender()
     install_patient_consent()
     install_guards()
     app = Quart(__name__, static_folder=None)

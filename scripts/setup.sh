@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Create the virtual environment and install pinned dependencies, Debian packages included.
 #   scripts/setup.sh serve   what the server on this machine needs, PyTorch and ONNX Runtime for models included
-#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn)
+#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -80,7 +80,8 @@ install_modelopt() {
         > "$("$modelopt/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 }
 
-# What pip cannot bring: the interpreter's shared library for Triton's model processes, a browser and a TURN server for the tests.
+# What pip cannot bring: the interpreter's shared library for Triton's model processes, a browser, a TURN server and
+# links of limited speed for the tests.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -89,6 +90,7 @@ install_libraries() {
     if [ "$role" = test ]; then
         command -v chromium >/dev/null || apt_install chromium
         command -v turnserver >/dev/null || install_coturn
+        command -v tc >/dev/null || apt_install iproute2
     fi
 }
 
@@ -99,6 +101,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     if [ "$role" = test ]; then install_modelopt; fi
     install_libraries
     echo "$wanted" > "$stamp"
-elif [ "$role" = test ] && ! { command -v chromium && command -v turnserver; } >/dev/null; then
+elif [ "$role" = test ] && ! { command -v chromium && command -v turnserver && command -v tc; } >/dev/null; then
     install_libraries
 fi

@@ -3,7 +3,7 @@
 import { api, problemText, Unreachable } from "./api.js";
 import { Controls } from "./controls.js";
 import { ReferenceImages } from "./images.js";
-import { Meter } from "./meter.js";
+import { isNetworkFull, Meter } from "./meter.js";
 import { Models } from "./models.js";
 import { dismiss, notify } from "./notices.js";
 import { bindFullscreen, saveSnapshot } from "./screen.js";
@@ -16,6 +16,8 @@ const $ = (id) => document.getElementById(id);
 const IDLE_POLL_MS = 4_000;
 const READING_MS = 1_000;
 const NO_PICTURE_MS = 12_000;
+const NETWORK_WELL_MS = 10_000; // without a sign of a full network
+const FULL_READINGS = 2; // signs of a full network before it is said
 
 const settings = new Settings();
 const controls = new Controls(settings);
@@ -32,6 +34,8 @@ let failure = null; // why the server's last load failed
 let opening = false; // the camera is being asked for
 let input = null; // track of the local video
 let lastFrameAt = 0;
+let lastFullAt = -Infinity; // when a reading showed that the network is full
+let fullReadings = 0;
 let problem = null; // what ended the last stream
 
 const meter = new Meter(output, preview, () => {
@@ -196,7 +200,7 @@ async function changeInput() {
 
 /** Opens the input, so that a missing camera is known before minutes of loading; null when that failed. */
 async function makePlan() {
-  dismiss("problem", "source", "refused", "warnings", "no-picture");
+  dismiss("problem", "source", "refused", "warnings", "no-picture", "network");
   opening = true;
   render();
   try {
@@ -402,17 +406,41 @@ for (const type of ["pagehide", "beforeunload"]) {
   }
 })();
 
-setInterval(async () => {
-  if (!stream.isLive || !stream.peer) return;
-  showNumbers(await meter.read(stream.peer, { moving: input !== null && stream.state === "streaming" }));
-  if ($("details").open) showServerNumbers(await api.metrics().catch(() => null), stream.sessionId, meter.stats);
-  if (!document.hidden && performance.now() - lastFrameAt > NO_PICTURE_MS) {
-    lastFrameAt = Infinity; // once
+/** Says when the picture is held up, and by what. */
+function watchPicture() {
+  const now = performance.now();
+  if (isNetworkFull(meter.stats)) {
+    lastFullAt = now;
+    fullReadings += 1;
+  } else if (now - lastFullAt > NETWORK_WELL_MS) {
+    fullReadings = 0;
+    dismiss("network");
+  }
+  const isNetwork = now - lastFullAt < NETWORK_WELL_MS;
+  const isStill = !document.hidden && now - lastFrameAt > NO_PICTURE_MS;
+  if (isNetwork && (isStill || fullReadings === FULL_READINGS)) {
+    dismiss("no-picture");
+    notify("network", {
+      level: isStill ? "error" : "info",
+      title: "The network is too slow",
+      text:
+        "Parts of the video get lost between the server and this browser. The picture gets coarser until it fits; " +
+        "a cable, a better radio signal or a smaller picture helps.",
+    });
+  } else if (isStill) {
     notify("no-picture", {
       title: "No new picture",
       text: "The connection is up, but no picture has arrived for a while. The server may be overloaded; its log says more.",
     });
   }
+  if (isStill) lastFrameAt = Infinity; // once
+}
+
+setInterval(async () => {
+  if (!stream.isLive || !stream.peer) return;
+  showNumbers(await meter.read(stream.peer, { moving: input !== null && stream.state === "streaming" }));
+  if ($("details").open) showServerNumbers(await api.metrics().catch(() => null), stream.sessionId, meter.stats);
+  watchPicture();
 }, READING_MS);
 
 hideToken();

@@ -3,6 +3,8 @@
 import { DelayEstimator, Thumbnailer } from "./delay.js";
 
 const MIN_SAMPLE_MS = 30; // of pictures for the delay
+const FULL_LOSS_SHARE = 0.05; // of packets; a radio link may lose some without being full
+const PIECES_BITRATE = 100_000; // bit/s that should have given a picture
 
 export class Meter {
   #output;
@@ -62,6 +64,7 @@ export class Meter {
       droppedFrames: reading.framesDropped,
       freezes: reading.freezes,
       packetsLost: reading.packetsLost,
+      lossShare: lossShare(reading, before),
       bitrate: seconds > 0 ? perSecond("bytesReceived") * 8 : null,
       sentFps: perSecond("framesSent"),
       sentBitrate: seconds > 0 ? perSecond("bytesSent") * 8 : null,
@@ -79,6 +82,19 @@ export class Meter {
     if (!now || !before || now.frames < before.frames) return null;
     return now.time === before.time ? 0 : ((now.frames - before.frames) * 1000) / (now.time - before.time);
   }
+}
+
+/** Share of the video's packets that were lost between two readings; 0 when there were none. */
+function lossShare(now, before) {
+  const lost = now.packetsLost - before.packetsLost;
+  const all = lost + now.packetsReceived - before.packetsReceived;
+  return lost > 0 && all > 0 ? lost / all : 0;
+}
+
+/** Whether a reading shows that the network, not the server, holds the picture up. */
+export function isNetworkFull(stats) {
+  const arrivesInPieces = stats.bitrate > PIECES_BITRATE && stats.decodedFps === 0;
+  return stats.lossShare > FULL_LOSS_SHARE || arrivesInPieces;
 }
 
 function eachFrame(video, handle) {
@@ -107,6 +123,7 @@ function digest(report) {
     framesDropped: inbound.framesDropped ?? 0,
     freezes: inbound.freezeCount ?? 0,
     packetsLost: inbound.packetsLost ?? 0,
+    packetsReceived: inbound.packetsReceived ?? 0,
     bytesReceived: inbound.bytesReceived ?? 0,
     jitterDelay: inbound.jitterBufferDelay ?? 0,
     jitterEmitted: inbound.jitterBufferEmittedCount ?? 0,

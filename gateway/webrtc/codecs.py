@@ -9,12 +9,10 @@ cost 8 to 16 dB on a panning 512x512 picture and saved no CPU that could be meas
 
 import fractions
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import av
 from aiortc import rtcrtpsender
 from aiortc.codecs import get_encoder as stock_encoder
-from aiortc.codecs import h264, vpx
 from aiortc.codecs.base import Encoder
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
@@ -27,46 +25,22 @@ from av.video.reformatter import VideoReformatter
 
 from gateway.config import Bitrate
 from gateway.webrtc.aiortc_members import require_members
+from gateway.webrtc.rate import RateLimits
+from gateway.webrtc.sender import current_link
 
 require_members(rtcrtpsender, "get_encoder")
-for _module in (vpx, h264):
-    require_members(_module, "MIN_BITRATE", "DEFAULT_BITRATE", "MAX_BITRATE")
 require_members(Vp8Encoder, "_packetize")
 require_members(H264Encoder, "_packetize", "_split_bitstream")
 
-_REFERENCE_PIXELS = 832 * 480  # at this size and above the configured bitrates apply in full
-_SMALLEST_SHARE = 0.1
 _ASSUMED_FPS = 30
 
 
-@dataclass(slots=True)
-class _RateLimits:
-    """The configured range, shared by all encoders of the process."""
-
-    bitrate: Bitrate
-
-    def clamp(self, wanted: int, width: int, height: int) -> int:
-        """`wanted` bit/s inside the range for this picture size; small pictures get a lower range."""
-        share = min(1.0, max(_SMALLEST_SHARE, width * height / _REFERENCE_PIXELS))
-        return round(max(self.bitrate.minimum * share, min(wanted, self.bitrate.maximum * share)))
-
-    def default(self, width: int, height: int) -> int:
-        return self.clamp(round(self.bitrate.default * width * height / _REFERENCE_PIXELS), width, height)
-
-
-_limits = _RateLimits(Bitrate())
+_limits = RateLimits(Bitrate())  # shared by all encoders of the process
 
 
 def install_encoders(bitrate: Bitrate) -> None:
     """Make aiortc's senders use the encoders of this module, within `bitrate`. Call before any session."""
     _limits.bitrate = bitrate
-    for module in (
-        vpx,
-        h264,
-    ):  # aiortc clamps bandwidth reports with these before it hands them to an encoder
-        module.MIN_BITRATE = round(bitrate.minimum * _SMALLEST_SHARE)  # type: ignore[attr-defined]
-        module.DEFAULT_BITRATE = bitrate.default  # type: ignore[attr-defined]
-        module.MAX_BITRATE = bitrate.maximum  # type: ignore[attr-defined]
     rtcrtpsender.get_encoder = _get_encoder  # type: ignore[attr-defined]
 
 
@@ -77,33 +51,40 @@ def _get_encoder(codec: RTCRtpCodecParameters) -> Encoder:
 
 
 class _Tuned:
-    """One libav encoder that is rebuilt when the picture size or the bitrate changes."""
+    """One libav encoder that is rebuilt when the picture size or the bitrate changes.
 
-    def __init__(self, name: str, options: dict[str, str]) -> None:
+    narrow: options besides, for a network that is narrower than the configured floor.
+    """
+
+    def __init__(self, name: str, options: dict[str, str], narrow: dict[str, str]) -> None:
+        self.link = current_link()
         self._name = name
+        self._narrow = narrow
         self._reformatter = VideoReformatter()  # kept: a new one per picture costs more than the conversion
         self._options = options
         self._context: VideoCodecContext | None = None
 
-    def encode(self, frame: av.VideoFrame, bitrate: int | None, force_keyframe: bool) -> bytes:
-        """Encode one picture. bitrate: bit/s that the receiver reports, None before it did."""
-        wanted = (
-            _limits.default(frame.width, frame.height)
-            if bitrate is None
-            else _limits.clamp(bitrate, frame.width, frame.height)
-        )
+    def encode(self, frame: av.VideoFrame, force_keyframe: bool) -> bytes:
+        """Encode one picture; empty when it is left out, to keep to a low bitrate."""
+        wanted = self.link.wanted(_limits, frame.width, frame.height)
         context = self._context
         if (
             context is None
             or (context.width, context.height) != (frame.width, frame.height)
-            # A rebuilt encoder starts with a key frame, so small steps are not worth one.
-            or abs(wanted - (context.bit_rate or 0)) > 0.25 * wanted
+            or self._is_off(wanted, context.bit_rate or 1)
         ):
             context = self._context = self._open(frame.width, frame.height, wanted)
         picture = self._reformatter.reformat(frame, format="yuv420p", threads=1)
         # A frame object may have been encoded before: its old picture type must not stick.
         picture.pict_type = PictureType.I if force_keyframe else PictureType.NONE
-        return b"".join(bytes(packet) for packet in context.encode(picture))
+        data = b"".join(bytes(packet) for packet in context.encode(picture))
+        self.link.sent(len(data))
+        return data
+
+    def _is_off(self, wanted: int, bitrate: int) -> bool:
+        """It starts with a key frame: small steps are not worth one unless packets get lost."""
+        least, most = (0.9, 1.25) if self.link.narrow else (0.8, 1.33)
+        return not least < wanted / bitrate < most
 
     def _open(self, width: int, height: int, bitrate: int) -> VideoCodecContext:
         context = av.CodecContext.create(self._name, "w")
@@ -116,7 +97,8 @@ class _Tuned:
         context.gop_size = 3000
         context.thread_count = 1
         rate = str(bitrate)
-        context.options = {**self._options, "minrate": rate, "maxrate": rate, "bufsize": rate}
+        options = self._options | (self._narrow if self.link.narrow else {})
+        context.options = {**options, "minrate": rate, "maxrate": rate, "bufsize": rate}
         return context
 
 
@@ -125,7 +107,6 @@ class TunedVp8Encoder(Vp8Encoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self._reported: int | None = None
         self._tuned = _Tuned(
             "libvpx",
             {
@@ -141,22 +122,23 @@ class TunedVp8Encoder(Vp8Encoder):
                 "qmin": "2",
                 "qmax": "56",
             },
+            narrow={"drop-threshold": "30", "qmax": "63"},  # better fewer pictures than late ones
         )
 
     def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         assert isinstance(frame, av.VideoFrame)
-        data = self._tuned.encode(frame, self._reported, force_keyframe)
+        data = self._tuned.encode(frame, force_keyframe)
         payloads = self._packetize(data, self.picture_id)
         self.picture_id = (self.picture_id + 1) % (1 << 15)
         return payloads, _rtp_timestamp(frame)
 
     @property
     def target_bitrate(self) -> int:
-        return self._reported or _limits.bitrate.default
+        return self._tuned.link.estimate or _limits.bitrate.default
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
-        self._reported = bitrate
+        self._tuned.link.report(bitrate)
 
 
 class TunedH264Encoder(H264Encoder):
@@ -164,8 +146,9 @@ class TunedH264Encoder(H264Encoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self._reported: int | None = None
-        self._tuned = _Tuned("libx264", {"preset": "ultrafast", "tune": "zerolatency", "profile": "baseline"})
+        self._tuned = _Tuned(
+            "libx264", {"preset": "ultrafast", "tune": "zerolatency", "profile": "baseline"}, narrow={}
+        )
 
     def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
         assert isinstance(frame, av.VideoFrame)
@@ -173,15 +156,15 @@ class TunedH264Encoder(H264Encoder):
 
     def nal_units(self, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
         """The encoded picture as NAL units without start codes."""
-        return self._split_bitstream(self._tuned.encode(frame, self._reported, force_keyframe))
+        return self._split_bitstream(self._tuned.encode(frame, force_keyframe))
 
     @property
     def target_bitrate(self) -> int:
-        return self._reported or _limits.bitrate.default
+        return self._tuned.link.estimate or _limits.bitrate.default
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
-        self._reported = bitrate
+        self._tuned.link.report(bitrate)
 
 
 def _rtp_timestamp(frame: av.VideoFrame) -> int:

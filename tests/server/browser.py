@@ -39,12 +39,17 @@ Pixels = npt.NDArray[np.int16]
 
 
 @asynccontextmanager
-async def chromium(*arguments: str) -> AsyncIterator[Browser]:
-    """A browser with further command-line arguments; $CHROMIUM overrides where it is looked for."""
+async def chromium(*arguments: str, wrapper: Path | None = None) -> AsyncIterator[Browser]:
+    """A browser with further command-line arguments; $CHROMIUM overrides where it is looked for.
+
+    wrapper: a program that starts it in some other way, from its own arguments.
+    """
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     assert path, _INSTALL
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=[*_ARGUMENTS, *arguments])
+        browser = await playwright.chromium.launch(
+            executable_path=wrapper or path, args=[*_ARGUMENTS, *arguments]
+        )
         try:
             yield browser
         finally:

@@ -14,7 +14,6 @@ from aiortc.mediastreams import MediaStreamError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Bitrate
 from gateway.webrtc import codecs
 from gateway.webrtc.video_input import VideoInput, choose, stack
 from gateway.webrtc.video_output import FrameQueue, GeneratedTrack, to_frame
@@ -255,15 +254,6 @@ def test_encoders_follow_a_change_of_picture_size() -> None:
 
     decoded = decode_vp8(payloads, timestamp)
     assert (decoded[0].width, decoded[0].height) == (96, 64)
-
-
-def test_small_pictures_get_a_lower_bitrate_range() -> None:
-    limits = codecs._RateLimits(Bitrate(5_000_000, 7_000_000, 10_000_000))
-
-    assert limits.default(832, 480) == 7_000_000
-    assert limits.clamp(1, 832, 480) == 5_000_000
-    assert limits.clamp(1, 256, 256) < 1_000_000
-    assert limits.clamp(10**9, 256, 256) < 2_000_000
 
 
 async def test_the_first_picture_is_not_delayed() -> None:
