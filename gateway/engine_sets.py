@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.demo import DemoEngines
-from gateway.serving import Availability, ServingError, StageCallback, fp8_remedy
+from gateway.serving import Availability, Combination, ServingError, StageCallback, fp8_remedy
 from streaming.demo import DEMO_PIPELINES
 from streaming.engine_set import SET, EngineSet, read_engine_set
 from streaming.records import EngineError
@@ -17,7 +17,8 @@ from streaming.specs import SPECS, PipelineSpec
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "onnxruntime", "tokenizers", "ftfy", "safetensors")  # of the models of a pipeline
-FP8 = "fp8"  # the precision that parameter `quantization` asks for
+FP8 = "fp8"  # the precision that parameter `quantization` asks for, by the name
+QUANTIZED = "fp8_e4m3fn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,10 @@ class EngineSets:
                 f"Pipeline '{spec.id}' cannot be served from {self.models}: the models of an external Triton "
                 "take names for ASCII. Choose another directory with WANSTREAM_ENGINES_DIR.",
             )
-        if self._demo is not None and self._waits_for_demo(spec):
+        if self._demo is not None and self.waits_for_demo(spec):
             about = self._demo.info
-            return replace(_servable([about.size], ("wan",)), note=about.note, examples=about.examples)
+            servable = _servable([Combination(*about.size, "wan", None)])
+            return replace(servable, note=about.note, examples=about.examples)
         sets = [found.content for found in self._of(spec)]
         if not sets:
             return Availability(
@@ -69,10 +71,12 @@ class EngineSets:
                 f"The engines of '{spec.id}' are not exported. Run: wanstream-export {spec.id}, or "
                 f"wanstream-export {spec.id} --demo for a tiny stand-in.",
             )
-        sizes = dict.fromkeys((v.height, v.width) for s in sets for v in s.vae)
-        has_fp8 = any(s.precision == FP8 for s in sets)
-        servable = _servable(list(sizes), tuple(dict.fromkeys(s.vae_type for s in sets)), has_fp8=has_fp8)
-        return replace(servable, note=sets[0].note, examples=sets[0].examples)
+        combinations = [
+            Combination(v.height, v.width, s.vae_type, QUANTIZED if s.precision == FP8 else None)
+            for s in sets
+            for v in s.vae
+        ]
+        return replace(_servable(combinations), note=sets[0].note, examples=sets[0].examples)
 
     def opening(self) -> PipelineSpec | None:
         """The pipeline that a server begins with if nobody names one: a demonstration, or none.
@@ -89,10 +93,11 @@ class EngineSets:
 
         Raises ServingError. May be cancelled.
         """
-        if self._demo is not None and self._waits_for_demo(spec):
+        if self._demo is not None and self.waits_for_demo(spec):
             await self._demo.make(spec, on_stage)
 
-    def _waits_for_demo(self, spec: PipelineSpec) -> bool:
+    def waits_for_demo(self, spec: PipelineSpec) -> bool:
+        """Whether the engines of `spec` are those of the demonstration, and have to be made first."""
         if self._demo is None or not self._demo.offers(spec) or self._has_real(spec):
             return False
         return not self._of(spec) or not self._demo.is_current(spec)
@@ -157,15 +162,15 @@ def _read(directory: Path) -> FoundSet | None:
         return None
 
 
-def _servable(
-    sizes: list[tuple[int, int]], vae_types: tuple[str, ...], *, has_fp8: bool = False
-) -> Availability:
+def _servable(combinations: list[Combination]) -> Availability:
+    quantizations = (c.quantization for c in combinations)
     return Availability(
         True,
-        supported_resolutions=sizes,
-        vae_types=vae_types,
+        supported_resolutions=list(dict.fromkeys(c.size for c in combinations)),
+        vae_types=tuple(dict.fromkeys(c.vae_type for c in combinations)),
         needs_models=False,
         loras=False,
-        quantizations=("fp8_e4m3fn",) if has_fp8 else (),
+        quantizations=tuple(dict.fromkeys(name for name in quantizations if name is not None)),
+        combinations=tuple(dict.fromkeys(combinations)),
         vace=False,
     )

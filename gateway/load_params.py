@@ -1,7 +1,7 @@
 """What POST /api/v1/pipeline/load asks for: which pipeline, with which parameters (api.md 4.1 to 4.3)."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.paths import PathNotAllowedError, is_file, resolve_inside
-from gateway.serving import Availability, fp8_remedy
+from gateway.serving import Availability, Combination, fp8_remedy
 from gateway.validation import FilePath, Integer, Number, Seed, check, located, quoted
 from streaming.load_plan import BackendChoice
 from streaming.specs import LOAD_CHOICES, SPECS, LoraMergeMode, PipelineSpec, Quantization, SizeRange, VaeType
@@ -79,10 +79,15 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
     explicit_size = "height" in values or "width" in values
     if explicit_size:
         _require_resolution(spec, params, availability)
-    elif (params["height"], params["width"]) != (spec.height, spec.width):
+    if availability.combinations is not None:
+        warnings += _take_combination(spec, params, values, availability.combinations)
+    if not explicit_size and (params["height"], params["width"]) != (spec.height, spec.width):
+        usual = f"its usual {spec.height}x{spec.width}"
+        if (spec.height, spec.width) in (availability.supported_resolutions or ()):
+            usual += " with these parameters"
         warnings.append(
             f"No size was given: using {params['height']}x{params['width']} (height x width), because "
-            f"{spec.id} is not built for its usual {spec.height}x{spec.width} here."
+            f"{spec.id} is not built for {usual} here."
         )
     if values.get("vace_enabled") and not params["vace_enabled"]:
         warnings.append(f"vace_enabled was ignored: {spec.id} has no VACE engine here.")
@@ -359,6 +364,48 @@ def _require_resolution(spec: PipelineSpec, params: Mapping[str, Any], availabil
         f"{spec.id} is not built for {params['height']}x{params['width']} (height x width) on this server; "
         f"supported: {listed}.",
     )
+
+
+def _take_combination(
+    spec: PipelineSpec, params: dict[str, Any], values: Mapping[str, Any], combinations: Sequence[Combination]
+) -> list[str]:
+    """Set what nobody chose to what goes with what somebody chose; returns warnings.
+
+    Raises ApiError 400, with what comes nearest, when nothing does.
+    """
+    wanted = Combination(params["height"], params["width"], params["vae_type"], params.get("quantization"))
+    named = {name for name in ("vae_type", "quantization") if name in values}
+    named |= {"size"} if "height" in values or "width" in values else set()
+    nearest = max(combinations, key=lambda found: _likeness(found, wanted, named))
+    if any(getattr(nearest, name) != getattr(wanted, name) for name in named):
+        raise ApiError(
+            400,
+            f"{spec.id} is not built for {_described(wanted)} on this server. The nearest that it is built "
+            f"for: {_described(nearest)}.",
+        )
+    warnings = [
+        f"No {name} was given: using {getattr(nearest, name)}, because {spec.id} is not built for "
+        f"{_described(wanted)} here."
+        for name in ("vae_type", "quantization")
+        if getattr(nearest, name) != getattr(wanted, name)
+    ]
+    chosen = {"height": nearest.height, "width": nearest.width, "vae_type": nearest.vae_type}
+    params.update(chosen | ({"quantization": nearest.quantization} if "quantization" in params else {}))
+    return warnings
+
+
+def _likeness(found: Combination, wanted: Combination, named: Collection[str]) -> tuple[int, ...]:
+    """What somebody named counts before defaults, the size before the rest; then how near the size is."""
+    parts = ("size", "vae_type", "quantization")
+    equal = {name: getattr(found, name) == getattr(wanted, name) for name in parts}
+    distance = abs(found.height - wanted.height) + abs(found.width - wanted.width)
+    return (sum(equal[name] for name in named), *(equal[name] for name in parts), -distance)
+
+
+def _described(found: Combination) -> str:
+    quantization = "" if found.quantization is None else f" and quantization {found.quantization}"
+    size = f"{found.height}x{found.width} (height x width)"
+    return f"{size} with vae_type {found.vae_type}{quantization}"
 
 
 def _require_engines(spec: PipelineSpec, values: Mapping[str, Any], availability: Availability) -> None:

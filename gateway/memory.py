@@ -95,6 +95,8 @@ class Memory:
         self._used_and_total = used_and_total
         self._limit = limit_bytes
         self._on_cpu = on_cpu
+        self._newest: Fit | None = None
+        self._free_before: int | None = None  # the newest load
 
     async def fit(
         self, engines: EngineSet, manifests: Mapping[str, EngineManifest], spec: PipelineSpec, plan: LoadPlan
@@ -104,23 +106,60 @@ class Memory:
         manifests: of all engines of the size, by name. Raises ServingError, with the numbers, when it does
         not fit.
         """
-        assert spec.loop is not None, "a pipeline without a loop has no engines"
-        loop, placement = engines.built_for(spec.loop.chosen(plan.loop)), placement_of(plan)
-        try:
-            chosen = fit(engines, manifests, loop, plan.size, placement, await self._free(placement))
-        except WanstreamError as error:
-            raise ServingError(str(error)) from error
+        free = await self._free(placement_of(plan))
+        chosen = self._fit(engines, manifests, spec, plan, free)
+        self._newest, self._free_before = chosen, free
         for line in chosen.plan.lines():
             logger.info("%s", line)
         return chosen
 
+    async def check(
+        self,
+        engines: EngineSet,
+        manifests: Mapping[str, EngineManifest],
+        spec: PipelineSpec,
+        plan: LoadPlan,
+        *,
+        in_use: bool,
+    ) -> None:
+        """Raises ServingError, with the numbers, unless this load will fit. Arguments as of `fit`.
+
+        in_use: the newest load is in memory, and will be gone by then
+        """
+        placement = placement_of(plan)
+        free = await self._free(placement)
+        if in_use and free is not None:
+            free += self._taken(placement, free)
+        self._fit(engines, manifests, spec, plan, free)
+
+    def _fit(
+        self,
+        engines: EngineSet,
+        manifests: Mapping[str, EngineManifest],
+        spec: PipelineSpec,
+        plan: LoadPlan,
+        free: int | None,
+    ) -> Fit:
+        assert spec.loop is not None, "a pipeline without a loop has no engines"
+        loop = engines.built_for(spec.loop.chosen(plan.loop))
+        known = [size for size in (free, self._limit) if size is not None]
+        try:
+            return fit(engines, manifests, loop, plan.size, placement_of(plan), min(known, default=None))
+        except WanstreamError as error:
+            raise ServingError(str(error)) from error
+
+    def _taken(self, placement: Placement, free: int) -> int:
+        """Bytes of what is loaded: what has gone since before it was, as far as that can be its own."""
+        newest = self._newest
+        if newest is None or self._free_before is None:
+            return 0
+        if (newest.plan.placement is GPU) != (placement is GPU):
+            return 0
+        return max(0, min(self._free_before - free, newest.plan.total(newest.sessions or 1)))
+
     async def _free(self, placement: Placement) -> int | None:
-        """Bytes that a load may take; None: nobody can tell."""
-        free = None
+        """Bytes that nobody takes now; None: nobody can tell."""
         if placement is GPU:
             gpu = await self._used_and_total()
-            free = None if gpu is None else gpu[1] - gpu[0]
-        elif self._on_cpu:
-            free = await asyncio.to_thread(available_memory)
-        known = [size for size in (free, self._limit) if size is not None]
-        return min(known, default=None)
+            return None if gpu is None else gpu[1] - gpu[0]
+        return await asyncio.to_thread(available_memory) if self._on_cpu else None

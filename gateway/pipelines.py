@@ -127,16 +127,23 @@ class Pipelines:
             self._error = text
             self._notify_soon()
 
+    def state_of(self, request: LoadRequest) -> State | None:
+        """LOADING or LOADED if this is the newest wish; None: it is a new one."""
+        newest = self._wanted or (None if self._given_up else self._running)
+        if newest is not None:
+            equal = (newest.spec.id, newest.params) == (request.spec.id, request.params)
+            return State.LOADING if equal else None
+        if self._loaded and self._loaded.serves(request) and not self._running:
+            return State.LOADED
+        return None
+
     def request_load(self, request: LoadRequest) -> State:
         """Accept a load; the state has changed when this returns. Equal requests are no-ops."""
         if self._closed:  # a request that came while the server stops
             return self.state
-        newest = self._wanted or (None if self._given_up else self._running)
-        if newest is not None:
-            if (newest.spec.id, newest.params) == (request.spec.id, request.params):
-                return State.LOADING
-        elif self._loaded and self._loaded.serves(request) and not self._running:
-            return State.LOADED
+        state = self.state_of(request)
+        if state is not None:
+            return state
         self._wanted = request
         self._lost = None
         self._error = None

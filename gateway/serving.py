@@ -47,6 +47,20 @@ def fp8_remedy(pipeline: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Combination:
+    """Load parameters that go together, because there are engines for them. Sizes in pixels."""
+
+    height: int
+    width: int
+    vae_type: str
+    quantization: str | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+@dataclass(frozen=True, slots=True)
 class Availability:
     """Whether a pipeline can be loaded here, and if not, what to do about it."""
 
@@ -57,6 +71,7 @@ class Availability:
     needs_models: bool = True  # whether the checkpoints are needed; not once engines are exported
     loras: bool = True  # whether LoRA files can be loaded, for pipelines that support them
     quantizations: tuple[str, ...] = ("fp8_e4m3fn",)  # for which engines exist
+    combinations: tuple[Combination, ...] | None = None  # which of these go together; None: all do
     vace: bool = True  # whether the VACE branch exists, for pipelines that support it
     max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
     note: str = ""  # a line for users about the weights
@@ -123,6 +138,16 @@ class Serving(Protocol):
 
     def availability(self, spec: PipelineSpec) -> Availability:
         """Whether `spec` can be loaded here; cheap, no I/O over the network."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether pipelines compute on a GPU."""
+
+    async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        """Find what `load` would refuse whatever Triton says: engines that are damaged, too little memory.
+
+        Memory is judged as it will be when what is loaded now is gone. Raises ServingError.
+        """
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         """Load a pipeline and warm it up; nothing else is loaded at that time.

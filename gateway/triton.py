@@ -43,6 +43,7 @@ from gateway.triton_server import TritonServer
 from gateway.triton_session import TritonSession, dead_models, user_text
 from gateway.waiting import end, to_the_end, within
 from streaming.engine_config import engine_config
+from streaming.engine_set import EngineSet
 from streaming.load_plan import LoadPlan
 from streaming.manifest import EngineManifest
 from streaming.records import EngineError
@@ -138,6 +139,16 @@ class TritonServing:
             f"'{spec.id}' in the model repository.",
         )
 
+    @property
+    def on_gpu(self) -> bool:
+        return self._server.embedded is None
+
+    async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        sets = self._engines
+        if spec.loop is not None and sets is not None and not sets.waits_for_demo(spec):
+            engines, plan, manifests = await asyncio.to_thread(_decide, sets, spec, load_params)
+            await self._memory.check(engines, manifests, spec, plan, in_use=self._model is not None)
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Waiting for Triton...")
         client = await self._server.connected(on_stage)
@@ -180,14 +191,7 @@ class TritonServing:
         sets = self._engines
         assert sets is not None
         await sets.prepare(spec, on_stage)
-        found = await asyncio.to_thread(sets.find, spec, load_params)
-        engines, plan = found.content, plan_load(found, sets.models, load_params, on_cpu=sets.on_cpu)
-        try:
-            manifests = await asyncio.to_thread(
-                checked_manifests, engines, sets.models, plan.size, plan.variant
-            )
-        except EngineError as error:
-            raise ServingError(str(error)) from error
+        engines, plan, manifests = await asyncio.to_thread(_decide, sets, spec, load_params)
         chosen = await self._memory.fit(engines, manifests, spec, plan)
         on_stage(chosen.summary)
         self._sessions = chosen.sessions
@@ -385,6 +389,22 @@ class TritonServing:
             raise ServingError(str(error)) from error
         finally:
             await session.close()
+
+
+def _decide(
+    sets: EngineSets, spec: PipelineSpec, load_params: Mapping[str, Any]
+) -> tuple[EngineSet, LoadPlan, Mapping[str, EngineManifest]]:
+    """The set for a load, how it is served before memory is looked at, and its engines by name.
+
+    Raises ServingError when there is none, or when an engine is damaged or cannot run.
+    """
+    found = sets.find(spec, load_params)
+    plan = plan_load(found, sets.models, load_params, on_cpu=sets.on_cpu)
+    try:
+        manifests = checked_manifests(found.content, sets.models, plan.size, plan.variant)
+    except EngineError as error:
+        raise ServingError(str(error)) from error
+    return found.content, plan, manifests
 
 
 async def _memory_from_metrics(url: str) -> tuple[int, int] | None:

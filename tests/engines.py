@@ -13,12 +13,14 @@ from export.run import export_pipeline
 from export.store import EngineStore
 from streaming.engine_set import SET, EngineSet, read_engine_set
 from streaming.load_plan import LoadPlan
+from streaming.manifest import CONFIG, MANIFEST, ONNX_FILE
 from streaming.specs import SPECS
 
 TRANSFORMER = TransformerConfig(dim=16, ffn_dim=24, num_heads=2, num_layers=1, text_dim=16, text_len=12)
 VAE = VaeConfig(dim=4)
 SIZE = (64, 80)
-BROKEN_VAE: Final = "lightvae"  # a set of `export_all` that is listed and cannot be loaded
+BROKEN_VAE: Final = "lightvae"  # a set of `export_all` that only Triton finds out about
+ABSENT_VAE: Final = "lighttae"  # one that the gateway can tell cannot be loaded
 
 
 def small_request(models: Path, pipeline: str = "longlive") -> Request:
@@ -66,13 +68,28 @@ def load_plan(store: EngineStore, engines: EngineSet, **changes: Any) -> LoadPla
 def export_all(longlive: Path, root: Path) -> None:
     """Copy the small LongLive of `export_small` to `root` and export every other pipeline beside it.
 
-    LongLive gets a second set, with VAE type BROKEN_VAE, one of whose engines is not there.
+    LongLive gets two more sets: with VAE type BROKEN_VAE, one of whose engines has a wrong content, and with
+    ABSENT_VAE, one of whose engines is not there.
     """
     shutil.copytree(longlive, root, copy_function=os.link)
-    sets = EngineStore(root / "engines").sets
-    (small,) = map(read_engine_set, sets.iterdir())
-    broken = small.model_copy(update={"name": "broken", "vae_type": BROKEN_VAE, "transformer": "absent"})
-    (sets / broken.name).mkdir()
-    (sets / broken.name / SET).write_text(broken.model_dump_json())
+    store = EngineStore(root / "engines")
+    (small,) = map(read_engine_set, store.sets.iterdir())
+    _add_damaged(store, small.transformer, "damaged")
+    for name, vae_type, transformer in (
+        ("z_broken", BROKEN_VAE, "damaged"),
+        ("z_absent", ABSENT_VAE, "absent"),
+    ):
+        other = small.model_copy(update={"name": name, "vae_type": vae_type, "transformer": transformer})
+        (store.sets / name).mkdir()
+        (store.sets / name / SET).write_text(other.model_dump_json())
     for pipeline in sorted(TRANSFORMER_FILES.keys() - {small.pipeline}):
         export_small(root, pipeline)
+
+
+def _add_damaged(store: EngineStore, name: str, copy: str) -> None:
+    """Copy an engine; its weights have the right size, but are other ones."""
+    shutil.copytree(store.models / name, store.models / copy)
+    for path in (store.models / copy / CONFIG, store.engine(copy) / MANIFEST):
+        path.write_text(path.read_text().replace(name, copy))
+    weights = store.engine(copy) / f"{ONNX_FILE}.data"
+    weights.write_bytes(bytes(len(weights.read_bytes())))

@@ -192,6 +192,10 @@ class DoubleServing:
             examples=("a red ball", "a blue box") if few_words else (),
         )
 
+    on_gpu = True
+
+    async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Loading plain pictures...")
         await asyncio.sleep(self.faults.load_delay_s)

@@ -54,6 +54,13 @@ class SplitServing:
     def availability(self, spec: PipelineSpec) -> Availability:
         return self._for(spec).availability(spec)
 
+    @property
+    def on_gpu(self) -> bool:
+        return self._active.on_gpu
+
+    async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        await self._for(spec).check(spec, load_params)
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         self._active = self._for(spec)
         await self._active.load(spec, load_params, on_stage)

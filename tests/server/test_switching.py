@@ -14,7 +14,7 @@ from streaming.model_pipeline import ModelPipeline
 from streaming.served import InProcess, open_model
 from streaming.sessions import Images
 from streaming.specs import LONGLIVE, STREAMDIFFUSIONV2, TEXT, VIDEO, PipelineSpec
-from tests.engines import BROKEN_VAE, SIZE
+from tests.engines import ABSENT_VAE, BROKEN_VAE, SIZE
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import load, pipeline_status, session_parameters, sessions
 from tests.server.peer import Peer, until
@@ -29,7 +29,7 @@ def beginning(spec: PipelineSpec, engines: Path) -> Images:
     """The first pictures of a new stream with the text peer's parameters, made in this process."""
     store = EngineStore(engines / "engines")
     found = {d: read_engine_set(d) for d in store.sets.iterdir()}
-    directory = next(d for d, s in found.items() if s.pipeline == spec.id and s.vae_type != BROKEN_VAE)
+    directory = next(d for d, s in found.items() if s.pipeline == spec.id and s.vae_type == "wan")
     stream = ModelPipeline(spec, open_model(directory, spec, InProcess(store.models)), 42).open_stream()
     chunks = [
         list(stream.next_chunk({"input_mode": TEXT, **MINE}, None, lambda: False)) for _ in range(CHUNKS)
@@ -135,4 +135,31 @@ async def test_every_stream_is_told_why_when_what_should_take_over_cannot_be_loa
     status = await pipeline_status(demo_server.client)
     assert status["status"] == "error"
     assert {message["error_message"] for message in messages} == {status["error"]}
-    assert "absent" in status["error"]  # the engine that is missing
+    assert "'damaged'" in status["error"]  # the engine that has another content
+
+
+@pytest.mark.timeout(400)
+async def test_a_load_that_no_engines_can_serve_is_refused_and_streams_go_on(
+    demo_server: ServerProcess,
+) -> None:
+    await load(demo_server.client, LONGLIVE.id, within_s=120)
+    async with Peer(demo_server.client) as peer:
+        await peer.connect({"input_mode": TEXT, **MINE})
+        await peer.wait_frames(5, within_s=60)
+        before = await pipeline_status(demo_server.client)
+
+        answers = [
+            await demo_server.client.call(
+                "POST",
+                "/api/v1/pipeline/load",
+                json_body={"pipeline_id": LONGLIVE.id, "load_params": {"vae_type": vae_type}},
+            )
+            for vae_type in (ABSENT_VAE, "tae")
+        ]
+        await peer.wait_frames(len(peer.frames) + 13, within_s=60)
+
+    assert [answer.status for answer in answers] == [400, 400]
+    assert "There is no engine in" in answers[0].text
+    assert "absent" in answers[0].text
+    assert await pipeline_status(demo_server.client) == before
+    assert peer.messages == []

@@ -15,7 +15,7 @@ from export.store import EngineStore
 from gateway.engine_checks import checked_manifests, why_refused
 from gateway.engine_sets import EngineSets, FoundSet
 from gateway.load_plans import plan_load
-from gateway.serving import ServingError
+from gateway.serving import Combination, ServingError
 from streaming.engine_set import SET, EngineSet, read_engine_set
 from streaming.load_plan import LoadPlan
 from streaming.manifest import MANIFEST, ONNX_FILE, PLAN_FILE, read_manifest
@@ -94,6 +94,16 @@ def test_quantized_engines_are_taken_when_they_are_asked_for(store: EngineStore)
 
     assert found_name(store, on_cpu=False) == full
     assert found_name(store, on_cpu=False, quantization="fp8_e4m3fn") == quantized
+
+
+def test_only_what_one_set_has_goes_together(store: EngineStore) -> None:
+    small = read_engine_set(next(store.sets.iterdir()))
+    other = small.vae[0].model_copy(update={"height": 96, "width": 96})
+    add_set(store, name="another", vae_type="tae", vae=(other,), precision="fp8")
+
+    combinations = EngineSets(store.root, on_cpu=False).availability(LONGLIVE).combinations
+
+    assert combinations == (Combination(*SIZE, "wan", None), Combination(96, 96, "tae", "fp8_e4m3fn"))
 
 
 def planned(store: EngineStore, on_cpu: bool = True, **params: Any) -> LoadPlan:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.load_params import LoadContext, LoadRequest, lora_adapters, parse_load_request
-from gateway.serving import Availability
+from gateway.serving import Availability, Combination
 from streaming.served import with_choices
 from streaming.specs import SPECS, PipelineSpec
 
@@ -344,6 +344,50 @@ def test_autoencoder_without_engines_is_refused_and_the_built_ones_are_listed() 
 
     assert error.status == 400
     assert "wan, lightvae" in error.detail
+
+
+# Two sets of engines: neither has the size of the one with the autoencoder of the other.
+TWO_SETS: dict[str, Any] = {
+    "supported_resolutions": [(320, 576), (480, 832)],
+    "vae_types": ("wan", "tae"),
+    "quantizations": (),
+    "combinations": (Combination(320, 576, "wan", None), Combination(480, 832, "tae", None)),
+}
+
+
+@pytest.mark.parametrize(
+    ("params", "nearest"),
+    [
+        ({"height": 480, "width": 832, "vae_type": "wan"}, "480x832 (height x width) with vae_type tae."),
+        ({"height": 320, "width": 576, "vae_type": "tae"}, "320x576 (height x width) with vae_type wan."),
+    ],
+)
+def test_a_combination_without_engines_is_refused_and_the_nearest_is_named(
+    params: dict[str, Any], nearest: str
+) -> None:
+    error = refused({"pipeline_id": "longlive", "load_params": params}, **TWO_SETS)
+
+    assert error.status == 400
+    assert error.detail.endswith(f"The nearest that it is built for: {nearest}")
+
+
+@pytest.mark.parametrize(
+    ("params", "chosen", "warning"),
+    [
+        ({}, (320, 576, "wan"), None),
+        ({"height": 480, "width": 832}, (480, 832, "tae"), "No vae_type was given: using tae"),
+        ({"vae_type": "tae"}, (480, 832, "tae"), "No size was given: using 480x832"),
+    ],
+)
+def test_what_nobody_chose_follows_what_somebody_did(
+    params: dict[str, Any], chosen: tuple[int, int, str], warning: str | None
+) -> None:
+    request = load("longlive", params, **TWO_SETS)
+
+    assert tuple(request.params[name] for name in ("height", "width", "vae_type")) == chosen
+    assert [w.partition(",")[0].partition(" (")[0] for w in request.warnings] == (
+        [warning] if warning else []
+    )
 
 
 @pytest.mark.parametrize(

@@ -157,3 +157,25 @@ async def test_what_onnx_runtime_takes_is_no_memory_of_a_gpu(
 
     assert fits.plan.placement is IN_PROCESS
     assert (fits.free is not None) == on_cpu
+
+
+async def test_a_load_is_judged_by_what_will_be_free_when_the_present_one_is_gone(
+    engines: EngineSet, store: EngineStore
+) -> None:
+    """The pipeline takes 1.1 GB of 1.5; so there is room for it in place of itself, not beside itself."""
+    used = [22_500_000_000]
+
+    async def used_and_total() -> tuple[int, int]:
+        return used[0], 24 * GB
+
+    memory = Memory(used_and_total, on_cpu=False)
+    manifests = read_manifests(store.models, engines.engines(SIZE))
+    request = (engines, manifests, LONGLIVE, load_plan(store, engines, backend="triton", gpus=(0,)))
+    plan = (await memory.fit(*request)).plan
+    used[0] += plan.total()
+
+    await memory.check(*request, in_use=True)
+    with pytest.raises(ServingError, match="are free"):
+        await memory.check(*request, in_use=False)
+    with pytest.raises(ServingError, match="are free"):
+        await Memory(used_and_total, on_cpu=False).check(*request, in_use=True)

@@ -61,6 +61,10 @@ class SlowServing:
     def availability(self, spec: PipelineSpec) -> Availability:
         return Availability(True)
 
+    on_gpu = True
+
+    async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         self.calls.append(f"load {spec.id}")
         on_stage(f"Loading {spec.name}...")
