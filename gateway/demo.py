@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _PACKAGES = ("onnx", "onnxscript")  # beside those that streaming needs
 _SOURCES = ("export", "streaming")
 _STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _LAST_LINES = 5
+_LONGEST_LINE = 8 << 10  # bytes
 
 
 class DemoEngines:
@@ -88,8 +89,7 @@ class DemoEngines:
         """Log what the export says until it ends, turn its steps into stages; returns the lines."""
         assert process.stdout is not None
         said = []
-        async for raw in process.stdout:
-            line = raw.decode(errors="replace").strip()
+        async for line in _lines(process.stdout):
             logger.info("Export: %s", line)
             if step := _STEP.match(line):
                 on_stage(f"Preparing the demonstration model: {step[1]} of {step[2]} engines are ready...")
@@ -99,6 +99,19 @@ class DemoEngines:
 
     def _stamp(self, spec: PipelineSpec) -> Path:
         return self._engines / f".demo-{spec.id}"
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """What comes, line by line; of a very long line, which a reader would refuse, only its beginning."""
+    line = b""
+    while piece := await stream.read(_LONGEST_LINE):
+        *whole, rest = piece.split(b"\n")
+        for end in whole:
+            yield (line + end)[:_LONGEST_LINE].decode(errors="replace").strip()
+            line = b""
+        line = (line + rest)[:_LONGEST_LINE]
+    if line:
+        yield line.decode(errors="replace").strip()
 
 
 @cache

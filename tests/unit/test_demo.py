@@ -140,3 +140,13 @@ def test_a_server_without_demonstration_says_what_to_run(tmp_path: Path) -> None
 
     assert "wanstream-export longlive" in str(sets.availability(LONGLIVE).reason)
     assert sets.opening() is None
+
+
+async def test_a_very_long_line_of_the_export_is_cut_and_does_not_end_it(tmp_path: Path) -> None:
+    script = ("print('x' * 200_000)", "print('why')", "sys.stdout.write('no end')", "sys.exit(1)")
+
+    with pytest.raises(ServingError) as caught:
+        await export_script(tmp_path, *script).make(LONGLIVE, lambda stage: None)
+
+    assert "x why no end" in str(caught.value)
+    assert len(str(caught.value)) < 10_000
