@@ -45,6 +45,7 @@ from gateway.waiting import end, to_the_end, within
 from streaming.engine_config import engine_config
 from streaming.engine_set import EngineSet
 from streaming.load_plan import LoadPlan
+from streaming.machine import gpu_memory_bytes
 from streaming.manifest import EngineManifest
 from streaming.records import EngineError
 from streaming.specs import SPECS, PipelineSpec
@@ -277,7 +278,7 @@ class TritonServing:
     async def gpu_memory_bytes(self) -> tuple[int, int] | None:
         if self._metrics_url is not None:
             return await _memory_from_metrics(self._metrics_url)
-        return await asyncio.to_thread(_memory_from_nvml)
+        return await asyncio.to_thread(gpu_memory_bytes)
 
     def hurry(self) -> None:
         self._hurry.set()
@@ -421,14 +422,3 @@ async def _memory_from_metrics(url: str) -> tuple[int, int] | None:
             return None
         values.append(int(float(match.group(1))))
     return values[0], values[1]
-
-
-def _memory_from_nvml() -> tuple[int, int] | None:
-    import pynvml  # here: the library looks for a driver that most gateways do not have
-
-    try:
-        pynvml.nvmlInit()
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
-    except pynvml.NVMLError:
-        return None
-    return int(memory.used), int(memory.total)

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 from dataclasses import dataclass
+from typing import Any
 
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 _LIBRARIES = ("libnvinfer.so.11", "libnvinfer.so.10")  # of the Triton and TensorRT containers
@@ -19,17 +20,58 @@ class Machine:
 
     @classmethod
     def here(cls, gpu: int = 0) -> "Machine":
-        """Of GPU number `gpu` of this machine."""
+        """Of the GPU of this machine that CUDA calls number `gpu`."""
         return cls(*_gpu(gpu), _tensorrt())
 
 
-def _gpu(index: int) -> tuple[str | None, str | None, str | None]:
-    """Name, compute capability, driver."""
+def gpu_memory_bytes(gpu: int = 0) -> tuple[int, int] | None:
+    """(used, total) memory of the GPU that CUDA calls number `gpu`; None: nobody can tell."""
     import pynvml  # here: it looks for a driver that most machines do not have
 
     try:
         pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(_nvml_device(gpu))
+    except pynvml.NVMLError:
+        return None
+    return int(memory.used), int(memory.total)
+
+
+def _nvml_device(index: int) -> Any:
+    """NVML's handle of the GPU that CUDA calls number `index`.
+
+    NVML counts all GPUs of the machine as the bus does; CUDA those of CUDA_VISIBLE_DEVICES, by default the
+    fastest first. Raises pynvml.NVMLError.
+    """
+    import pynvml
+
+    address = _bus_address(index)
+    if address is None:
+        return pynvml.nvmlDeviceGetHandleByIndex(index)
+    return pynvml.nvmlDeviceGetHandleByPciBusId(address)
+
+
+def _bus_address(index: int) -> bytes | None:
+    """Where a GPU of CUDA is, such as 0000:3B:00.0; None where there is no CUDA, or no such GPU."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, address = ctypes.c_int(), ctypes.create_string_buffer(64)
+    succeeded = (
+        cuda.cuInit(0) == 0
+        and cuda.cuDeviceGet(ctypes.byref(device), index) == 0
+        and cuda.cuDeviceGetPCIBusId(address, len(address), device) == 0
+    )
+    return address.value if succeeded else None
+
+
+def _gpu(index: int) -> tuple[str | None, str | None, str | None]:
+    """Name, compute capability, driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        device = _nvml_device(index)
         name, driver = pynvml.nvmlDeviceGetName(device), pynvml.nvmlSystemGetDriverVersion()
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(device)
     except pynvml.NVMLError:
