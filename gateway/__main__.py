@@ -96,10 +96,11 @@ def pipelines() -> None:
 
 def git_commit() -> str:
     """Short hash of the source tree, or `unknown (...)`."""
+    package = Path(__file__).resolve().parent
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
+            ["git", "rev-parse", "--show-prefix", "--short", "HEAD"],
+            cwd=package,
             capture_output=True,
             text=True,
             timeout=5,
@@ -107,7 +108,9 @@ def git_commit() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown (not a git checkout)"
-    return found.stdout.strip()
+    prefix, _, commit = found.stdout.strip().partition("\n")
+    # An environment inside somebody's repository: that one's commit is not ours.
+    return commit if prefix == f"{package.name}/" else "unknown (not a git checkout)"
 
 
 def engine_sets(config: Config) -> EngineSets:

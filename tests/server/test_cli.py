@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gateway.__main__ import page_url
+from gateway.__main__ import git_commit, page_url
 from gateway.app import VERSION
 from streaming.specs import SPECS
 from tests.server.peer import until
@@ -67,6 +67,25 @@ def test_version_is_told_under_both_names(name: str, tmp_path: Path) -> None:
 
     assert shown.returncode == 0
     assert re.fullmatch(rf"{name}: {re.escape(VERSION)}\ngit commit: .+\n", shown.stdout)
+
+
+def test_the_commit_of_somebody_else_s_repository_is_not_ours(tmp_path: Path) -> None:
+    """As an environment inside a checkout of something else, where the package is one file among many."""
+    packages = tmp_path / "venv" / "site-packages"
+    shutil.copytree(
+        ROOT / "gateway", packages / "gateway", ignore=shutil.ignore_patterns("page", "__pycache__")
+    )
+    for command in ("init -q", "-c user.name=x -c user.email=x@y commit -q --allow-empty -m x"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    code = "from gateway.__main__ import git_commit; print(git_commit())"
+
+    told = [
+        subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True).stdout.strip()
+        for cwd in (packages, ROOT)
+    ]
+
+    assert told[0] == "unknown (not a git checkout)"
+    assert told[1] == git_commit()
 
 
 def test_pipelines_are_listed(tmp_path: Path) -> None:
