@@ -67,6 +67,11 @@ from streaming.units import in_units
     help="Python of the environment with NVIDIA's ModelOpt, for precision fp8.",
 )
 @click.option("--wait", is_flag=True, help="Wait until another export into the same directory has ended.")
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Afterwards, remove engines of earlier exports that no set names. Not while a server uses them.",
+)
 @click.option("--verify", is_flag=True, help="Check an earlier export again and write nothing.")
 @click.option(
     "--models",
@@ -83,6 +88,7 @@ def main(
     demo: bool,
     dry_run: bool,
     wait: bool,
+    prune: bool,
     verify: bool,
     home: Path,
     models: Path | None,
@@ -120,6 +126,7 @@ def main(
                     workers=workers,
                     step=step,
                     wait=wait,
+                    prune=prune,
                     modelopt=ModelOpt(modelopt) if modelopt else None,
                 )
     except WanstreamError as error:

@@ -22,6 +22,8 @@ from typing import Any, Final
 import torch
 
 import export.graphs
+import export.onnx_export
+import export.quantization
 from export.calibration import record_stream
 from export.graphs.signature import Signature, TensorSpec
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
@@ -91,6 +93,7 @@ def export_pipeline(
     workers: int = 1,
     step: Step = _no_step,
     wait: bool = False,
+    prune: bool = False,
     resources: Callable[[Path], Resources] = Resources.now,
     modelopt: ModelOpt | None = None,
 ) -> EngineSet:
@@ -99,6 +102,7 @@ def export_pipeline(
     say         gets a line per step
     step        is called after each engine
     workers     processes that export at the same time; each loads the weights that it needs
+    prune       remove engines that no set names any more, when this one is complete
     wait        for another export into the same directory, instead of raising
     resources   what the machine has left
     modelopt    for precision fp8; None: in this environment
@@ -114,6 +118,11 @@ def export_pipeline(
         say(f"Reading the checkpoints in {request.models} ...")
         planned = [engine for part in parts for engine in plan(part)]
         missing = [e for e in planned if store.find(e.name, e.fingerprint) is None]
+        if missing and (other := made_otherwise(store, set_name(request))):
+            say(
+                f"The engines of '{set_name(request)}' were made by exporter {other}; this is "
+                f"{exporter_version()}, which writes others. The old ones serve until these are complete."
+            )
         _announce(parts, planned, missing, store, say, resources, workers)
         if workers > 1:
             _export_in_parallel(request, missing, store, say, workers, step, modelopt)
@@ -124,6 +133,8 @@ def export_pipeline(
         result = engine_set(request, planned, config, vae)
         result = _served_as_before(result, store)
         _write_set(result, request, store)
+        for name, size in store.prune() if prune else ():
+            say(f"Removed {name}, which no set names: {in_units(size)}.")
     say(f"Engine set '{result.name}' is complete: {store.sets / result.name}")
     return result
 
@@ -152,10 +163,26 @@ def plan(component: Component) -> list[PlannedEngine]:
 
 @cache
 def exporter_version() -> str:
-    """Version of this package and a hash of the graphs' source: other source, other engines."""
-    directory = Path(export.graphs.__file__).parent
-    sources = {path.name: path.read_text(encoding="utf-8") for path in sorted(directory.glob("*.py"))}
-    return f"{version('wanstream')}+{fingerprint(sources)[:8]}"
+    """Version of this package and a hash of what else decides what is written: other hash, other engines.
+
+    That is the source of the graphs and of their way to a file, and the versions of torch and onnx.
+    """
+    graphs = sorted(Path(export.graphs.__file__).parent.glob("*.py"))
+    files = [*graphs, Path(export.onnx_export.__file__), Path(export.quantization.__file__)]
+    parts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    # Without what follows the +: PyTorch for the CPU writes what PyTorch for CUDA writes.
+    parts |= {name: version(name).partition("+")[0] for name in ("torch", "onnx")}
+    return f"{version('wanstream')}+{fingerprint(parts)[:8]}"
+
+
+def made_otherwise(store: EngineStore, name: str) -> str | None:
+    """The version that made the engines of a set that is there, if that is not this one."""
+    try:
+        engines = read_engine_set(store.sets / name)
+        made_by = {store.verified(engine, hashes=False).exporter_version for engine in engines.engines()}
+    except EngineError:
+        return None  # it is not there, or damaged: nobody misses it
+    return ", ".join(sorted(made_by - {exporter_version()})) or None
 
 
 def _announce(

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from streaming.engine_set import read_engine_set
 from streaming.errors import WanstreamError
 from streaming.host_memory import available_memory
-from streaming.manifest import EngineManifest, check_files, engine_directory, read_manifest
+from streaming.manifest import MANIFEST, EngineManifest, check_files, engine_directory, read_manifest
 from streaming.records import EngineError
 from streaming.units import in_units
 
@@ -144,6 +145,28 @@ class EngineStore:
         finally:
             partial.unlink(missing_ok=True)
 
+    def prune(self) -> list[tuple[str, int]]:
+        """Remove the engines that no set names; returns their names and sizes in bytes.
+
+        Inside `writing` only. Raises StoreError, and removes nothing, when a set cannot be read: its engines
+        may be needed.
+        """
+        try:
+            sets = [read_engine_set(directory) for directory in self.sets.iterdir() if directory.is_dir()]
+        except EngineError as error:
+            raise StoreError(
+                f"Nothing was removed, because it is not known what is needed: {error}"
+            ) from error
+        named = {name for engine_set in sets for name in engine_set.engines()}
+        removed = []
+        for directory in sorted(self.models.iterdir()):
+            # What has no manifest is somebody else's model, and stays.
+            if directory.name not in named and (self.engine(directory.name) / MANIFEST).is_file():
+                size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+                self._remove(directory)
+                removed.append((directory.name, size))
+        return removed
+
     def find(self, name: str, fingerprint: str, *, hashes: bool = True) -> EngineManifest | None:
         """The manifest of an engine that is there, undamaged, and made from the same things; else None."""
         try:
@@ -158,6 +181,16 @@ class EngineStore:
         manifest = read_manifest(directory)
         check_files(directory, manifest, hashes=hashes)
         return manifest
+
+    def _remove(self, directory: Path) -> None:
+        """All of it, or nothing: half an engine would look damaged. Raises StoreError."""
+        partial = self._partial / f"{directory.name}.removed"
+        try:
+            self._partial.mkdir(exist_ok=True)
+            directory.rename(partial)
+        except OSError as error:
+            raise StoreError(f"'{directory}' cannot be removed ({error}).") from error
+        shutil.rmtree(partial, ignore_errors=True)
 
     @property
     def _partial(self) -> Path:

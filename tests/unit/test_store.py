@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from export.__main__ import main
 from export.checkpoints import CheckpointError
 from export.jobs import Request
-from export.run import export_pipeline
+from export.run import export_pipeline, exporter_version, made_otherwise
 from export.store import EngineStore, Resources, StoreError
 from export.verify import verify_set
 from streaming.engine_set import SET, EngineSet, read_engine_set
@@ -323,3 +323,48 @@ def test_an_export_beside_another_one_is_told_to_wait(root: Path) -> None:
 
     assert done.exit_code == 1
     assert "Another export is writing to" in done.stderr
+
+
+def test_pruning_removes_what_no_set_names_and_nothing_else(root: Path) -> None:
+    store = EngineStore(root / "engines")
+    (engine_set,) = map(read_engine_set, store.sets.iterdir())
+    shutil.copytree(store.models / engine_set.text_kv, store.models / "old_engine")
+    (store.models / "foreign" / "1").mkdir(parents=True)
+    lines: list[str] = []
+
+    export_pipeline(small_request(root / "models"), store, lines.append, prune=True)
+
+    (removed,) = (line for line in lines if line.startswith("Removed"))
+    assert "old_engine, which no set names" in removed
+    assert {path.name for path in store.models.iterdir()} == {*engine_set.engines(), "foreign"}
+    assert len(verify_set(store, engine_set.name)) == len(engine_set.engines())
+
+
+def test_nothing_is_pruned_while_a_set_cannot_be_read(root: Path) -> None:
+    store = EngineStore(root / "engines")
+    directory = next(store.sets.iterdir())
+    before = {path.name for path in store.models.iterdir()}
+    (directory / SET).write_text("{}")
+
+    with store.writing(), pytest.raises(StoreError, match="Nothing was removed"):
+        store.prune()
+
+    assert {path.name for path in store.models.iterdir()} == before
+
+
+def test_engines_of_another_exporter_are_told_apart(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version of PyTorch is one of the things that make another exporter."""
+    store = EngineStore(root / "engines")
+    name = next(store.sets.iterdir()).name
+    before, mine = exporter_version(), made_otherwise(store, name)
+
+    monkeypatch.setattr("export.run.version", lambda package: "99.0")
+    exporter_version.cache_clear()
+    try:
+        theirs = made_otherwise(store, name)
+    finally:
+        exporter_version.cache_clear()
+
+    assert mine is None
+    assert theirs == before
+    assert made_otherwise(store, "no_such_set") is None
