@@ -103,7 +103,7 @@ async def test_a_viewer_may_leave_pause_and_reload_at_any_time(server: ServerPro
 async def test_an_engine_that_dies_is_noticed_though_nobody_streams(
     server: ServerProcess, exported_engines: tuple[Path, EngineSet]
 ) -> None:
-    await load(server.client, LONGLIVE, within_s=150)
+    await load(server.client, LONGLIVE, {"backend": "triton"}, within_s=150)
 
     model_process(server, exported_engines[1].text_encoder).kill()
 
