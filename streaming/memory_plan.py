@@ -2,7 +2,8 @@
 
 What is counted follows serving.md 7 and 8.7: an engine holds its weights, one buffer for each input and
 output at the largest size of its profiles, and what it needs between layers; a call copies its inputs and
-outputs once more through a pool; a stream keeps its caches. Sessions take turns at everything else.
+outputs once more through a pool; a stream keeps its caches. Sessions take turns at everything else. Engines
+in the pipeline's own process share the buffers, for one runs at a time, and nothing is copied.
 
 Inputs, outputs, caches and weights are exact. What lies between an engine's layers is an estimate unless the
 manifest of a built plan has the number, and so is what processes and CUDA contexts take.
@@ -33,18 +34,19 @@ class DoesNotFitError(WanstreamError):
 class Placement:
     """What engines take beside their tensors, and what the memory is called.
 
-    keep_buffers   every engine keeps inputs, outputs and what is between its layers while another one runs
+    apart   each engine is a Triton model: it keeps its inputs, outputs and what is between its layers while
+            another one runs, and what is under way is copied
     """
 
     memory: str
     base_bytes: int
     engine_bytes: int
-    keep_buffers: bool = True
+    apart: bool = True
 
 
 GPU: Final = Placement("GPU memory", base_bytes=1_000_000_000, engine_bytes=0)  # two CUDA contexts
-# Triton and the pipeline's process with PyTorch and ONNX Runtime, in which all engines are.
-IN_PROCESS: Final = Placement("memory", base_bytes=600_000_000, engine_bytes=5_000_000, keep_buffers=False)
+# Triton and the pipeline's process with PyTorch and ONNX Runtime, in which all engines are: some 320 MB.
+IN_PROCESS: Final = Placement("memory", base_bytes=400_000_000, engine_bytes=5_000_000, apart=False)
 # The same, and a process with ONNX Runtime for each engine.
 MODEL_PROCESSES: Final = Placement("memory", base_bytes=600_000_000, engine_bytes=100_000_000)
 
@@ -158,7 +160,8 @@ def memory_plan(
     here = set(engines.engines((height, width)))
     loaded = {name: manifest for name, manifest in manifests.items() if name in here}
     caches = _session_caches(engines, loaded, loop, height, width)
-    together = sum if placement.keep_buffers else _largest
+    largest_call = _largest(map(_largest_call, loaded.values()))
+    together = sum if placement.apart else _largest
     again = sum(caches[name] for name in ("VAE caches", "cross attention"))  # old and new ones in one call
     again += caches["averaged sink"]  # a chunk makes a new one; the old one is still needed on failure
     if loop.on_prompt_change is OnPromptChange.RECACHE:
@@ -171,7 +174,7 @@ def memory_plan(
         weights={name: manifest.bytes for name, manifest in loaded.items()},
         buffers=together(map(_largest_call, loaded.values())),
         activations=together(map(activation_bytes, loaded.values())),
-        pool=int(_POOL_RESERVE * _largest(map(_largest_call, loaded.values()))),
+        pool=int(_POOL_RESERVE * largest_call) if placement.apart else 0,
         working=again,
         overhead=placement.base_bytes + len(loaded) * placement.engine_bytes,
         session=caches | {"latents and pictures": _latents_bytes(engines, loop, height, width)},
