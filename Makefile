@@ -9,13 +9,17 @@ ARGS ?=
 # Processes that run the tests; more than the cores, because many tests wait. 0: in this one.
 JOBS ?= 3
 
-.PHONY: serve test lint unit setup setup-dev clean
+.PHONY: serve test test-containers lint unit setup setup-dev clean
 
 serve: setup
 	$(PYTHON_M) gateway $(ARGS)
 
 test: lint
 	$(PYTHON_M) pytest -n $(JOBS)
+
+# With what is too slow for every day: the demonstration, exported in a container.
+test-containers: setup-dev
+	$(PYTHON_M) pytest tests/containers tests/containers/check_demonstration.py
 
 lint: setup-dev
 	$(PYTHON_M) ruff check .

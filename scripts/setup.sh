@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Create the virtual environment and install pinned dependencies, Debian packages included.
 #   scripts/setup.sh serve   what the server on this machine needs, PyTorch and ONNX Runtime for models included
-#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2)
+#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2, podman)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -80,8 +80,13 @@ install_modelopt() {
         > "$("$modelopt/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 }
 
-# What pip cannot bring: the interpreter's shared library for Triton's model processes, a browser, a TURN server and
-# links of limited speed for the tests.
+# The tests build and run the images of docker/.
+container_tools() { command -v podman && command -v buildah && command -v runc; }
+
+test_tools() { command -v chromium && command -v turnserver && command -v tc && container_tools; }
+
+# What pip cannot bring: the interpreter's shared library for Triton's model processes; for the tests a browser, a TURN
+# server, links of limited speed and containers.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -91,6 +96,7 @@ install_libraries() {
         command -v chromium >/dev/null || apt_install chromium
         command -v turnserver >/dev/null || install_coturn
         command -v tc >/dev/null || apt_install iproute2
+        container_tools >/dev/null || apt_install podman buildah runc containernetworking-plugins iptables
     fi
 }
 
@@ -101,6 +107,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     if [ "$role" = test ]; then install_modelopt; fi
     install_libraries
     echo "$wanted" > "$stamp"
-elif [ "$role" = test ] && ! { command -v chromium && command -v turnserver && command -v tc; } >/dev/null; then
+elif [ "$role" = test ] && ! test_tools >/dev/null; then
     install_libraries
 fi

@@ -1,4 +1,4 @@
-"""What the images of docker/ are made of, and what they run. No image is built here."""
+"""What the images of docker/ are made of, and what they run. tests/containers builds them."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compose_spec import PyCompose
 from dockerfile_parse import DockerfileParser
 
 from gateway.installation import TritonInstallation
 from gateway.plain_paths import PlainPaths
+from tests.containers.services import compose
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import wait_status
 from tests.server.peer import Peer, numbers_of, until
@@ -49,12 +49,8 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    """The services of the compose file, which is valid; variables have their defaults."""
-    text = (DOCKER / "compose.yaml").read_text()
-    defaults = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
-    assert "$" not in defaults
-    services: dict[str, Any] = PyCompose.from_yaml(defaults).to_dict()["services"]
-    return services
+    """The services of the compose file; variables have their defaults."""
+    return compose()
 
 
 def value(stage: list[tuple[str, str]], instruction: str) -> str:
@@ -73,11 +69,16 @@ def test_the_linters_have_nothing_to_say() -> None:
     syntax = [subprocess.run(["sh", "-n", path], capture_output=True, text=True).stderr for path in scripts]
 
     assert (said.stdout + said.stderr, said.returncode) == ("", 0)
-    assert syntax == ["", ""]
+    assert set(syntax) == {""}
 
 
-@pytest.mark.parametrize(("extra", "suffix"), [([], ""), (["tensorrt"], "[tensorrt]")])
-def test_the_wheel_is_installed_with_its_extra(extra: list[str], suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "suffix", "options"),
+    [([], "", ""), (["tensorrt", "--system-site-packages"], "[tensorrt]", " --system-site-packages")],
+)
+def test_the_wheel_is_installed_with_its_extra(
+    arguments: list[str], suffix: str, options: str, tmp_path: Path
+) -> None:
     """`python3` and `install` are noted, not run."""
     for name in ("wheel/wanstream.whl", "wheel/constraints.txt", "bin/python3", "bin/install"):
         path = tmp_path / name
@@ -88,10 +89,13 @@ def test_the_wheel_is_installed_with_its_extra(extra: list[str], suffix: str, tm
     script = shutil.copy(DOCKER / "install.sh", wheels)
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "WANSTREAM_HOME": HOME}
 
-    done = subprocess.run([script, *extra], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run([script, *arguments], capture_output=True, text=True, env=environment, check=True)
 
+    target = "--python /opt/wanstream/bin/python3"
     assert done.stdout.splitlines() == [
-        f"python3 -m pip install --no-cache-dir -c {wheels}/constraints.txt {wheels}/wanstream.whl{suffix}",
+        f"python3 -m venv --without-pip{options} /opt/wanstream",
+        f"python3 -m pip {target} install --no-cache-dir -c {wheels}/constraints.txt "
+        f"{wheels}/wanstream.whl{suffix}",
         f"install -d -o 1000 -g 1000 {HOME}",
     ]
 
@@ -119,7 +123,7 @@ def test_images_install_extras_and_run_commands_that_exist(stages: dict[str, lis
     commands = [json.loads(value(stages["gateway"], "ENTRYPOINT"))[0]]
     commands += [json.loads(value(stages[name], "CMD"))[0] for name in ("triton", "tools")]
 
-    assert extras == ["pipelines", "tensorrt"]
+    assert extras == ["export", "tensorrt"]
     assert set(extras) <= project["optional-dependencies"].keys()
     assert commands == ["wanstream", "serve-triton", "wanstream-build"]
     assert {"wanstream", "wanstream-build"} <= project["scripts"].keys()
@@ -131,9 +135,11 @@ def test_both_sides_see_the_same_files_as_the_same_user(
     stages: dict[str, list[tuple[str, str]]], services: dict[str, Any]
 ) -> None:
     """The gateway tells Triton's models the paths of their engines."""
-    for name in ("gateway", "triton", "tools"):
+    for name in ("gateway", "triton", "demonstration", "download", "export", "tools"):
         assert services[name]["volumes"] == [f"data:{HOME}"]
+    for name in ("gateway", "triton", "tools"):
         assert services[name]["build"]["target"] == name
+        assert services[name]["image"] == f"wanstream-{name}:latest"
         assert f"WANSTREAM_HOME={HOME}" in value(stages[name], "ENV")
         assert value(stages[name], "USER") == "1000:1000"
 
@@ -145,7 +151,8 @@ def test_all_images_are_of_one_release(
     default = re.search(r"^ARG RELEASE=(\d\d\.\d\d)$", dockerfile, re.M)
 
     assert default is not None
-    assert {service["build"]["args"]["RELEASE"] for service in services.values()} == {default[1]}
+    built = [service["build"] for service in services.values() if "build" in service]
+    assert {build["args"]["RELEASE"] for build in built} == {default[1]}
     for name, image in (("triton", "tritonserver"), ("tools", "tensorrt")):
         assert value(stages[name], "FROM") == f"nvcr.io/nvidia/{image}:${{RELEASE}}-py3 AS {name}"
     assert f"| {default[1]} |" in (ROOT / "docs" / "docker.md").read_text()
@@ -164,7 +171,66 @@ def test_the_services_have_what_they_need(services: dict[str, Any]) -> None:
     drain_s = int(gateway["environment"]["WANSTREAM_DRAIN_S"])
     assert seconds(gateway["stop_grace_period"]) >= drain_s + 10
     assert seconds(triton["stop_grace_period"]) >= 15  # Triton itself waits 10 s for its requests
-    assert services["tools"]["profiles"] == ["tools"]
+    for name in ("download", "export", "tools"):
+        assert services[name]["profiles"] == ["tools"]
+    assert "deploy" not in {**services["export"], **services["download"], **services["demonstration"]}
+
+
+def test_every_service_is_confined_and_its_output_bounded(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert service["cap_drop"] == ["ALL"]
+        assert set(service.get("cap_add", ())) <= {"NET_BIND_SERVICE"}
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["logging"]["options"]["max-size"]
+        assert "privileged" not in service
+
+
+def test_ports_and_names_are_free_to_choose_for_a_second_pair() -> None:
+    services = compose({"PORT": 9000, "TRITON_GRPC_PORT": 9001, "TRITON_METRICS_PORT": 9002, "GPU": 1})
+    environment = services["gateway"]["environment"]
+
+    assert services["triton"]["ports"] == ["127.0.0.1:9001:8001", "127.0.0.1:9002:8002"]
+    assert services["triton"]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] == ["1"]
+    assert environment["WANSTREAM_TRITON_URL"] == "127.0.0.1:9001"
+    assert environment["WANSTREAM_TRITON_METRICS_URL"] == "http://127.0.0.1:9002/metrics"
+    assert services["gateway"]["command"][-2:] == ["--port", "9000"]
+    assert services["tls"]["environment"]["UPSTREAM"] == "127.0.0.1:9000"
+
+
+def test_the_example_of_settings_names_variables_that_exist() -> None:
+    example = (DOCKER / ".env.example").read_text()
+    names = re.findall(r"^#(\w+)=", example, re.M)
+    known = (DOCKER / "compose.yaml").read_text() + (ROOT / "docs" / "operations.md").read_text()
+
+    assert len(names) > 10
+    assert [name for name in names if name not in known and name != "COMPOSE_PROJECT_NAME"] == []
+    assert re.findall(r"^\w+=", example, re.M) == []  # nothing is set, above all no password
+
+
+def test_secrets_reach_only_what_needs_them(services: dict[str, Any]) -> None:
+    given = {name for name, service in services.items() if "env_file" in service}
+
+    assert given == {"gateway", "download"}
+    assert services["turn"]["environment"]["TURN_PASSWORD"] == ""
+
+
+def test_the_relay_starts_only_with_a_password_which_no_command_line_shows(tmp_path: Path) -> None:
+    """coturn in place of the image's; it says what it was configured to."""
+    program = tmp_path / "turnserver"
+    program.write_text('#!/bin/sh\necho "$*"\ncat "$2"\n')
+    program.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TURN_EXTERNAL_IP": "192.0.2.1"}
+    command = ["sh", DOCKER / "serve-turn.sh"]
+
+    refused = subprocess.run(command, capture_output=True, text=True, env=env)
+    started = subprocess.run(
+        command, capture_output=True, text=True, env=env | {"TURN_PASSWORD": "geheim"}, check=True
+    )
+
+    assert (refused.returncode, "Set TURN_PASSWORD" in refused.stderr) == (1, True)
+    options, *lines = started.stdout.splitlines()
+    assert "geheim" not in options
+    assert {"user=wanstream:geheim", "lt-cred-mech", "external-ip=192.0.2.1"} < set(lines)
 
 
 def seconds(duration: str) -> float:

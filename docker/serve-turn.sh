@@ -1,0 +1,28 @@
+#!/bin/sh
+# A TURN server for viewers behind strict firewalls (docs/docker.md). The password is in a file of the container, not
+# on the command line, where every user of the machine could read it.
+set -eu
+
+if [ -z "${TURN_PASSWORD:-}" ]; then
+    echo "Set TURN_PASSWORD in the file .env: without it everybody could relay through this machine." >&2
+    exit 1
+fi
+
+umask 077
+file=$(mktemp)
+cat > "$file" <<EOF
+listening-port=${TURN_PORT:-3478}
+realm=wanstream
+lt-cred-mech
+user=${TURN_USER:-wanstream}:$TURN_PASSWORD
+fingerprint
+no-cli
+no-tls
+no-dtls
+no-multicast-peers
+min-port=49160
+max-port=49359
+log-file=stdout
+EOF
+if [ -n "${TURN_EXTERNAL_IP:-}" ]; then echo "external-ip=$TURN_EXTERNAL_IP" >> "$file"; fi
+exec turnserver -c "$file" "$@"
