@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Create the virtual environment and install pinned dependencies, Debian packages included.
 #   scripts/setup.sh serve   what the server on this machine needs, PyTorch and ONNX Runtime for models included
-#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2, podman)
+#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2, podman, promtool)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,10 +34,11 @@ apt_install() {
         || fail "apt-get install $* failed"
 }
 
-# The tests start a TURN server of their own; the one that the package starts at every boot is in nobody's interest.
-install_coturn() {
-    apt_install coturn
-    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now coturn; fi
+# The tests start a TURN server of their own, and want Prometheus' checker alone; the services that the packages start
+# at every boot are in nobody's interest.
+install_without_service() {
+    apt_install "$1"
+    if [ -d /run/systemd/system ]; then as_root systemctl disable --quiet --now "$1"; fi
 }
 
 in_range() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
@@ -83,10 +84,12 @@ install_modelopt() {
 # The tests build and run the images of docker/.
 container_tools() { command -v podman && command -v buildah && command -v runc; }
 
-test_tools() { command -v chromium && command -v turnserver && command -v tc && container_tools; }
+test_tools() {
+    command -v chromium && command -v turnserver && command -v tc && command -v promtool && container_tools
+}
 
 # What pip cannot bring: the interpreter's shared library for Triton's model processes; for the tests a browser, a TURN
-# server, links of limited speed and containers.
+# server, links of limited speed, containers and Prometheus' checker.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -94,7 +97,8 @@ install_libraries() {
     fi
     if [ "$role" = test ]; then
         command -v chromium >/dev/null || apt_install chromium
-        command -v turnserver >/dev/null || install_coturn
+        command -v turnserver >/dev/null || install_without_service coturn
+        command -v promtool >/dev/null || install_without_service prometheus
         command -v tc >/dev/null || apt_install iproute2
         container_tools >/dev/null || apt_install podman buildah runc containernetworking-plugins iptables
     fi

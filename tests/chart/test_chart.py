@@ -1,0 +1,368 @@
+"""The Helm chart, rendered and linted by Helm's own library, its objects checked by Kubernetes' schemas."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+from helm_python.chart import Chart, lint
+from helm_python.errors import HelmError
+from pydantic import ValidationError
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "wanstream"
+EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+VERSIONS = ("1.31", "1.37")
+CUSTOM = {"ScaledObject": ScaledObject, "PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule}
+UNCHECKED = {"HTTPRoute", "BackendTrafficPolicy"}  # no schema of them is to be had
+
+Objects = dict[str, dict[str, Any]]
+
+EVERYTHING: dict[str, Any] = {
+    "existingSecret": "wanstream",
+    "gpu": {"product": "NVIDIA-H100-80GB-HBM3", "runtimeClassName": "nvidia"},
+    "engines": {"createClaim": True, "storageClassName": "shared"},
+    "ingress": {"enabled": True, "host": "video.example.org", "tlsSecretName": "tls"},
+    "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+    "autoscaling": {"mode": "hpa"},
+    "metrics": {"podMonitor": {"enabled": True}, "rules": {"enabled": True}},
+    "networkPolicy": {"enabled": True},
+    "podLabels": {"team": "video"},
+}
+BUILDING: dict[str, Any] = {
+    "engines": {"createClaim": True, "buildJob": {"enabled": True, "engineSet": "longlive_bf16_wan"}},
+    "autoscaling": {"mode": "hpa"},
+}
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[Chart]:
+    with Chart.load(CHART) as chart:
+        yield chart
+
+
+def rendered(chart: Chart, values: Mapping[str, Any]) -> Objects:
+    """What is installed in namespace `video` as release `demo`, by kind."""
+    chart.validate_schema(dict(values))
+    found: Objects = {}
+    for name, text in chart.render(dict(values), name="demo", namespace="video").items():
+        if name.endswith(".yaml"):
+            for document in filter(None, yaml.safe_load_all(text)):
+                found[document["kind"]] = document
+    return found
+
+
+def example(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((CHART / "examples" / f"{name}.yaml").read_text()))
+
+
+def all_values() -> list[Any]:
+    cases = [pytest.param(yaml.safe_load(path.read_text()), id=path.stem) for path in EXAMPLES]
+    cases += [pytest.param({}, id="defaults"), pytest.param(BUILDING, id="building")]
+    return [*cases, pytest.param(EVERYTHING, id="everything")]
+
+
+def pod(objects: Objects) -> dict[str, Any]:
+    return dict(objects["Deployment"]["spec"]["template"]["spec"])
+
+
+def containers(objects: Objects) -> dict[str, dict[str, Any]]:
+    spec = pod(objects)
+    return {container["name"]: container for container in [*spec["initContainers"], *spec["containers"]]}
+
+
+def variables(container: Mapping[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+# Valid
+
+
+@pytest.mark.parametrize("values", all_values())
+def test_helm_has_nothing_to_say(values: dict[str, Any]) -> None:
+    report = lint(CHART, values, strict=True, kube_version="v1.31.0")
+
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["error"] != "icon is recommended"] == []
+
+
+@pytest.mark.parametrize("values", all_values())
+def test_everything_rendered_is_valid_in_old_and_new_kubernetes(chart: Chart, values: dict[str, Any]) -> None:
+    objects = rendered(chart, values)
+
+    for kind, document in objects.items():
+        if kind in CUSTOM:
+            CUSTOM[kind].model_validate(document)
+        elif kind not in UNCHECKED:
+            for version in VERSIONS:
+                kubernetes_validate.validate(document, version, strict=True)
+    assert {"Deployment", "Service", "PodDisruptionBudget", "ServiceAccount"} < objects.keys()
+
+
+def test_the_checks_see_what_is_wrong(chart: Chart) -> None:
+    objects = rendered(chart, example("cloud-turn"))
+    budget = copy.deepcopy(objects["PodDisruptionBudget"])
+    budget["spec"]["maxUnavailble"] = 1
+    scaled = copy.deepcopy(objects["ScaledObject"])
+    scaled["spec"]["minReplicaCount"] = "one"
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(budget, VERSIONS[0], strict=True)
+    with pytest.raises(ValidationError):
+        ScaledObject.model_validate(scaled)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replicas": 3},
+        {"media": {"mode": "bridge"}},
+        {"gateway": {"port": 0}},
+        {"triton": {"sharedMemory": "lots"}},
+        {"ingress": {"enabled": True}},
+        {"httpRoute": {"enabled": True}},
+        {"autoscaling": {"mode": "keda"}},
+        {"engines": {"buildJob": {"enabled": True, "engineSet": "longlive_bf16_wan"}}},
+        {"engines": {"createClaim": True, "buildJob": {"enabled": True}}},
+    ],
+    ids=lambda values: json.dumps(values),
+)
+def test_values_that_make_no_sense_are_refused(chart: Chart, values: dict[str, Any]) -> None:
+    with pytest.raises(HelmError):
+        rendered(chart, values)
+
+
+def test_every_value_is_in_the_schema(chart: Chart) -> None:
+    def names(values: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+        if "properties" in schema:
+            assert schema["additionalProperties"] is False
+            assert values.keys() <= schema["properties"].keys()
+            for name, value in values.items():
+                if isinstance(value, dict):
+                    names(value, schema["properties"][name])
+
+    schema = chart.schema
+    assert schema is not None
+    names(chart.values, schema)
+
+
+# What it means
+
+
+def test_a_pod_is_a_gateway_with_triton_as_its_sidecar_and_the_gpu(chart: Chart) -> None:
+    objects = rendered(chart, example("cloud-turn"))
+    found = containers(objects)
+
+    assert list(found) == ["triton", "gateway"]
+    assert found["triton"]["restartPolicy"] == "Always"
+    assert found["triton"]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in json.dumps(found["gateway"]["resources"])
+    assert pod(objects)["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    assert "--cuda-memory-pool-byte-size=0:5000000000" in found["triton"]["args"]
+    assert {"--grpc-address=127.0.0.1", "--http-address=127.0.0.1"} < set(found["triton"]["args"])
+
+
+def test_both_sides_see_the_same_engines_read_only(chart: Chart) -> None:
+    found = containers(rendered(chart, example("cloud-turn")))
+    places = {variables(c)["WANSTREAM_ENGINES_DIR"] for c in found.values()}
+
+    assert places == {"/shared/engines/NVIDIA-H100-80GB-HBM3-26.02"}
+    for container in found.values():
+        (mount,) = (m for m in container["volumeMounts"] if m["name"] == "engines")
+        assert (mount["mountPath"], mount["readOnly"]) == ("/shared", True)
+
+
+def test_without_engines_the_demonstration_is_made_first_and_shown(chart: Chart) -> None:
+    found = containers(rendered(chart, {}))
+
+    assert list(found) == ["demonstration", "triton", "gateway"]
+    assert found["demonstration"]["command"] == ["wanstream-export", "longlive", "--demo", "--wait"]
+    assert variables(found["gateway"])["PIPELINE"] == "longlive"
+    assert {variables(c)["WANSTREAM_ENGINES_DIR"] for c in found.values()} == {"/data/engines"}
+
+
+def test_shared_memory_is_there_and_no_port_is_taken_twice(chart: Chart) -> None:
+    objects = rendered(chart, {})
+    (memory,) = (v for v in pod(objects)["volumes"] if v["name"] == "shared-memory")
+    triton = containers(objects)["triton"]
+    ports = [argument.partition("=")[2] for argument in triton["args"] if "-port=" in argument]
+    ports += [str(port["containerPort"]) for port in containers(objects)["gateway"]["ports"]]
+
+    assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in triton["volumeMounts"]
+    assert sorted(ports) == sorted(set(ports))
+
+
+def test_streams_end_before_kubernetes_loses_patience(chart: Chart) -> None:
+    objects = rendered(chart, {"drainSeconds": 300})
+    gateway = containers(objects)["gateway"]
+
+    assert variables(gateway)["WANSTREAM_DRAIN_S"] == "300"
+    patience = pod(objects)["terminationGracePeriodSeconds"]
+    assert patience >= 300 + gateway["lifecycle"]["preStop"]["sleep"]["seconds"] + 10
+    assert gateway["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert gateway["livenessProbe"]["httpGet"]["path"] == "/health"
+
+
+@pytest.mark.parametrize("values", all_values())
+def test_no_container_has_rights_or_secrets_that_it_does_not_need(
+    chart: Chart, values: dict[str, Any]
+) -> None:
+    objects = rendered(chart, values)
+    specs = [pod(objects), objects["Pod"]["spec"]]
+    if "Job" in objects:
+        specs.append(objects["Job"]["spec"]["template"]["spec"])
+
+    assert "Secret" not in objects
+    for spec in specs:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["automountServiceAccountToken"] is False
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert (
+                not [name for name in variables(container) if "TOKEN" in name] if "env" in container else True
+            )
+            if "envFrom" in container:
+                assert container["name"] in ("gateway", "download")
+
+
+def test_engines_are_built_while_no_pod_holds_the_gpu(chart: Chart) -> None:
+    objects = rendered(chart, BUILDING)
+    job = objects["Job"]["spec"]["template"]["spec"]
+    steps = [*job["initContainers"], *job["containers"]]
+
+    assert objects["Deployment"]["spec"]["replicas"] == 0
+    assert "HorizontalPodAutoscaler" not in objects
+    assert [step["command"][0] for step in steps] == [
+        "download_models",
+        "wanstream-export",
+        "wanstream-build",
+    ]
+    assert ["nvidia.com/gpu" in json.dumps(step.get("resources", {})) for step in steps] == [
+        False,
+        False,
+        True,
+    ]
+    assert objects["PersistentVolumeClaim"]["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_a_viewer_s_requests_stay_with_one_pod(chart: Chart) -> None:
+    route, ingress = rendered(chart, example("cloud-turn")), rendered(chart, example("single-node"))
+    policy = route["BackendTrafficPolicy"]["spec"]
+    annotations = ingress["Ingress"]["metadata"]["annotations"]
+
+    assert policy["targetRefs"][0]["name"] == route["HTTPRoute"]["metadata"]["name"]
+    assert policy["loadBalancer"]["consistentHash"]["cookie"]["name"] == "wanstream-pod"
+    assert annotations["nginx.ingress.kubernetes.io/affinity"] == "cookie"
+    assert route["Service"]["spec"]["sessionAffinity"] == "ClientIP"
+
+
+def test_scaling_counts_the_viewers_of_this_release_alone(chart: Chart) -> None:
+    objects = rendered(chart, example("cloud-turn"))
+    (trigger,) = objects["ScaledObject"]["spec"]["triggers"]
+    endpoints = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
+
+    assert trigger["metadata"]["query"] == 'sum(wanstream_sessions{job="video/demo-wanstream"})'
+    assert float(trigger["metadata"]["threshold"]) == 6
+    assert "replicas" not in objects["Deployment"]["spec"]
+    assert [endpoint["port"] for endpoint in endpoints] == ["http", "triton-metrics"]
+
+
+def test_the_host_s_network_is_used_only_where_it_was_asked_for(chart: Chart) -> None:
+    direct, relayed = rendered(chart, example("single-node")), rendered(chart, example("cloud-turn"))
+
+    assert pod(direct)["hostNetwork"] is True
+    assert direct["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+    assert "hostNetwork" not in pod(relayed)
+
+
+def test_rules_and_queries_use_metrics_that_the_gateway_has(chart: Chart) -> None:
+    rules = json.dumps(rendered(chart, EVERYTHING)["PrometheusRule"]) + str(
+        rendered(chart, example("cloud-turn"))["ScaledObject"]
+    )
+    documented = (ROOT / "docs" / "operations.md").read_text()
+    used = set(re.findall(r"wanstream_\w+", rules))
+
+    assert len(used) >= 4
+    assert [metric for metric in used if f"`{metric}" not in documented] == []
+
+
+# What Prometheus makes of it
+
+
+def promtool(directory: Path, *arguments: str) -> str:
+    """What Prometheus' own checker says; AssertionError when it complains."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.fail("promtool is not installed. Run: scripts/setup.sh test")
+    done = subprocess.run([program, *arguments], cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def series(metric: str, values: str, **labels: str) -> dict[str, str]:
+    """A series of one pod of this release."""
+    labels = {"job": "video/demo-wanstream", "pod": "a", **labels}
+    text = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    return {"series": f"{metric}{{{text}}}", "values": values}
+
+
+def alert(name: str, summary: str | None = None, **labels: str) -> dict[str, Any]:
+    """What is expected of an alert after five minutes: to fire for pod `a` with this text, or not at all."""
+    expected = {
+        "exp_labels": {"severity": "critical", "job": "video/demo-wanstream", "pod": "a", **labels},
+        "exp_annotations": {"summary": summary},
+    }
+    return {"eval_time": "5m", "alertname": name, "exp_alerts": [expected] if summary else []}
+
+
+def test_alerts_fire_for_what_they_name_and_the_query_counts_right(chart: Chart, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(
+        yaml.safe_dump(rendered(chart, EVERYTHING)["PrometheusRule"]["spec"])
+    )
+    (trigger,) = rendered(chart, example("cloud-turn"))["ScaledObject"]["spec"]["triggers"]
+    case = {
+        "interval": "1m",
+        "input_series": [
+            series("wanstream_triton_ready", "1 0 0 0 0 0"),
+            series("wanstream_triton_ready", "1 1 1 1 1 1", pod="b"),
+            series("wanstream_pipeline_state", "0 1 1 1 1 1", state="error"),
+            series("wanstream_sessions", "0 3 3 3 3 3"),
+            series("wanstream_sessions", "4 4 4 4 4 4", pod="b"),
+            series("wanstream_sessions", "9 9 9 9 9 9", job="video/other"),
+        ],
+        "alert_rule_test": [
+            alert(
+                "WanstreamTritonDown", "Triton of pod a does not answer; no new viewer can be served there."
+            ),
+            alert(
+                "WanstreamPipelineFailed",
+                "The pipeline of pod a could not be loaded; its log says why.",
+                state="error",
+            ),
+            alert("WanstreamFull"),
+            alert("WanstreamStreamsEndWithErrors"),
+        ],
+        "promql_expr_test": [
+            {
+                "expr": trigger["metadata"]["query"],
+                "eval_time": "5m",
+                "exp_samples": [{"labels": "{}", "value": 7}],
+            }
+        ],
+    }
+    checks = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]}
+    (tmp_path / "checks.yaml").write_text(yaml.safe_dump(checks))
+
+    assert "SUCCESS: 4 rules found" in promtool(tmp_path, "check", "rules", "rules.yaml")
+    promtool(tmp_path, "test", "rules", "checks.yaml")
