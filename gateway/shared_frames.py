@@ -1,9 +1,12 @@
 """Pictures through memory that this process and a Triton server on the same machine share (Linux)."""
 
+import asyncio
 import itertools
 import logging
 import mmap
 import os
+import re
+import shutil
 from typing import Any
 
 import grpc
@@ -17,7 +20,30 @@ logger = logging.getLogger(__name__)
 
 _LIMIT_S = 5.0  # Triton answers at once when it is well
 
+_IN_USE = "currently in use"  # Triton keeps a region until the requests that name it have ended
+_TRIES, _PAUSE_S = 30, 1.0
+_REMEDY = (
+    "Give it 4 GB: docker run --shm-size=4g, in Kubernetes an emptyDir of medium Memory at /dev/shm, "
+    "elsewhere mount -o remount,size=4g /dev/shm."
+)
+
 _numbers = itertools.count(1)
+_unregistering: set[asyncio.Task[None]] = set()
+
+
+def explain_full_memory(text: str) -> str:
+    """What Triton says when its models get no shared memory, with what they need; other texts as they are."""
+    size = re.search(r"(?:requested size \(|to )(\d+) bytes", text)
+    if "--shm-size" not in text or size is None:
+        return text
+    return (
+        f"Triton has too little shared memory: a model's process needs {_mb(int(size[1]))} of /dev/shm. "
+        f"Each takes 64 MB to begin with, and grows with its pictures. {_REMEDY}"
+    )
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{-(-size_bytes // (1 << 20))} MB"
 
 
 class SharedFrames:
@@ -61,25 +87,52 @@ class SharedFrames:
         memory, self._memory = self._memory, None
         if memory is None:
             return
-        try:
-            await self._client.unregister_system_shared_memory(self.region, client_timeout=_LIMIT_S)
-        except (InferenceServerException, grpc.RpcError, grpc.aio.UsageError) as error:
-            logger.debug("Shared memory %s was not unregistered: %s", self.region, error)
-        (SHARED_MEMORY / self.region).unlink(missing_ok=True)
+        region = self.region
+        if not await self._unregister(region):
+            trying = asyncio.create_task(self._keep_trying(region), name=f"unregister-{region}")
+            _unregistering.add(trying)
+            trying.add_done_callback(_unregistering.discard)
+        (SHARED_MEMORY / region).unlink(missing_ok=True)
         self.bytes_each = 0
+
+    async def _unregister(self, region: str) -> bool:
+        """False: Triton still uses the region, and keeps it."""
+        try:
+            await self._client.unregister_system_shared_memory(region, client_timeout=_LIMIT_S)
+        except (InferenceServerException, grpc.RpcError, grpc.aio.UsageError) as error:
+            logger.debug("Shared memory %s was not unregistered: %s", region, error)
+            return _IN_USE not in str(error)
+        return True
+
+    async def _keep_trying(self, region: str) -> None:
+        for _ in range(_TRIES):
+            await asyncio.sleep(_PAUSE_S)
+            if await self._unregister(region):
+                return
+        logger.warning("Triton keeps shared memory %s, which a request of a closed stream still uses", region)
 
     async def _open(self, bytes_each: int) -> None:
         self.region = f"{self._prefix}frames_{next(_numbers)}"
         path = SHARED_MEMORY / self.region
         size = bytes_each * (2 if self.both_ways else 1)
         try:
-            with path.open("x+b") as file:
+            with open(path, "x+b", opener=_for_owner) as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # else a full /dev/shm kills whoever writes there
                 self._memory = mmap.mmap(file.fileno(), size)
-        except OSError:
+        except OSError as error:
             path.unlink(missing_ok=True)
-            raise
+            free = shutil.disk_usage(SHARED_MEMORY).free
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {_mb(size)} of {SHARED_MEMORY} are needed and {_mb(free)} are free. "
+                + _REMEDY,
+            ) from error
         self.bytes_each = bytes_each
         await self._client.register_system_shared_memory(
             self.region, f"/{self.region}", size, client_timeout=_LIMIT_S
         )
+
+
+def _for_owner(path: str, flags: int) -> int:
+    """Open a file that other users of the machine cannot read: it holds pictures of a camera."""
+    return os.open(path, flags, 0o600)

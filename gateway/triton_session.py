@@ -17,7 +17,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.serving import Chunk, ChunkFailed, Images, ServingError, ServingLost
-from gateway.shared_frames import SharedFrames
+from gateway.shared_frames import SharedFrames, explain_full_memory
 from gateway.waiting import within
 from streaming.protocol import (
     CHUNK_LIMIT_S,
@@ -386,4 +386,4 @@ def user_text(error: InferenceServerException) -> str:
     match = re.search(r"(?:Internal: |message: )(.*?)(?=\n\nAt:|;?\n*$)", text, re.DOTALL)
     if match:
         text = re.sub(r"^\w*(?:Error|Exception): ", "", match.group(1))
-    return text.strip()
+    return explain_full_memory(text.strip())
