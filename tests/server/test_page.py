@@ -264,3 +264,24 @@ async def test_page_from_disk_streams_and_steers(
         assert result["messages"][0]["type"] == "parameter_error"
         assert metrics[result["sessionId"]]["paused"] is True
         await sessions_end(target)
+
+
+async def test_the_chosen_segment_is_seen_in_forced_colours(browser: Browser, double: DoubleProcess) -> None:
+    async with opened(browser, double.url, forced_colors="active") as page:
+        await state(page, "idle")
+        await page.get_by_role("radio", name="LongLive", exact=True).check()
+
+        chosen, other = [
+            await page.locator(f"#modes input{checked} + span").evaluate(
+                "span => getComputedStyle(span).backgroundColor"
+            )
+            for checked in (":checked", ":not(:checked)")
+        ]
+
+        marked = await page.evaluate(
+            """() => {
+                document.body.style.color = "Highlight";
+                return getComputedStyle(document.body).color;
+            }"""
+        )
+        assert chosen == marked != other
