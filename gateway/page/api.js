@@ -10,7 +10,7 @@ export class ApiError extends Error {
   }
 }
 
-/** No answer at all: the server is down, or the network is. */
+/** No answer at all, or none in time: the server is down, or the network is. */
 export class Unreachable extends Error {
   constructor(cause) {
     super("The server does not answer.", { cause });
@@ -19,8 +19,14 @@ export class Unreachable extends Error {
   }
 }
 
-const TIMEOUT_MS = 30_000;
-const UPLOAD_TIMEOUT_MS = 600_000; // 50 MB over a slow line
+// Beyond these a request counts as unanswered. Answers come within milliseconds; an offer waits for the server's
+// own candidates, an unload for the engines.
+const TIMEOUT_MS = 6_000;
+const STATUS_TIMEOUT_MS = 3_000; // asked again and again: what it says must be the truth of now
+const LOAD_TIMEOUT_MS = 10_000;
+const OFFER_TIMEOUT_MS = 15_000;
+const UNLOAD_TIMEOUT_MS = 90_000;
+const UPLOAD_BYTES_PER_MS = 50; // a slow line
 
 /** `detail` is a string, or a list of validation problems. */
 function sentence(detail, status) {
@@ -85,15 +91,20 @@ const session = (id) => `/api/v1/webrtc/offer/${encodeURIComponent(id)}`;
 export const api = {
   hardware: () => request("GET", "/api/v1/hardware/info"),
   schemas: async () => (await request("GET", "/api/v1/pipelines/schemas")).pipelines,
-  status: (signal) => request("GET", "/api/v1/pipeline/status", { signal }),
+  status: (signal) => request("GET", "/api/v1/pipeline/status", { signal, timeoutMs: STATUS_TIMEOUT_MS }),
   load: (id, params, signal) =>
-    request("POST", "/api/v1/pipeline/load", { body: { pipeline_ids: [id], load_params: params }, signal }),
-  unload: () => request("POST", "/api/v1/pipeline/unload"),
+    request("POST", "/api/v1/pipeline/load", {
+      body: { pipeline_ids: [id], load_params: params },
+      signal,
+      timeoutMs: LOAD_TIMEOUT_MS,
+    }),
+  unload: () => request("POST", "/api/v1/pipeline/unload", { timeoutMs: UNLOAD_TIMEOUT_MS }),
   iceServers: async (signal) => (await request("GET", "/api/v1/webrtc/ice-servers", { signal })).iceServers,
   offer: (description, initialParameters, signal) =>
     request("POST", "/api/v1/webrtc/offer", {
       body: { sdp: description.sdp, type: description.type, initialParameters },
       signal,
+      timeoutMs: OFFER_TIMEOUT_MS,
     }),
   addCandidates: (id, candidates) => request("PATCH", session(id), { body: { candidates } }),
   /** Also works while the page is being closed. */
@@ -103,5 +114,8 @@ export const api = {
   downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),
   images: async () => (await request("GET", "/api/v1/assets?type=image")).assets,
   uploadImage: (file) =>
-    request("POST", `/api/v1/assets?filename=${encodeURIComponent(file.name)}`, { file, timeoutMs: UPLOAD_TIMEOUT_MS }),
+    request("POST", `/api/v1/assets?filename=${encodeURIComponent(file.name)}`, {
+      file,
+      timeoutMs: TIMEOUT_MS + file.size / UPLOAD_BYTES_PER_MS,
+    }),
 };

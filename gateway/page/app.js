@@ -61,6 +61,7 @@ window.wanstream = {
 
 function currentState() {
   if (opening) return "opening";
+  if (stream.isLive && stream.interrupted) return "interrupted";
   if (stream.isBusy) return stream.state;
   if (online === null) return "starting";
   return online ? stream.state : "offline";
@@ -301,6 +302,7 @@ stream.addEventListener("state", ({ detail: state }) => {
   render();
   if (!stream.isBusy) refreshServer();
 });
+stream.addEventListener("interrupted", render);
 stream.addEventListener("stage", ({ detail }) => progress.stage(detail));
 stream.addEventListener("loaded", ({ detail }) => {
   loaded = detail;
@@ -398,6 +400,11 @@ navigator.mediaDevices?.addEventListener("devicechange", async () => controls.se
 for (const type of ["pagehide", "beforeunload"]) {
   window.addEventListener(type, () => stream.stop({ cancelLoad: false }));
 }
+
+window.addEventListener("online", () => {
+  stream.retryNow();
+  if (!stream.isBusy && !opening) refreshServer();
+});
 
 (async function watchServer() {
   for (;;) {

@@ -1,6 +1,6 @@
 // Model files of the pipelines: whether they are on the server, and the download with its progress.
 
-import { api } from "./api.js";
+import { api, Unreachable } from "./api.js";
 
 const POLL_MS = 2_000;
 
@@ -25,13 +25,22 @@ class ModelFiles {
     if (this.#polling) return;
     this.#polling = true;
     try {
-      while (this.#show(await api.modelStatus(this.#entry.id))) {
-        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-      }
+      while (await this.#step()) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     } catch (error) {
       this.#showError(error.message);
     } finally {
       this.#polling = false;
+    }
+  }
+
+  /** Whether to ask again: a download runs, or ran when the server stopped answering. */
+  async #step() {
+    try {
+      return this.#show(await api.modelStatus(this.#entry.id));
+    } catch (error) {
+      if (!(error instanceof Unreachable) || this.#part("progress").hidden) throw error;
+      this.#part(".models-detail").textContent = "The server does not answer; it is asked again.";
+      return true;
     }
   }
 

@@ -6,8 +6,10 @@ import { Connection } from "./connection.js";
 const POLL_MS = 400;
 const CONNECT_TIMEOUT_MS = 20_000;
 const DISCONNECTED_GRACE_MS = 4_000; // short gaps heal by themselves
-const RETRY_DELAYS_S = [1, 2, 4, 8, 8, 8];
-const MISSED_POLLS = 5;
+const RETRY_DELAYS_S = [1, 2, 3]; // then the last one again and again
+const GIVE_UP_MS = 600_000;
+const TRIES_TO_CONNECT = 6;
+const SLOW_ANSWER_MS = 2_500;
 
 /** Something that ends or prevents a stream. `title` and the message are for the user. */
 export class StreamError extends Error {
@@ -24,6 +26,7 @@ export class StreamError extends Error {
  *
  * Events (detail):
  *   "state" (name), "stage" (text of a load's current step), "loaded" (status answer), "media" (MediaStream),
+ *   "interrupted" (whether a live stream hears nothing from the server right now),
  *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences),
  *   "changed" (parameters that someone else changed).
  *
@@ -31,6 +34,7 @@ export class StreamError extends Error {
  */
 export class Stream extends EventTarget {
   state = "idle";
+  interrupted = false;
   #plan = null;
   #run = null; // AbortController of the current attempt
   #connection = null;
@@ -62,7 +66,12 @@ export class Stream extends EventTarget {
     this.#plan = plan;
     await this.#attempt(async (signal) => {
       await this.#load(signal);
-      await this.#connectWhenFree(signal);
+      try {
+        await this.#connectWhenFree(signal);
+      } catch (error) {
+        if (signal.aborted || !(error instanceof Unreachable)) throw error;
+        this.#reconnect();
+      }
     });
   }
 
@@ -127,6 +136,12 @@ export class Stream extends EventTarget {
     if (wasLoading) api.unload().catch(() => {});
   }
 
+  #interrupt(interrupted) {
+    if (interrupted === this.interrupted) return;
+    this.interrupted = interrupted;
+    this.#emit("interrupted", interrupted);
+  }
+
   #set(state) {
     if (state === this.state) return;
     this.state = state;
@@ -159,6 +174,7 @@ export class Stream extends EventTarget {
   #disconnect() {
     clearTimeout(this.#graceTimer);
     this.#graceTimer = null;
+    this.#interrupt(false);
     this.#connection?.close();
     this.#connection = null;
   }
@@ -169,7 +185,7 @@ export class Stream extends EventTarget {
     this.#emit("stage", "Asking the server");
     let answer;
     try {
-      answer = await api.load(pipelineId, loadParams, signal);
+      answer = await this.#answer(api.load(pipelineId, loadParams, signal));
     } catch (error) {
       throw error instanceof ApiError ? new StreamError("The pipeline cannot be loaded", error.message, "refused") : error;
     }
@@ -178,15 +194,53 @@ export class Stream extends EventTarget {
     this.#emit("loaded", status);
   }
 
+  /** The answer to a request; when it takes long, the page says that nothing has come yet. */
+  async #answer(request) {
+    const timer = setTimeout(() => this.#emit("stage", "No answer from the server yet"), SLOW_ANSWER_MS);
+    try {
+      return await request;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Asks the server for its status until it answers. The state says so, also while a question is under way. */
+  async #untilReachable(signal, reason) {
+    const since = performance.now();
+    for (let tries = 0; performance.now() - since < GIVE_UP_MS; tries += 1) {
+      const inS = RETRY_DELAYS_S[Math.min(tries, RETRY_DELAYS_S.length - 1)];
+      this.#set("reconnecting");
+      this.#emit("retry", { inS, reason });
+      await this.#wait(inS, signal);
+      this.#emit("stage", reason);
+      try {
+        return await api.status(signal);
+      } catch (error) {
+        if (signal.aborted || !mayHeal(error)) throw error;
+      }
+    }
+    throw new StreamError(
+      "Connection lost",
+      "The server could not be reached again. Check the network and that the server runs, then reconnect.",
+      "lost",
+    );
+  }
+
   async #untilLoaded(pipelineId, signal) {
-    for (let missed = 0; ; await sleep(POLL_MS, signal)) {
+    for (;; await sleep(POLL_MS, signal)) {
       let status;
+      let wasLost = false;
       try {
         status = await api.status(signal);
-        missed = 0;
       } catch (error) {
-        missed += 1;
-        if (signal.aborted || missed >= MISSED_POLLS) throw error;
+        if (signal.aborted || !mayHeal(error)) throw error;
+        status = await this.#untilReachable(signal, "The server does not answer.");
+        wasLost = true;
+        this.#set("loading");
+      }
+      // A server that was started again knows nothing of this load.
+      if (wasLost && status.status === "not_loaded") {
+        await api.load(pipelineId, this.#plan.loadParams, signal);
         continue;
       }
       const subject = status.pipeline_id ?? status.loading_pipeline_id ?? pipelineId;
@@ -235,7 +289,14 @@ export class Stream extends EventTarget {
     const connected = outcome(connection, signal);
     connection.addEventListener("media", ({ detail }) => this.#emit("media", detail));
     connection.addEventListener("message", ({ detail }) => this.#receive(detail));
-    await Promise.all([connection.open(this.#plan.track, this.#plan.parameters(), signal), connected]);
+    const opened = this.#answer(connection.open(this.#plan.track, this.#plan.parameters(), signal));
+    try {
+      await Promise.all([opened, connected]);
+    } catch (error) {
+      // A network that is gone looks like a firewall to WebRTC: ask before a firewall is blamed.
+      if (!signal.aborted && error.kind === "connect") await api.status(signal);
+      throw error;
+    }
     this.#emit("stage", "Waiting for the first picture");
     connection.addEventListener("state", ({ detail }) => this.#watch(detail));
     connection.addEventListener("gone", () => this.#reconnect());
@@ -261,6 +322,7 @@ export class Stream extends EventTarget {
 
   #watch(state) {
     clearTimeout(this.#graceTimer);
+    this.#interrupt(state === "disconnected");
     if (state === "failed" || state === "closed") this.#reconnect();
     if (state === "disconnected") {
       this.#graceTimer = setTimeout(() => this.#reconnect(), DISCONNECTED_GRACE_MS);
@@ -270,27 +332,25 @@ export class Stream extends EventTarget {
   #reconnect() {
     this.#attempt(async (signal) => {
       this.#disconnect();
-      for (const inS of RETRY_DELAYS_S) {
-        this.#set("reconnecting");
-        this.#emit("retry", { inS, reason: "The connection to the server was lost." });
-        await this.#wait(inS, signal);
+      for (let tries = 1; ; tries += 1) {
+        await this.#untilReachable(signal, "The connection to the server was lost.");
         try {
           await this.#load(signal);
           await this.#connectWhenFree(signal);
           return;
         } catch (error) {
           this.#disconnect();
-          const mayHeal = error instanceof Unreachable || error.kind === "connect";
-          if (signal.aborted || !mayHeal) throw error;
+          const again = error instanceof Unreachable || (error.kind === "connect" && tries < TRIES_TO_CONNECT);
+          if (signal.aborted || !again) throw error;
         }
       }
-      throw new StreamError(
-        "Connection lost",
-        "The server could not be reached again. Check the network and that the server runs, then reconnect.",
-        "lost",
-      );
     });
   }
+}
+
+/** Whether another try may succeed: nothing answers, or a proxy that does not reach the server. */
+function mayHeal(error) {
+  return error instanceof Unreachable || (error instanceof ApiError && [502, 503, 504].includes(error.status));
 }
 
 /** Resolves when the connection is up; rejects when it cannot be made. */

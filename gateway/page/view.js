@@ -14,6 +14,7 @@ const STATES = {
   waiting: ["Server is full", "Cancel", "stop", "Waiting for a free place"],
   reconnecting: ["Reconnecting", "Stop", "stop", "Reconnecting"],
   streaming: ["Live", "Stop", "stop"],
+  interrupted: ["Nothing comes from the server", "Stop", "stop"],
   paused: ["Paused", "Stop", "stop"],
 };
 
@@ -24,7 +25,7 @@ export function setText(id, text) {
 
 export function showState(state, pipelineName) {
   const [status, action, icon, heading] = STATES[state];
-  const live = state === "streaming" || state === "paused";
+  const live = ["streaming", "paused", "interrupted"].includes(state);
   document.body.dataset.state = state;
   setText("status-text", state === "loading" && pipelineName ? `Loading ${pipelineName}` : status);
   $("primary-text").textContent = action;
@@ -81,7 +82,11 @@ export class Progress {
     setText("progress-stage", text);
     if (share === null) $("progress-bar").removeAttribute("value");
     else $("progress-bar").value = share;
-    if (kind === this.#kind) return;
+    if (kind === this.#kind) {
+      if (this.#until !== null) this.#since = performance.now(); // the wait is over, the next try runs
+      this.#until = null;
+      return;
+    }
     if (this.#kind && this.#elapsed() >= 1) {
       const item = document.createElement("li");
       item.textContent = `${this.#kind} (${this.#elapsed()} s)`;

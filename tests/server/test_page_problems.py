@@ -150,20 +150,53 @@ async def test_full_server_is_waited_for(browser: Browser, one_place: DoubleProc
         assert "Maximum number of concurrent sessions (1) reached" in told
 
 
-async def test_lost_connection_comes_back(browser: Browser, one_place: DoubleProcess) -> None:
+async def test_lost_connection_is_told_and_comes_back(browser: Browser, one_place: DoubleProcess) -> None:
     async with opened(browser, one_place.url) as page:
         await start(page, "LongLive")
         first = await page.evaluate("wanstream.sessionId")
+        unanswered: list[str] = []
+        page.on("requestfailed", lambda request: unanswered.append(request.url))
+        await page.evaluate("window.seen = new Set(); setInterval(() => seen.add(wanstream.state), 50)")
 
         process = psutil.Process(one_place.pid)
         process.send_signal(signal.SIGSTOP)
         try:
+            await state(page, "interrupted", within_s=30)
+            told = await page.locator("#status-text").inner_text()
             await state(page, "reconnecting", within_s=30)
+            await until(lambda: len(unanswered) >= 2, 30, "two questions without an answer")
+            seen = await page.evaluate("[...seen]")
         finally:
             process.send_signal(signal.SIGCONT)
         await state(page, "streaming", within_s=30)
 
+        assert told == "Nothing comes from the server"
+        assert set(seen) == {
+            "streaming",
+            "interrupted",
+            "reconnecting",
+        }  # and never a loading that nobody does
         assert await page.evaluate("wanstream.sessionId") != first
+
+
+async def test_a_load_survives_a_network_that_is_gone_for_a_while(
+    browser: Browser, double: DoubleProcess
+) -> None:
+    double.set_faults(load_delay_s=60)
+    async with opened(browser, double.url) as page:
+        await state(page, "idle")
+        await page.get_by_role("radio", name="LongLive", exact=True).check()
+        await page.get_by_role("button", name="Start").click()
+        await expect(page.locator("#progress-stage")).to_have_text("Loading plain pictures...")
+
+        await page.route("**/api/**", lambda route: None)  # as in a network that swallows everything
+        await state(page, "reconnecting")
+        told = await notice(page, "Connection lost").inner_text()
+        await page.unroute("**/api/**")
+        await state(page, "loading")
+
+        assert "The server does not answer." in told
+        await expect(page.locator("#progress-stage")).to_have_text("Loading plain pictures...")
 
 
 async def test_refused_change_is_told(browser: Browser, double: DoubleProcess) -> None:
