@@ -80,7 +80,7 @@ def export_all(longlive: Path, root: Path) -> None:
         ("z_absent", ABSENT_VAE, "absent"),
     ):
         other = small.model_copy(update={"name": name, "vae_type": vae_type, "transformer": transformer})
-        (store.sets / name).mkdir()
+        shutil.copytree(store.sets / small.name, store.sets / name)
         (store.sets / name / SET).write_text(other.model_dump_json())
     for pipeline in sorted(TRANSFORMER_FILES.keys() - {small.pipeline}):
         export_small(root, pipeline)
