@@ -196,6 +196,10 @@ class _Reply:
 class TritonModels:
     """Other models on the same server, called through Triton (BLS)."""
 
+    def __init__(self, unload_s: float = _UNLOAD_S) -> None:
+        """unload_s: how long a model may take to go."""
+        self._unload_s = unload_s
+
     def is_ready(self, name: str) -> bool:
         return bool(pb_utils.is_model_ready(model_name=name))
 
@@ -226,10 +230,12 @@ class TritonModels:
             pb_utils.unload_model(model_name=name)
         except pb_utils.TritonModelException as error:
             raise WanstreamError(f"Model '{name}' cannot be unloaded: {error}") from error
-        deadline = time.monotonic() + _UNLOAD_S
+        deadline = time.monotonic() + self._unload_s
         while self.is_ready(name):
             if time.monotonic() > deadline:
-                raise WanstreamError(f"Model '{name}' is still there {_UNLOAD_S:.0f} s after its unloading.")
+                raise WanstreamError(
+                    f"Model '{name}' is still there {self._unload_s:g} s after its unloading."
+                )
             time.sleep(_POLL_S)
 
 
