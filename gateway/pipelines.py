@@ -94,6 +94,11 @@ class Pipelines:
         """The pipeline that a new session would use; None while another one is on its way."""
         return self._loaded if self.state is State.LOADED else None
 
+    @property
+    def coming(self) -> LoadRequest | None:
+        """What will be loaded next."""
+        return self._wanted or self._running
+
     def params_in_use(self) -> list[dict[str, Any]]:
         """Load parameters of what is loaded, being loaded or accepted."""
         requests = [self._wanted, self._running, self._loaded]
@@ -102,7 +107,7 @@ class Pipelines:
     def status(self) -> dict[str, Any]:
         """Body of GET /api/v1/pipeline/status."""
         loaded = self.loaded
-        target = self._wanted or self._running
+        target = self.coming
         return {
             "status": self.state.value,
             "pipeline_id": loaded.spec.id if loaded else None,

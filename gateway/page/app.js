@@ -71,8 +71,8 @@ function render() {
   const state = currentState();
   const { entry } = controls;
   showState(state, entry?.name);
-  const busy = opening || (stream.isBusy && !stream.isLive);
-  $("primary").disabled = !busy && !stream.isLive && (!online || !entry);
+  const busy = opening || (stream.isBusy && !stream.isConnected);
+  $("primary").disabled = !busy && !stream.isConnected && (!online || !entry);
   $("load").disabled = busy || !online || !entry;
   $("unload").hidden = !loaded || busy;
   renderLoaded(entry);
@@ -89,6 +89,7 @@ function render() {
   const text = `Press Start to ${controls.mode === "text" ? "make video from text" : source}.`;
   // In full screen the messages above the picture cannot be seen.
   if (state === "error" && problem && document.fullscreenElement) showPlaceholder(problem.title, problem.message);
+  else if (state === "unsuitable") showPlaceholder("No picture", "The loaded pipeline needs an input video; the message above says more.");
   else if (state === "offline") showPlaceholder(entry.name, "The server does not answer.");
   else if (loading?.loading_pipeline_id === entry.id) {
     showPlaceholder(`Loading ${entry.name}`, `${describe(loading.loading_stage ?? "").text} ${text}`);
@@ -108,11 +109,11 @@ function renderLoaded(entry) {
       : (failure ?? (online ? "Nothing is loaded." : ""));
   const pending = changed
     ? " Your changes apply after loading again."
-    : stream.isLive && !isChosen && entry
+    : stream.isConnected && !isChosen && entry
       ? ` Switch to use ${entry.name}.`
       : "";
   setText("loaded", held + pending);
-  $("load").textContent = changed ? "Reload" : stream.isLive ? "Switch" : "Load";
+  $("load").textContent = changed ? "Reload" : stream.isConnected ? "Switch" : "Load";
   $("load").hidden = isChosen && !changed;
   $("load").classList.toggle("accent", Boolean(pending));
   $("defaults").hidden = !entry || !controls.mayReset;
@@ -201,7 +202,7 @@ async function changeInput() {
 
 /** Opens the input, so that a missing camera is known before minutes of loading; null when that failed. */
 async function makePlan() {
-  dismiss("problem", "source", "refused", "warnings", "no-picture", "network");
+  dismiss("problem", "source", "refused", "warnings", "no-picture", "network", "pipeline", "silent");
   opening = true;
   render();
   try {
@@ -236,7 +237,7 @@ async function start() {
 }
 
 async function load() {
-  if (stream.isLive) {
+  if (stream.isConnected) {
     const plan = await makePlan();
     if (plan) await stream.load(plan);
     return;
@@ -289,8 +290,8 @@ function showProblem(error) {
 
 stream.addEventListener("state", ({ detail: state }) => {
   const underWay = stream.isBusy && !stream.isLive;
-  if (underWay && ["loading", "waiting", "reconnecting", "connecting"].includes(state)) progress.start();
-  if (!underWay) progress.stop();
+  if (underWay && ["loading", "waiting", "reconnecting", "connecting", "replacing"].includes(state)) progress.start();
+  if (!underWay || state === "unsuitable") progress.stop();
   if (!stream.isBusy) {
     closeInput();
     output.srcObject = null;
@@ -336,10 +337,14 @@ stream.addEventListener("refused", ({ detail: problems }) => {
   if (hints.length) {
     notify("hint", { level: "info", title: "About your prompt", text: hints.map(({ msg }) => `${msg}.`).join("\n") });
   }
-  const refused = problems.filter(({ type }) => type !== "plain_words");
+  const silent = problems.find(({ type }) => type === "no_input");
+  if (silent) notify("silent", { title: "No input picture arrives", text: silent.msg });
+  const refused = problems.filter(({ type }) => !["plain_words", "no_input"].includes(type));
   if (!refused.length) return;
   notify("refused", { title: "The server refused a change", text: refused.map(problemText).join("\n") });
 });
+stream.addEventListener("resumed", () => dismiss("silent"));
+stream.addEventListener("pipeline", ({ detail }) => tellOfPipeline(detail));
 stream.addEventListener("changed", ({ detail }) => controls.adopt(detail));
 stream.addEventListener("warnings", ({ detail }) => {
   notify("warnings", { level: "info", title: "Loaded with a remark", text: detail.join("\n") });
@@ -361,6 +366,48 @@ controls.addEventListener("pipeline", () => {
   if (stream.isLive && loaded?.pipeline_id === controls.entry.id && !controls.differsFrom(loaded.load_params)) applyMode();
   render();
 });
+
+/** Someone else loads a pipeline, or has loaded one: the stream goes on with it, or needs a decision. */
+async function tellOfPipeline({ status, pipeline_id: id, modes, input_mode: mode, before }) {
+  dismiss("no-picture", "network", "silent", "refused");
+  lastFrameAt = performance.now();
+  const name = controls.nameOf(id);
+  const one = "This server holds one pipeline at a time.";
+  if (status === "loading") {
+    progress.stage(`Loading ${name}`);
+    notify("pipeline", {
+      level: "info",
+      title: `${name} is being loaded`,
+      text: `Someone else loads it. ${one} Your stream waits and goes on with it.`,
+    });
+    return refreshServer();
+  }
+  await refreshServer();
+  if (loaded?.pipeline_id === id && stream.plan) stream.plan.loadParams = loaded.load_params;
+  const isChosen = settings.pipeline === id;
+  const actions = [
+    { label: `Use ${name} here`, run: () => switchTo(id) },
+    { label: `Back to ${controls.nameOf(before.pipelineId)}`, run: () => switchTo(before.pipelineId) },
+  ];
+  if (stream.state === "unsuitable") {
+    const text = `Someone else loaded it. ${one} It works on an input video and your stream has none, so there is no picture. Use it with a camera or a file, or load your pipeline again.`;
+    notify("pipeline", { title: `${name} needs an input video`, text, actions });
+    return;
+  }
+  const inMode = modes.length > 1 || before.mode !== mode ? ` in ${mode} mode` : "";
+  const panel = isChosen ? "" : ` The settings on this page are still those of ${controls.nameOf(settings.pipeline)}.`;
+  notify("pipeline", {
+    level: "info",
+    title: `${name} took the place of your pipeline`,
+    text: `Someone else loaded it. ${one} Your stream goes on with it${inMode}.${panel}`,
+    actions: isChosen ? [] : actions,
+  });
+}
+
+async function switchTo(id) {
+  controls.choose(id);
+  await load();
+}
 
 /** The pipeline stays, but input mode or defaults changed under a running stream. */
 async function applyMode() {
@@ -408,8 +455,11 @@ window.addEventListener("online", () => {
 
 (async function watchServer() {
   for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, loading ? READING_MS : IDLE_POLL_MS));
-    if (!stream.isBusy && !opening && !document.hidden) await refreshServer();
+    const waits = stream.state === "replacing";
+    await new Promise((resolve) => setTimeout(resolve, loading || waits ? READING_MS : IDLE_POLL_MS));
+    const mayAsk = !stream.isBusy || stream.state === "replacing" || stream.state === "unsuitable";
+    if (mayAsk && !opening && !document.hidden) await refreshServer();
+    if (stream.state === "replacing" && loading) progress.stage(loading.loading_stage ?? "Loading");
   }
 })();
 
@@ -447,8 +497,25 @@ setInterval(async () => {
   if (!stream.isLive || !stream.peer) return;
   showNumbers(await meter.read(stream.peer, { moving: input !== null && stream.state === "streaming" }));
   if ($("details").open) showServerNumbers(await api.metrics().catch(() => null), stream.sessionId, meter.stats);
-  watchPicture();
+  if (!document.hidden && performance.now() - lastFrameAt > READING_MS) await lookForReload();
+  if (stream.isLive) watchPicture();
 }, READING_MS);
+
+/** The stream's own pipeline is loaded again, in another size for example: the server sends no message then. */
+async function lookForReload() {
+  const isSame = (status) => status?.pipeline_id === stream.plan?.pipelineId;
+  const now = await api.status().catch(() => null);
+  if (stream.state !== "streaming" || now?.loading_pipeline_id !== stream.plan.pipelineId) return;
+  stream.replacing({ status: "loading", pipeline_id: now.loading_pipeline_id });
+  while (stream.state === "replacing") {
+    await new Promise((resolve) => setTimeout(resolve, READING_MS));
+    const status = await api.status().catch(() => null);
+    if (status?.status !== "loaded" || !isSame(status)) continue;
+    dismiss("pipeline");
+    loaded = status;
+    stream.goOn();
+  }
+}
 
 hideToken();
 showNumbers(null);

@@ -62,6 +62,11 @@ export class Controls extends EventTarget {
     return this.#pipelines[pipelineId]?.name ?? pipelineId;
   }
 
+  /** Choose a pipeline in the user's place. */
+  choose(pipelineId) {
+    document.querySelector(`#pipelines input[value="${CSS.escape(pipelineId)}"]`)?.click();
+  }
+
   /** What a new stream starts from: `initialParameters` of the offer. */
   streamParameters() {
     this.#prompts.markApplied();

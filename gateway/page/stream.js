@@ -22,13 +22,14 @@ export class StreamError extends Error {
 }
 
 /**
- * States: idle, loading, connecting, streaming, paused, waiting (server full), reconnecting, error.
+ * States: idle, loading, connecting, streaming, paused, waiting (server full), reconnecting, error;
+ * replacing (someone else loads another pipeline under the stream), unsuitable (that one needs an input video).
  *
  * Events (detail):
  *   "state" (name), "stage" (text of a load's current step), "loaded" (status answer), "media" (MediaStream),
  *   "interrupted" (whether a live stream hears nothing from the server right now),
  *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences),
- *   "changed" (parameters that someone else changed).
+ *   "changed" (parameters that someone else changed), "pipeline" (another pipeline is loading, or loaded).
  *
  * A plan is {pipelineId, mode, loadParams, track (or null), parameters: () => initialParameters}.
  */
@@ -40,6 +41,9 @@ export class Stream extends EventTarget {
   #connection = null;
   #graceTimer = null;
   #wake = () => {};
+  #before = "streaming"; // what to go on with when the other pipeline shows its first picture
+  #successor = null; // message about the pipeline that took the place of the stream's
+  #unloaded = false; // by someone
 
   get sessionId() {
     return this.#connection?.sessionId ?? null;
@@ -56,6 +60,11 @@ export class Stream extends EventTarget {
 
   get isLive() {
     return this.state === "streaming" || this.state === "paused";
+  }
+
+  /** Whether there is a connection over which another pipeline can be shown. */
+  get isConnected() {
+    return this.isLive || this.state === "replacing" || this.state === "unsuitable";
   }
 
   get isBusy() {
@@ -77,7 +86,7 @@ export class Stream extends EventTarget {
 
   /** Load without streaming, or put another pipeline under a running stream. */
   async load(plan) {
-    const wasLive = this.isLive;
+    const wasLive = this.isConnected;
     const before = this.#plan;
     this.#plan = plan;
     await this.#attempt(async (signal) => {
@@ -104,6 +113,39 @@ export class Stream extends EventTarget {
   /** The first picture is on the screen. */
   playing() {
     if (this.state === "connecting") this.#set("streaming");
+    if (this.state === "replacing" && this.#successor) this.#set(this.#before);
+  }
+
+  /** Someone loads a pipeline under this stream. */
+  replacing(message) {
+    if (!this.isLive) return;
+    this.#before = this.state;
+    this.#successor = null;
+    this.#set("replacing");
+    this.#emit("pipeline", message);
+  }
+
+  /** The same pipeline is there again. */
+  goOn() {
+    if (this.state === "replacing") this.#set(this.#before);
+  }
+
+  /** A pipeline that was loaded by someone else carries this stream from now on. */
+  replaced(message) {
+    const isOwn = this.isLive && message.pipeline_id === this.#plan.pipelineId; // it may come after the status
+    if (!this.isConnected || isOwn) return; // this page's own load
+    if (this.isLive) this.#before = this.state;
+    const { pipelineId, mode, track } = this.#plan;
+    this.#plan.pipelineId = message.pipeline_id;
+    if (message.input_mode === "video" && !track) {
+      this.#set("unsuitable");
+    } else {
+      this.#successor = message;
+      this.#plan.mode = message.input_mode ?? mode;
+      this.#set("replacing");
+      this.#emit("stage", "Waiting for the first picture");
+    }
+    this.#emit("pipeline", { ...message, before: { pipelineId, mode } });
   }
 
   pause(paused) {
@@ -283,6 +325,7 @@ export class Stream extends EventTarget {
 
   async #connect(signal) {
     this.#disconnect();
+    this.#unloaded = false;
     this.#set("connecting");
     this.#emit("stage", "Connecting");
     const connection = (this.#connection = new Connection());
@@ -304,14 +347,24 @@ export class Stream extends EventTarget {
 
   #receive(message) {
     if (message.type === "parameter_error") this.#emit("refused", message.errors ?? []);
+    if (message.type === "input_resumed") this.#emit("resumed");
+    if (message.type === "pipeline_changed") this.#follow(message);
     if (message.type === "parameters_updated") this.#adopt(message.parameters ?? {});
     if (message.type !== "stream_stopped") return;
     const text = message.error_message;
     this.#fail(
       text
         ? new StreamError("The stream stopped", text, "stopped")
-        : new StreamError("The server ended the stream", "It was shut down, or its pipeline was unloaded.", "stopped"),
+        : this.#unloaded
+          ? new StreamError("The pipeline was unloaded", "Someone else unloaded it on this server, which ends its streams.", "stopped")
+          : new StreamError("The server ended the stream", "It was shut down, or its pipeline was unloaded.", "stopped"),
     );
+  }
+
+  #follow(message) {
+    this.#unloaded = message.status === "not_loaded";
+    if (message.status === "loading") this.replacing(message);
+    if (message.status === "loaded") this.replaced(message);
   }
 
   /** A script changed parameters of this stream over HTTP. */

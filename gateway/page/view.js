@@ -13,6 +13,8 @@ const STATES = {
   connecting: ["Connecting", "Cancel", "stop", "Connecting"],
   waiting: ["Server is full", "Cancel", "stop", "Waiting for a free place"],
   reconnecting: ["Reconnecting", "Stop", "stop", "Reconnecting"],
+  replacing: ["Another pipeline is coming", "Stop", "stop", "Another pipeline is being loaded"],
+  unsuitable: ["Needs an input video", "Stop", "stop"],
   streaming: ["Live", "Stop", "stop"],
   interrupted: ["Nothing comes from the server", "Stop", "stop"],
   paused: ["Paused", "Stop", "stop"],

@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gateway.pipelines import Loaded, NothingLoaded, Pipelines
+from gateway.pipelines import Loaded, NothingLoaded, Pipelines, State
 from gateway.serving import Chunk, ChunkFailed, Images, ServingLost, ServingSession
 from gateway.threads import in_media_thread
 from gateway.waiting import within
@@ -16,6 +16,7 @@ from gateway.webrtc.parameters import ChunkParameters, ParameterState
 from gateway.webrtc.video_input import VideoInput, stack
 from gateway.webrtc.video_output import FrameQueue
 from streaming.protocol import Meta
+from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class StreamWorker:
         self._has_input = has_input
         self._notify = notify
         self._observer = observer
-        self._pipeline_id = ""
+        self._pipeline_id = pipelines.loaded.spec.id if pipelines.loaded else ""
+        self._told = self._pipeline_id  # what the peer believes to see; empty: another one is on its way
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._failures = 0
@@ -112,6 +114,9 @@ class StreamWorker:
             self._input.expect_for(loaded)
             self._failures = 0
             self._pipeline_id = loaded.spec.id
+            if loaded.spec.id != self._told:
+                self._told = loaded.spec.id
+                self._notify(pipeline_changed("loaded", loaded.spec, loaded.params, self._state.input_mode))
             self._output.expect_chunks_of(loaded.spec.video_frames_per_request)
             try:
                 async with self._pipelines.open_session(loaded) as session:
@@ -128,10 +133,20 @@ class StreamWorker:
             if stream.done():
                 await stream  # it only ends by an error
             logger.info("[%s] The pipeline is being replaced; waiting for the next one", self._id)
+            self._tell_what_comes(loaded)
         finally:
             for task in (stream, retired):
                 task.cancel()
             await asyncio.gather(stream, retired, return_exceptions=True)
+
+    def _tell_what_comes(self, loaded: Loaded) -> None:
+        """Tell the peer that the pipeline goes; one that comes again, in another size, is no news."""
+        coming = self._pipelines.coming
+        if coming is not None and coming.spec.id != loaded.spec.id:
+            self._told = ""
+            self._notify(pipeline_changed("loading", coming.spec, coming.params))
+        elif self._pipelines.state is State.NOT_LOADED:
+            self._notify(pipeline_changed("not_loaded"))
 
     async def _stream(self, loaded: Loaded, session: ServingSession) -> None:
         while True:
@@ -259,3 +274,25 @@ class StreamWorker:
 
     def _report_problem(self, loc: list[str], kind: str, text: str) -> None:
         self._notify({"type": "parameter_error", "errors": [{"loc": loc, "msg": text, "type": kind}]})
+
+
+def pipeline_changed(
+    status: str,
+    spec: PipelineSpec | None = None,
+    params: Mapping[str, Any] | None = None,
+    input_mode: str | None = None,
+) -> dict[str, Any]:
+    """A message: somebody loads another pipeline under the streams, has loaded it, or has unloaded theirs.
+
+    input_mode: what the stream does with it. width, height: of its pictures; None: as the input's.
+    """
+    sized = params if params is not None and spec is not None and spec.loop is not None else {}
+    return {
+        "type": "pipeline_changed",
+        "status": status,
+        "pipeline_id": spec.id if spec else None,
+        "modes": list(spec.modes) if spec else [],
+        "input_mode": input_mode,
+        "width": sized.get("width"),
+        "height": sized.get("height"),
+    }

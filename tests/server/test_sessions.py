@@ -382,6 +382,32 @@ async def test_unload_ends_the_streams_without_an_error(server: DoubleProcess) -
         assert message == {"type": "stream_stopped"}
 
 
+async def test_viewers_are_told_what_takes_the_place_of_their_pipeline(server: DoubleProcess) -> None:
+    async with Peer(server.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(5)
+
+        await load(server.client, "memflow", {"height": 64, "width": 192})
+        await until(lambda: len(peer.messages) == 2, 5, "both messages")
+        await load(server.client, "passthrough")
+        await until(lambda: len(peer.messages) == 4, 5, "two more messages")
+        await server.client.call("POST", "/api/v1/pipeline/unload")
+        await peer.wait_message("stream_stopped")
+
+        loading, loaded, _, passthrough, unloaded, _ = peer.messages
+        assert {message["type"] for message in peer.messages[:5]} == {"pipeline_changed"}
+        memflow = {"pipeline_id": "memflow", "modes": ["text", "video"], "height": 64, "width": 192}
+        assert memflow.items() <= loading.items()
+        assert memflow.items() <= loaded.items()
+        assert (loading["status"], loaded["status"], loaded["input_mode"]) == ("loading", "loaded", "text")
+        assert (passthrough["modes"], passthrough["input_mode"], passthrough["width"]) == (
+            ["video"],
+            "video",
+            None,
+        )
+        assert (unloaded["status"], unloaded["pipeline_id"]) == ("not_loaded", None)
+
+
 async def test_death_of_the_serving_side_ends_the_streams_and_a_new_load_heals(server: DoubleProcess) -> None:
     async with Peer(server.client) as peer:
         await peer.connect(PROMPTS)
