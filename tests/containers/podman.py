@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 _PROGRAMS = ("podman", "buildah", "runc", "iptables")
+_BRIDGE = Path("/sys/class/net/cni-podman0")  # of Podman's default network; Podman leaves it behind
 _NETWORK = (Path("/usr/lib/cni/bridge"), Path("/usr/lib/podman/netavark"))  # either of them
 
 
@@ -31,6 +32,7 @@ class Podman:
             )
         self.directory = directory
         directory.mkdir(parents=True)
+        self._found_bridge = _BRIDGE.exists()
         open_files = min(20_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         (directory / "containers.conf").write_text(
             # Without systemd and its control groups; and no limits above those that we have ourselves.
@@ -70,6 +72,8 @@ class Podman:
         self("rm", "--force", "--all", "--time=0", check=False)
         self("rmi", "--force", "--all", check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
+        if _BRIDGE.exists() and not self._found_bridge:
+            subprocess.run(["ip", "link", "delete", _BRIDGE.name], check=True)
 
     def _run(self, command: Sequence[str | Path], check: bool, within_s: float) -> str:
         done = subprocess.run(
