@@ -17,8 +17,9 @@ serve: setup
 test: lint
 	$(PYTHON_M) pytest -n $(JOBS)
 
-# With what is too slow for every day: the demonstration, exported in a container.
+# Builds and runs the images: needs root, and takes minutes.
 test-containers: setup-dev
+	@scripts/setup.sh containers
 	$(PYTHON_M) pytest tests/containers tests/containers/check_demonstration.py
 
 lint: setup-dev

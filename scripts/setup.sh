@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Create the virtual environment and install pinned dependencies, Debian packages included.
 #   scripts/setup.sh serve   what the server on this machine needs, PyTorch and ONNX Runtime for models included
-#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2, podman, promtool)
+#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2, promtool)
+#   scripts/setup.sh containers   only the Debian packages that build and run the images in `make test-containers`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-role=${1:?usage: scripts/setup.sh serve|test}
+role=${1:?usage: scripts/setup.sh serve|test|containers}
 venv=${VENV:-.venv}
 case $role in
     serve) extras=embedded,export ;;
     test) extras=embedded,export,dev ;;
-    *) echo "unknown role '$role': serve or test" >&2; exit 2 ;;
+    containers) extras= ;;
+    *) echo "unknown role '$role': serve, test or containers" >&2; exit 2 ;;
 esac
 
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -82,14 +84,12 @@ install_modelopt() {
 }
 
 # The tests build and run the images of docker/.
-container_tools() { command -v podman && command -v buildah && command -v runc; }
-
 test_tools() {
-    command -v chromium && command -v turnserver && command -v tc && command -v promtool && container_tools
+    command -v chromium && command -v turnserver && command -v tc && command -v promtool
 }
 
 # What pip cannot bring: the interpreter's shared library for Triton's model processes; for the tests a browser, a TURN
-# server, links of limited speed, containers and Prometheus' checker.
+# server, links of limited speed and Prometheus' checker.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -100,9 +100,15 @@ install_libraries() {
         command -v turnserver >/dev/null || install_without_service coturn
         command -v promtool >/dev/null || install_without_service prometheus
         command -v tc >/dev/null || apt_install iproute2
-        container_tools >/dev/null || apt_install podman buildah runc containernetworking-plugins iptables
     fi
 }
+
+container_tools() { command -v podman && command -v buildah && command -v runc; }
+
+if [ "$role" = containers ]; then
+    container_tools >/dev/null || apt_install podman buildah runc containernetworking-plugins iptables
+    exit
+fi
 
 stamp=$venv/.wanstream-$role
 wanted=$(cat pyproject.toml constraints.txt scripts/modelopt.txt scripts/setup.sh | sha256sum)
