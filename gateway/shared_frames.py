@@ -116,7 +116,7 @@ class SharedFrames:
         path = SHARED_MEMORY / self.region
         size = bytes_each * (2 if self.both_ways else 1)
         try:
-            with open(path, "x+b", opener=_for_owner) as file:
+            with open(path, "x+b", opener=_for_owner) as file:  # noqa: ASYNC230 - in memory
                 os.posix_fallocate(file.fileno(), 0, size)  # else a full /dev/shm kills whoever writes there
                 self._memory = mmap.mmap(file.fileno(), size)
         except OSError as error:
