@@ -23,8 +23,7 @@ def open_session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Engines run one at a time, so what is between one's layers is free for the next: an arena for each would
-    # keep it. On two cores LongLive's demonstration takes 300 of 850 MB less, and no more time (0.99). With
-    # memory patterns, which only an arena makes cheap, it would take 6 % more.
+    # keep it. Memory patterns are cheap with an arena only: without one they cost time.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     # Threads that spin while they wait take the cores from whatever else the stream needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
