@@ -1,14 +1,15 @@
 """A network link of limited speed: a namespace for the viewer, joined to ours by a pair of devices.
 
-Needs the rights of root (namespaces, devices) and iproute2. Without root, run the tests in namespaces of
-their own: unshare --user --map-root-user --net --mount sh -c 'ip link set lo up; exec pytest ...'
+Needs iproute2 and the rights of root (namespaces, devices), which everybody has in namespaces of their own.
 """
 
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Names and addresses of this process: others may test beside it.
 _PID = os.getpid()
@@ -48,7 +49,7 @@ def narrow_link() -> Iterator[NarrowLink]:
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline(), (
-            "No network namespace can be made here: see tests/server/narrow_link.py"
+            "No network namespace can be made here. Allow it, or run the tests as root."
         )
         link = NarrowLink(holder.pid)
         _run("ip", "link", "add", _DEVICE, "type", "veth", "peer", "name", _REMOTE, "netns", str(holder.pid))
@@ -62,6 +63,18 @@ def narrow_link() -> Iterator[NarrowLink]:
         holder.wait()
         holder.stdout.close()
         subprocess.run(["ip", "link", "del", _DEVICE], capture_output=True, check=False)
+
+
+def run_where_we_are_root(test: Path) -> None:
+    """Run the tests of a module as root of a user namespace. AssertionError shows what they printed."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    inside = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+    with_loopback = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    done = subprocess.run(
+        [*inside, *with_loopback, *pytest], env=ours, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _run(*command: str) -> None:
