@@ -29,7 +29,7 @@ from export.graphs.vae import VaeConfig
 from export.jobs import Request
 from export.run import export_pipeline
 from export.store import EngineStore, Resources
-from streaming.units import in_units
+from streaming.engines.units import in_units
 
 SIZE = (128, 192)
 PIPELINE = "longlive"

@@ -253,7 +253,7 @@ def delays(
 
 def video_encode_ms(record: StreamRecord) -> float | None:
     """CPU ms of the server's VP8 encoder for a picture of this stream, measured in this process."""
-    from gateway.webrtc.codecs import TunedVp8Encoder
+    from gateway.webrtc.aiortc_patches.codecs import TunedVp8Encoder
 
     if not record.samples:
         return None
@@ -341,9 +341,9 @@ def measure_in_process(engines: Path, work: Workload, threads: int) -> Row:
     import numpy as np
     import torch
 
-    from streaming.engines import Engine
-    from streaming.model_pipeline import ModelPipeline
-    from streaming.served import InProcess, open_model
+    from streaming.engines.engine import Engine
+    from streaming.engines.served import InProcess, open_model
+    from streaming.triton.model_pipeline import ModelPipeline
 
     torch.set_num_threads(1)
     clock: dict[str, list[float]] = {}
@@ -401,7 +401,7 @@ class TimedEngine:
 
 def set_of(engines: Path, spec: PipelineSpec) -> Path:
     """The pipeline's engine set. Raises BenchmarkError."""
-    from streaming.engine_set import read_engine_set
+    from streaming.engines.engine_set import read_engine_set
 
     for directory in sorted((engines / "sets").iterdir()):
         if read_engine_set(directory).pipeline == spec.id:

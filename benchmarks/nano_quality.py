@@ -47,13 +47,13 @@ from export.nano.measure import (
 )
 from export.nano.vae_training import psnr
 from export.nano.world import PALETTE, Scene, States
-from gateway.triton_session import TritonSession
-from streaming import sessions as streams
-from streaming.demo import read_demo
-from streaming.model_pipeline import ModelPipeline
-from streaming.protocol import Meta
-from streaming.served import InProcess, open_model
+from gateway.serving.triton_session import TritonSession
+from streaming.engines.demo import read_demo
+from streaming.engines.served import InProcess, open_model
 from streaming.specs import SPECS
+from streaming.triton import sessions as streams
+from streaming.triton.model_pipeline import ModelPipeline
+from streaming.triton.protocol import Meta
 
 Results = dict[str, Any]
 MINUTE_S, PICTURES_PER_S, CHUNK_PICTURES = 60, 15, 12

@@ -26,7 +26,7 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 from aiortc.mediastreams import MediaStreamError
 
 from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo, luma_of, read_number
-from gateway.webrtc.jitter_buffer import install_jitter_buffer
+from gateway.webrtc.aiortc_patches.jitter_buffer import install_jitter_buffer
 
 START_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 30.0

@@ -2,7 +2,7 @@
 # Serve the pipelines' models and the engines below WANSTREAM_HOME; further arguments go to tritonserver.
 set -eu
 
-pipelines=$(python3 -c 'from gateway.embedded import model_repository; print(model_repository())')
+pipelines=$(python3 -c 'from gateway.embedded.server import model_repository; print(model_repository())')
 engines=${WANSTREAM_ENGINES_DIR:-$WANSTREAM_HOME/engines}/models
 mkdir -p "$engines"
 

@@ -17,11 +17,11 @@ from export.outline import outline
 from export.quantization import ModelOpt
 from export.run import export_pipeline, set_name
 from export.verify import verify_set
-from streaming.demo import DEMO_MODELS, read_demo
+from streaming.engines.demo import DEMO_MODELS, read_demo
+from streaming.engines.manifest import Form
+from streaming.engines.units import in_units
 from streaming.errors import WanstreamError
-from streaming.manifest import Form
 from streaming.specs import SPECS
-from streaming.units import in_units
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -25,9 +25,9 @@ from export.tensorrt_build import (
     context_bytes,
     tensorrt_runner,
 )
-from streaming.engine_set import SET, Variant, read_engine_set
-from streaming.machine import Machine
-from streaming.manifest import (
+from streaming.engines.engine_set import SET, Variant, read_engine_set
+from streaming.engines.machine import Machine
+from streaming.engines.manifest import (
     CPU_PRECISIONS,
     MANIFEST,
     PLAN_FILE,
@@ -38,11 +38,11 @@ from streaming.manifest import (
     TensorInfo,
     TensorRTBuild,
 )
-from streaming.memory_plan import MemoryPlan, memory_plan, read_manifests
-from streaming.plans import check_plan
-from streaming.records import EngineError
+from streaming.engines.memory_plan import MemoryPlan, memory_plan, read_manifests
+from streaming.engines.plans import check_plan
+from streaming.engines.records import EngineError
+from streaming.engines.units import in_units
 from streaming.specs import SPECS
-from streaming.units import in_units
 
 Say = Callable[[str], None]
 

@@ -11,9 +11,9 @@ import click
 from export.build import Build
 from export.engine_build import server_options, trtexec_command
 from export.options import directory_options, engine_store
-from streaming.engine_set import Variant
+from streaming.engines.engine_set import Variant
+from streaming.engines.manifest import BuildOptions, HardwareCompatibility
 from streaming.errors import WanstreamError
-from streaming.manifest import BuildOptions, HardwareCompatibility
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,9 +11,9 @@ from torch import Tensor
 from export.graphs.transformer import TextKV, Transformer
 from export.in_process import in_process, prompt_encoder
 from export.jobs import DTYPES, Request
-from streaming.demo import DEMO, read_demo
-from streaming.engines import Engine, EngineWrapper
-from streaming.model import FLOW
+from streaming.engines.demo import DEMO, read_demo
+from streaming.engines.engine import Engine, EngineWrapper
+from streaming.network.model import FLOW
 
 # Two prompts, as different as can be: the second one comes when the window is full.
 _PROMPTS: Final = (

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from export.graphs.layers import Linear
+from streaming.engines.stand_ins import stand_in
 from streaming.errors import WanstreamError
-from streaming.stand_ins import stand_in
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
-from streaming.demo import DEMO, TRAINED_CONFIG, DemoInfo, read_demo, trained_directory
-from streaming.manifest import file_info, fingerprint
+from streaming.engines.demo import DEMO, TRAINED_CONFIG, DemoInfo, read_demo, trained_directory
+from streaming.engines.manifest import file_info, fingerprint
 
 _SIZE: Final = (128, 192)
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from streaming.manifest import ONNX_FILE
+from streaming.engines.manifest import ONNX_FILE
 
 _NARROW: Final = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
 

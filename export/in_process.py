@@ -10,11 +10,11 @@ from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae_graphs import AutoencoderGraph, DecoderGraph, EncoderGraph
 from export.jobs import TEXT_ENCODER, TOKENIZER, VAE_FILES, Request
 from export.load import load_text_encoder, load_vae
-from streaming.engines import Engine, Engines, TorchEngine, VaeEngines
-from streaming.model import ModelSizes, StreamModel
-from streaming.model_pipeline import ModelPipeline
+from streaming.conditioning.tokenizer import PromptTokenizer
+from streaming.engines.engine import Engine, Engines, TorchEngine, VaeEngines
+from streaming.network.model import ModelSizes, StreamModel
 from streaming.specs import SPECS
-from streaming.text import PromptTokenizer
+from streaming.triton.model_pipeline import ModelPipeline
 
 EncodePrompts = Callable[[Sequence[str]], list[Tensor]]
 

@@ -21,8 +21,8 @@ from export.load import (
     read_config,
 )
 from export.lora_merge import builtin_adapter, merge
+from streaming.engines.manifest import AxisRange, Form, Kind
 from streaming.errors import WanstreamError
-from streaming.manifest import AxisRange, Form, Kind
 from streaming.specs import SPECS, TEMPORAL_FACTOR, CachedKeys, LoopSpec, OnPromptChange, VaeType
 
 Precision = Literal["fp32", "fp16", "bf16", "fp8"]

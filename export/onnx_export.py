@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from export.graphs.layers import exporting_for_cpu
 from export.graphs.signature import Signature, TensorSpec
-from streaming.engines import OrtEngine
-from streaming.manifest import Form
-from streaming.records import EngineError
+from streaming.engines.engine import OrtEngine
+from streaming.engines.manifest import Form
+from streaming.engines.records import EngineError
 
 OPSET = 20
 DATA_SUFFIX = ".data"

@@ -16,10 +16,10 @@ from export.jobs import DTYPES, TRANSFORMER_FILES, Component, Request, component
 from export.quantization import is_quantized
 from export.run import PlannedEngine, engine_set, manifest_of
 from export.store import EngineStore
-from streaming.engine_set import EngineSet
-from streaming.machine import Machine
-from streaming.manifest import ONNX_FILE, EngineManifest, FileInfo
-from streaming.memory_plan import GPU, MemoryPlan, Placement, memory_plan
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.machine import Machine
+from streaming.engines.manifest import ONNX_FILE, EngineManifest, FileInfo
+from streaming.engines.memory_plan import GPU, MemoryPlan, Placement, memory_plan
 from streaming.specs import LoopSpec
 
 _UNKNOWN = ""  # hash of what does not exist

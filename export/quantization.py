@@ -26,8 +26,8 @@ from torch import Tensor
 
 from export.float32_twin import save, write_float32_twin
 from export.onnx_export import ExportError
+from streaming.engines.manifest import Quantization
 from streaming.errors import WanstreamError
-from streaming.manifest import Quantization
 
 Array = npt.NDArray[Any]
 

@@ -7,12 +7,12 @@ from typing import Any, Final
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from streaming.engine_config import engine_config
-from streaming.manifest import CONFIG, EngineManifest
+from streaming.engines.engine_config import engine_config
+from streaming.engines.manifest import CONFIG, EngineManifest
 
 MODEL_SOURCE: Final = '''"""ONNX Runtime on model.onnx beside this file."""
 
-from streaming.ort_model import OrtModel as TritonPythonModel
+from streaming.triton.ort_model import OrtModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

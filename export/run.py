@@ -35,10 +35,11 @@ from export.onnx_export import ALLOWED_OPS, OPSET, check_onnx, check_parity, exp
 from export.quantization import FP8_OPS, ModelOpt, quantize_fp8
 from export.repository import write_onnxruntime_model
 from export.store import EngineStore, Resources
-from streaming.demo import DEMO, read_demo
-from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet, read_engine_set
-from streaming.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
-from streaming.manifest import (
+from streaming.conditioning.tokenizer import PromptTokenizer
+from streaming.engines.demo import DEMO, read_demo
+from streaming.engines.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet, read_engine_set
+from streaming.engines.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
+from streaming.engines.manifest import (
     MANIFEST,
     ONNX_FILE,
     VERSION_DIRECTORY,
@@ -50,9 +51,8 @@ from streaming.manifest import (
     file_info,
     fingerprint,
 )
-from streaming.records import EngineError
-from streaming.text import PromptTokenizer
-from streaming.units import in_units
+from streaming.engines.records import EngineError
+from streaming.engines.units import in_units
 
 # Export needs the weights, the exporter's own tensors, and ONNX Runtime's copy for the parity check.
 _MEMORY_FACTOR: Final = 3

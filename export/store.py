@@ -1,7 +1,7 @@
 """The directory of exported engines: what is in it is complete, and one export at a time writes to it.
 
     <root>/models/<engine>/    a Triton model: config.pbtxt, 1/engine.json, 1/model.onnx, 1/model.onnx.data
-    <root>/sets/<set>/         which engines make up a pipeline (streaming/engine_set.py)
+    <root>/sets/<set>/         which engines make up a pipeline (streaming/engines/engine_set.py)
     <root>/.partial/           what is being written; removed by the next export
 
 A directory is written below `.partial` and moved to its place when it is finished, the manifest included.
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from streaming.engine_set import read_engine_set
+from streaming.engines.engine_set import read_engine_set
+from streaming.engines.host_memory import available_memory
+from streaming.engines.manifest import MANIFEST, EngineManifest, check_files, engine_directory, read_manifest
+from streaming.engines.records import EngineError
+from streaming.engines.units import in_units
 from streaming.errors import WanstreamError
-from streaming.host_memory import available_memory
-from streaming.manifest import MANIFEST, EngineManifest, check_files, engine_directory, read_manifest
-from streaming.records import EngineError
-from streaming.units import in_units
 
 _RESERVE_BYTES = 64 << 20
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from export.engine_build import BuildPlan
 from export.float32_twin import write_float32_twin
+from streaming.engines.manifest import CPU_PRECISIONS
 from streaming.errors import WanstreamError
-from streaming.manifest import CPU_PRECISIONS
 
 _OLDEST: Final = (10, 0)
 _WHERE: Final = (

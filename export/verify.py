@@ -3,8 +3,8 @@
 from export.onnx_export import FORM_OPS, check_onnx
 from export.quantization import FP8_OPS
 from export.store import EngineStore
-from streaming.engine_set import read_engine_set
-from streaming.manifest import ONNX_FILE, EngineManifest
+from streaming.engines.engine_set import read_engine_set
+from streaming.engines.manifest import ONNX_FILE, EngineManifest
 
 
 def verify_set(store: EngineStore, name: str) -> list[EngineManifest]:

@@ -18,13 +18,13 @@ import click
 from gateway import proxies
 from gateway.app import VERSION, create_app
 from gateway.config import Config
-from gateway.demo import DemoEngines
-from gateway.embedded import EmbeddedTriton, model_repository
-from gateway.engine_sets import EngineSets
+from gateway.embedded.server import EmbeddedTriton, model_repository
 from gateway.logs import setup_logging
 from gateway.server import bind, serve
-from gateway.serving import Serving
-from gateway.triton import TritonServing
+from gateway.serving.demo import DemoEngines
+from gateway.serving.engine_sets import EngineSets
+from gateway.serving.interface import Serving
+from gateway.serving.triton import TritonServing
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
 

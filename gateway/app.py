@@ -12,20 +12,22 @@ from quart_cors import cors
 from quart_schema import HttpSecurityScheme, Info, QuartSchema
 from werkzeug.exceptions import HTTPException
 
-from gateway.assets import Assets
-from gateway.auth import require_token
-from gateway.autoload import Autoload
 from gateway.config import Config
 from gateway.errors import ApiError, ValidationFailed
-from gateway.load_service import LoadService
+from gateway.files.assets import Assets
+from gateway.files.loras.loras import Loras
+from gateway.files.models.models import Models
+from gateway.http.auth import require_token
+from gateway.http.openapi import ApiDocument
+from gateway.http.origins import OriginPolicy, guard_origins
+from gateway.http.page_policy import protect_pages
+from gateway.http.trailing_slash import without_slash
+from gateway.http.uploads import take_bodies_in_pieces
 from gateway.logs import Logs
-from gateway.loras import Loras
 from gateway.metrics import Metrics
-from gateway.models import Models
-from gateway.openapi import ApiDocument
-from gateway.origins import OriginPolicy, guard_origins
-from gateway.page_policy import protect_pages
-from gateway.pipelines import Pipelines
+from gateway.pipelines.autoload import Autoload
+from gateway.pipelines.load_service import LoadService
+from gateway.pipelines.state import Pipelines
 from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
 from gateway.routes.general import general_blueprint
@@ -37,17 +39,15 @@ from gateway.routes.operations import operations_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
-from gateway.serving import Serving
+from gateway.serving.interface import Serving
 from gateway.threads import separate_threads
-from gateway.trailing_slash import without_slash
-from gateway.uploads import take_bodies_in_pieces
-from gateway.webrtc.codecs import install_encoders
-from gateway.webrtc.consent import install_patient_consent
-from gateway.webrtc.decoding import install_decoder
-from gateway.webrtc.guards import install_guards
-from gateway.webrtc.ice import IceServers
-from gateway.webrtc.jitter_buffer import install_jitter_buffer
-from gateway.webrtc.sender import install_sender
+from gateway.webrtc.aiortc_patches.codecs import install_encoders
+from gateway.webrtc.aiortc_patches.consent import install_patient_consent
+from gateway.webrtc.aiortc_patches.decoding import install_decoder
+from gateway.webrtc.aiortc_patches.guards import install_guards
+from gateway.webrtc.aiortc_patches.jitter_buffer import install_jitter_buffer
+from gateway.webrtc.aiortc_patches.sender import install_sender
+from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.sessions import Sessions
 
 logger = logging.getLogger(__name__)

@@ -106,7 +106,7 @@ class Config:
     pipeline: str | None = None  # to load at the start and to keep loaded (PIPELINE)
     opening: str | None = None  # to load once at the start
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
-    cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.origins
+    cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
     turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token

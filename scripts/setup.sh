@@ -91,9 +91,9 @@ test_tools() {
 # What pip cannot bring: the interpreter's shared library for Triton's model processes; for the tests a browser, a TURN
 # server, links of limited speed and Prometheus' checker.
 install_libraries() {
-    if ! "$venv/bin/python" -m gateway.installation >/dev/null 2>&1; then
+    if ! "$venv/bin/python" -m gateway.embedded.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
-        "$venv/bin/python" -m gateway.installation || fail "the embedded Triton server cannot run here"
+        "$venv/bin/python" -m gateway.embedded.installation || fail "the embedded Triton server cannot run here"
     fi
     if [ "$role" = test ]; then
         command -v chromium >/dev/null || apt_install chromium

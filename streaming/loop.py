@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from streaming.autoencoder import decode, encode, encode_alone
+from streaming.conditioning.prompts import Conditioning, PromptRequest
 from streaming.errors import NotFiniteError, WanstreamError
-from streaming.model import StreamModel, timesteps
+from streaming.network.autoencoder import decode, encode, encode_alone
+from streaming.network.model import StreamModel, timesteps
+from streaming.network.pictures import to_pictures
+from streaming.network.video import input_clip
 from streaming.noise import Draw, NoiseSource, motion_noise_scale
-from streaming.pictures import to_pictures
-from streaming.prompts import Conditioning, PromptRequest
 from streaming.schedule import first_video_step
 from streaming.session import Session
-from streaming.sessions import ChunkCancelled, Images
 from streaming.specs import VIDEO, CachedKeys, OnPromptChange
-from streaming.video import input_clip
+from streaming.triton.sessions import ChunkCancelled, Images
 
 
 @dataclass(frozen=True, eq=False, slots=True)

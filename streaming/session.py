@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from streaming.autoencoder import Caches
-from streaming.kv_cache import KVCache
-from streaming.memory_bank import MemoryBank
-from streaming.model import StreamModel
+from streaming.cache.kv_cache import KVCache
+from streaming.cache.memory_bank import MemoryBank
+from streaming.conditioning.prompts import Conditioning
+from streaming.network.autoencoder import Caches
+from streaming.network.model import StreamModel
 from streaming.noise import Array
-from streaming.prompts import Conditioning
 
 
 @dataclass(eq=False)

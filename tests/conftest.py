@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from export.run import export_pipeline
 from export.store import EngineStore
-from streaming.engine_set import EngineSet, read_engine_set
+from streaming.engines.engine_set import EngineSet, read_engine_set
 from tests.engines import export_all, export_small, small_request
 from tests.golden.case import discover, golden_directory
 from tests.golden.registry import must_wait

@@ -11,9 +11,9 @@ from export.graphs.vae import VaeConfig
 from export.jobs import TRANSFORMER_FILES, Request
 from export.run import export_pipeline
 from export.store import EngineStore
-from streaming.engine_set import SET, EngineSet, read_engine_set
-from streaming.load_plan import LoadPlan
-from streaming.manifest import CONFIG, MANIFEST, ONNX_FILE
+from streaming.engines.engine_set import SET, EngineSet, read_engine_set
+from streaming.engines.load_plan import LoadPlan
+from streaming.engines.manifest import CONFIG, MANIFEST, ONNX_FILE
 from streaming.specs import SPECS
 
 TRANSFORMER = TransformerConfig(dim=16, ffn_dim=24, num_heads=2, num_layers=1, text_dim=16, text_len=12)

@@ -13,13 +13,13 @@ from math import exp
 import torch
 from torch import Tensor
 
-from streaming.engines import Engines, TorchEngine, VaeEngines
-from streaming.model import ModelSizes, StreamModel
+from streaming.engines.engine import Engines, TorchEngine, VaeEngines
+from streaming.network.model import ModelSizes, StreamModel
+from streaming.network.tokens import MAX_POSITIONS, rope_tables
+from streaming.network.transformer import HIDDEN
+from streaming.network.video import WAN_GROUPS
 from streaming.noise import Draw
 from streaming.specs import CachedKeys, LoopSpec
-from streaming.tokens import MAX_POSITIONS, rope_tables
-from streaming.transformer import HIDDEN
-from streaming.video import WAN_GROUPS
 
 SIZE = 16  # pixels; one token per latent frame
 HEAD_DIM = 12

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from gateway.artifacts import Artifact, is_directory
+from gateway.files.models.artifacts import Artifact, is_directory
 from tests.local_http import LocalHttp, Reply, Request
 
 COMMIT = "0123abcd"

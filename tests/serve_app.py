@@ -12,7 +12,7 @@ from quart_schema import QuartSchema
 from werkzeug.exceptions import HTTPException
 
 from gateway.errors import ApiError, ValidationFailed
-from gateway.uploads import take_bodies_in_pieces
+from gateway.http.uploads import take_bodies_in_pieces
 from tests.server.client import HttpClient
 
 

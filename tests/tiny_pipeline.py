@@ -15,12 +15,12 @@ from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
 from export.in_process import stream_sizes
-from streaming.engines import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
-from streaming.model import StreamModel
-from streaming.model_pipeline import ModelPipeline
-from streaming.protocol import Meta
-from streaming.sessions import Images, Stream
+from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
+from streaming.network.model import StreamModel
 from streaming.specs import LONGLIVE, CachedKeys, PipelineSpec
+from streaming.triton.model_pipeline import ModelPipeline
+from streaming.triton.protocol import Meta
+from streaming.triton.sessions import Images, Stream
 from tests.random_weights import randomized
 
 HEIGHT, WIDTH = 16, 32

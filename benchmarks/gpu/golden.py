@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.common import Result, Row, parse
 from export.graphs.signature import Signature
-from streaming.engines import Engine, TorchEngine
+from streaming.engines.engine import Engine, TorchEngine
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.exported_cases import REPLAYS
 from tests.golden.replays.stream import names, replay_stream, torch_modules

@@ -16,7 +16,7 @@ from av import VideoFrame
 
 from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo
 from benchmarks.gpu.common import Result, Row, parse
-from gateway.webrtc.codecs import TunedH264Encoder, TunedVp8Encoder
+from gateway.webrtc.aiortc_patches.codecs import TunedH264Encoder, TunedVp8Encoder
 
 PICTURES = ((288, 512), (480, 832))
 BITRATE = 2_000_000

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.gpu.common import Result, Row, Wrong, cosine, parse, relative_rms
 from benchmarks.gpu.random_model import Shape, random_model
-from streaming.model_pipeline import ModelPipeline
 from streaming.specs import LONGLIVE, MEMFLOW, REWARD_FORCING, PipelineSpec
+from streaming.triton.model_pipeline import ModelPipeline
 
 PIPELINES = (LONGLIVE, REWARD_FORCING, MEMFLOW)
 FLOAT32_ALIKE = 0.9999  # of the first chunk's pictures

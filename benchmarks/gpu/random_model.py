@@ -15,8 +15,8 @@ from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import WAN_1_3B, TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
-from streaming.engines import Engine, Engines, TorchEngine, VaeEngines
-from streaming.model import ModelSizes, StreamModel
+from streaming.engines.engine import Engine, Engines, TorchEngine, VaeEngines
+from streaming.network.model import ModelSizes, StreamModel
 from streaming.specs import CachedKeys, PipelineSpec
 
 VAES = {

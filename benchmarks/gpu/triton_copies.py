@@ -19,7 +19,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 from benchmarks.gpu.common import Result, need_device
 from benchmarks.results import add_out_option
-from gateway.embedded import EmbeddedTriton
+from gateway.embedded.server import EmbeddedTriton
 
 TENSORS = 30  # keys and values of so many layers
 MEGABYTES = (16, 256, 1500)  # in all; the last is LongLive at 576x320 with 12 latent frames, in 16 bits

@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.gpu.common import Result, Row, Wrong, parse, peak_mb, reset_peak
 from benchmarks.gpu.random_model import Clock, Shape, random_model
-from streaming.model_pipeline import ModelPipeline
-from streaming.sessions import Stream
 from streaming.specs import LONGLIVE, MEMFLOW, REWARD_FORCING, PipelineSpec
+from streaming.triton.model_pipeline import ModelPipeline
+from streaming.triton.sessions import Stream
 
 WARM_UP, CHUNKS, WAITED = 5, 8, 3
 LARGE, SMALL = (480, 832), (320, 576)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from export.checkpoints import Checkpoint
 from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, Autoencoder, LatentScale, known_fields
 from export.graphs.vae_layers import CacheTape, batch_to_frames, frames_to_batch
+from streaming.engines.manifest import Form
 from streaming.errors import WanstreamError
-from streaming.manifest import Form
-from streaming.video import FrameGroups
+from streaming.network.video import FrameGroups
 
 MEMORY_BLOCKS = 3  # per stage
 ENCODER_TIME_STRIDES = (2, 2, 1)  # per stage; each also halves height and width

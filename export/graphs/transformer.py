@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, rotate
 from export.graphs.signature import Signature, TensorSpec, cache_specs
 from streaming.errors import WanstreamError
-from streaming.tokens import PATCH, Patch
+from streaming.network.tokens import PATCH, Patch
 
 RopeTables = tuple[Tensor, Tensor]  # cos, sin
 
@@ -196,10 +196,10 @@ class Transformer(nn.Module):
     """One denoising pass over the tokens of a chunk, past frames being given as keys and values.
 
     Departs from the reference's forward, with equal results, in these points: the patch embedding is a matrix
-    product over tokens; rotary tables and time vector are inputs, made in float64 by `streaming.tokens`; the
-    cache is an input that holds only past chunks, and the new keys and values are outputs; its slots may be
-    unused or in any order, because `key_bias` hides slots and positions are inside the keys (or in `rope_k`);
-    text projections are in `TextKV`.
+    product over tokens; rotary tables and time vector are inputs, made in float64 by
+    `streaming.network.tokens`; the cache is an input that holds only past chunks, and the new keys and values
+    are outputs; its slots may be unused or in any order, because `key_bias` hides slots and positions are
+    inside the keys (or in `rope_k`); text projections are in `TextKV`.
 
     unroped_cache   keys are cached before the rotary encoding and rotated when read (Reward-Forcing)
     """

@@ -24,9 +24,9 @@ from export.graphs.vae_layers import (
     run,
 )
 from export.graphs.vae_stacked import StackedStep, first_outputs
+from streaming.engines.manifest import Form
 from streaming.errors import WanstreamError
-from streaming.manifest import Form
-from streaming.video import FrameGroups
+from streaming.network.video import FrameGroups
 
 
 @dataclass(frozen=True, slots=True)

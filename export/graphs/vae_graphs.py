@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from export.graphs.signature import Signature, TensorSpec, cache_specs, on_meta
 from export.graphs.vae_layers import CacheTape
-from streaming.manifest import Form
-from streaming.video import FrameGroups
+from streaming.engines.manifest import Form
+from streaming.network.video import FrameGroups
 
 WAN_LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,

@@ -20,7 +20,7 @@ from export.graphs.vae_graphs import encode
 from export.nano.text import CAMERA, PromptBatch, say
 from export.nano.vae_training import fold_statistics, training_form
 from export.nano.world import CPU, STILL_FRAMES, Scene, States, film, palette_of
-from streaming.blending import blend
+from streaming.conditioning.blending import blend
 
 CHUNK: Final = 3  # latent frames
 CHUNKS: Final = 4

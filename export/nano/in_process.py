@@ -6,8 +6,8 @@ from export.graphs.transformer import TextKV, Transformer
 from export.in_process import in_process as pipeline_of
 from export.in_process import prompt_encoder
 from export.jobs import Request, components
-from streaming.demo import read_demo
-from streaming.model_pipeline import ModelPipeline
+from streaming.engines.demo import read_demo
+from streaming.triton.model_pipeline import ModelPipeline
 
 
 def in_process(models: Path, pipeline: str) -> ModelPipeline:

@@ -19,7 +19,7 @@ from export.graphs.text_encoder import TextEncoder
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import WanVae
 from export.nano.text import tokenizer
-from streaming.demo import DemoInfo
+from streaming.engines.demo import DemoInfo
 
 STORED: Final = torch.float16
 NOTE: Final = (

@@ -23,7 +23,7 @@ from export.nano.films import CHUNK, CHUNKS, FilmBank
 from export.nano.optim import MuonAdam
 from export.nano.text import TEXT_LEN
 from export.nano.world import CPU
-from streaming.tokens import patchify, rope_tables, time_sinusoid, unpatchify
+from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 
 CONFIG: Final = TransformerConfig(
     dim=128, ffn_dim=512, num_heads=4, num_layers=4, text_dim=128, text_len=TEXT_LEN

@@ -9,12 +9,12 @@ from quart import Blueprint, Response, request
 from quart.wrappers.response import FileBody
 from quart_schema import document_querystring, hide, tag, validate_response
 
-from gateway import media
-from gateway.assets import Assets
 from gateway.errors import ApiError, Problem, ValidationFailed
-from gateway.media import Kind
-from gateway.openapi import answers, refuses, takes_file
-from gateway.query import UploadQuery, file_name
+from gateway.files import media
+from gateway.files.assets import Assets
+from gateway.files.media import Kind
+from gateway.http.openapi import answers, refuses, takes_file
+from gateway.http.query import UploadQuery, file_name
 
 
 class AssetBody(BaseModel):

@@ -5,7 +5,7 @@ from importlib import resources
 from quart import Blueprint, Response, send_from_directory
 from quart_schema import hide, tag
 
-from gateway.openapi import answers
+from gateway.http.openapi import answers
 
 _PAGE = """<!doctype html>
 <html lang="en">

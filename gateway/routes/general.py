@@ -7,10 +7,10 @@ from pathlib import Path
 from quart import Blueprint, Response, send_from_directory
 from quart_schema import hide, tag, validate_response
 
-from gateway import bodies
-from gateway.hardware import hardware_info
-from gateway.openapi import answers
-from gateway.serving import Serving
+from gateway.http import bodies
+from gateway.http.openapi import answers
+from gateway.serving.hardware import hardware_info
+from gateway.serving.interface import Serving
 
 _PAGE = Path(__file__).resolve().parent.parent / "page"
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache", "Expires": "0"}

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from quart import Blueprint
 from quart_schema import tag, validate_response
 
-from gateway.webrtc.ice import IceServers
+from gateway.webrtc.ice.servers import IceServers
 
 
 class IceServerBody(BaseModel):

@@ -6,11 +6,11 @@ from pydantic import BaseModel, Field
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag, validate_response
 
-from gateway import bodies
 from gateway.errors import ApiError
+from gateway.http import bodies
+from gateway.http.openapi import answers, refuses
+from gateway.http.query import query_int
 from gateway.logs import Logs
-from gateway.openapi import answers, refuses
-from gateway.query import query_int
 
 _MAX_LINES = 1000
 

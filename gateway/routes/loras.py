@@ -7,12 +7,12 @@ from quart import Blueprint, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
 from gateway.errors import ApiError
-from gateway.json_body import json_object
-from gateway.lora_sources import LoraEndpoints, LoraSource
-from gateway.loras import Loras
-from gateway.openapi import refuses, takes_file
-from gateway.query import UploadQuery, file_name
-from gateway.validation import check
+from gateway.files.loras.loras import Loras
+from gateway.files.loras.sources import LoraEndpoints, LoraSource
+from gateway.http.json_body import json_object
+from gateway.http.openapi import refuses, takes_file
+from gateway.http.query import UploadQuery, file_name
+from gateway.http.validation import check
 
 
 class LoraBody(BaseModel):

@@ -6,12 +6,12 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
-from gateway.bodies import Message
 from gateway.errors import ApiError, Problem, ValidationFailed
-from gateway.json_body import json_object
-from gateway.models import Models
-from gateway.openapi import refuses
-from gateway.validation import check
+from gateway.files.models.models import Models
+from gateway.http.bodies import Message
+from gateway.http.json_body import json_object
+from gateway.http.openapi import refuses
+from gateway.http.validation import check
 
 
 class ModelsQuery(BaseModel):

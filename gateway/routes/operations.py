@@ -4,9 +4,9 @@ from pydantic import BaseModel
 from quart import Blueprint, Response
 from quart_schema import document_response, tag, validate_response
 
+from gateway.http.openapi import answers
 from gateway.metrics import CONTENT_TYPE, Metrics
-from gateway.openapi import answers
-from gateway.pipelines import Pipelines
+from gateway.pipelines.state import Pipelines
 from gateway.webrtc.sessions import Sessions
 
 

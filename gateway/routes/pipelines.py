@@ -3,13 +3,13 @@
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
-from gateway import bodies
 from gateway.errors import ApiError, ValidationFailed
-from gateway.json_body import json_object
-from gateway.load_service import LoadService
-from gateway.openapi import refuses
-from gateway.pipelines import Pipelines
-from gateway.schemas import pipeline_schemas
+from gateway.http import bodies
+from gateway.http.json_body import json_object
+from gateway.http.openapi import refuses
+from gateway.pipelines.load_service import LoadService
+from gateway.pipelines.schemas import pipeline_schemas
+from gateway.pipelines.state import Pipelines
 
 
 def pipelines_blueprint(pipelines: Pipelines, loader: LoadService) -> Blueprint:

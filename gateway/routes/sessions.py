@@ -8,12 +8,12 @@ from pydantic import BaseModel, Field
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
-from gateway import bodies
 from gateway.errors import ApiError
-from gateway.json_body import json_object
-from gateway.openapi import answers, refuses
-from gateway.query import query_int
-from gateway.serving import Images, Serving
+from gateway.http import bodies
+from gateway.http.json_body import json_object
+from gateway.http.openapi import answers, refuses
+from gateway.http.query import query_int
+from gateway.serving.interface import Images, Serving
 from gateway.webrtc.session import Session
 from gateway.webrtc.sessions import Sessions
 

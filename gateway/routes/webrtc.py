@@ -6,10 +6,10 @@ from pydantic import BaseModel, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
-from gateway import bodies
-from gateway.json_body import json_object
-from gateway.openapi import answers, refuses
-from gateway.validation import check
+from gateway.http import bodies
+from gateway.http.json_body import json_object
+from gateway.http.openapi import answers, refuses
+from gateway.http.validation import check
 from gateway.webrtc.sessions import Sessions
 
 

@@ -11,16 +11,17 @@ from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpReceiver
 
 from gateway.errors import Problem
 from gateway.logs import current_session
-from gateway.pipelines import Pipelines
+from gateway.pipelines.state import Pipelines
+from gateway.stream.frame_queue import FrameQueue
+from gateway.stream.parameter_checks import Validated
+from gateway.stream.parameters import ParameterState, check_messages
+from gateway.stream.video_input import VideoInput
+from gateway.stream.worker import StreamObserver, StreamStoppedError, StreamWorker
 from gateway.threads import in_parameter_thread
+from gateway.webrtc.aiortc_patches.decoding import DecodedVideo
 from gateway.webrtc.channels import Channels, Message
-from gateway.webrtc.decoding import DecodedVideo
-from gateway.webrtc.parameter_checks import Validated
-from gateway.webrtc.parameters import ParameterState, check_messages
 from gateway.webrtc.signalling import CandidateFilter
-from gateway.webrtc.video_input import VideoInput
-from gateway.webrtc.video_output import FrameQueue, GeneratedTrack
-from gateway.webrtc.worker import StreamObserver, StreamStoppedError, StreamWorker
+from gateway.webrtc.track import GeneratedTrack
 
 logger = logging.getLogger(__name__)
 

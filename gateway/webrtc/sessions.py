@@ -12,15 +12,15 @@ from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
 from gateway.errors import ApiError, ValidationFailed
-from gateway.pipelines import Loaded, Pipelines
+from gateway.http.validation import located
+from gateway.pipelines.state import Loaded, Pipelines
+from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.worker import StreamObserver
 from gateway.threads import in_parameter_thread
-from gateway.validation import located
 from gateway.waiting import within
-from gateway.webrtc.ice import IceServers
-from gateway.webrtc.parameters import ParameterContext, ParameterState
+from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.session import Session, session_metrics
 from gateway.webrtc.signalling import Offer, is_name, read_offer, too_many_candidates
-from gateway.webrtc.worker import StreamObserver
 
 logger = logging.getLogger(__name__)
 

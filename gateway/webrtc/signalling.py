@@ -20,7 +20,7 @@ from aiortc.sdp import (
 )
 
 from gateway.errors import ApiError
-from gateway.validation import quoted
+from gateway.http.validation import quoted
 
 MAX_CANDIDATES: Final = 64  # of a session: each is paired with every local address, and each pair is checked
 _MAX_ENTRIES: Final = 256  # of one request, with those that are of no use

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streaming.engine_set import EngineSet
+from streaming.engines.engine_set import EngineSet
 from tests.containers.podman import Container, Podman, options_of
 from tests.containers.services import compose
 from tests.containers.stand_ins import python_image, triton_image

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pip
 
-from gateway.installation import TritonInstallation
+from gateway.embedded.installation import TritonInstallation
 
 # Essential packages that an image of Debian has, and the libraries of Python, Triton and their packages.
 _DEBIAN = """

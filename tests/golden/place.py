@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from export.graphs.signature import Signature
 from export.onnx_export import export_onnx
-from streaming.engines import Engine, OrtEngine
-from streaming.manifest import ONNX_FILE, Form
+from streaming.engines.engine import Engine, OrtEngine
+from streaming.engines.manifest import ONNX_FILE, Form
 
 Call = Callable[..., Sequence[Tensor]]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.frame_numbers import draw_number
-from gateway.serving import Availability, Chunk, ChunkFailed, Images, ServingError, StageCallback
-from streaming.protocol import Meta
-from streaming.sessions import NO_PICTURES
+from gateway.serving.interface import Availability, Chunk, ChunkFailed, Images, ServingError, StageCallback
 from streaming.specs import PipelineSpec
+from streaming.triton.protocol import Meta
+from streaming.triton.sessions import NO_PICTURES
 
 FRAMES_PER_CHUNK = 4
 
@@ -163,7 +163,7 @@ class DoubleSession:
 
 
 class DoubleServing:
-    """A serving side (`gateway.serving.Serving`) for every pipeline."""
+    """A serving side (`gateway.serving.interface.Serving`) for every pipeline."""
 
     url = "double"
     problem: str | None = None

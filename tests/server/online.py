@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from gateway.artifacts import ARTIFACTS, UPSTREAM
+from gateway.files.models.artifacts import ARTIFACTS, UPSTREAM
 from tests.hub_double import HubDouble
 from tests.local_http import Reply, Request
 from tests.server.cases import Case

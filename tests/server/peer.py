@@ -23,7 +23,7 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError
 
 from benchmarks.frame_numbers import luma_of, read_number
-from gateway.webrtc.consent import install_patient_consent
+from gateway.webrtc.aiortc_patches.consent import install_patient_consent
 from tests.server.camera import NumberedCamera
 from tests.server.client import Answer, HttpClient
 

@@ -13,8 +13,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from streaming.engines import Engine
-from streaming.manifest import ONNX_FILE, engine_directory, read_manifest
+from streaming.engines.engine import Engine
+from streaming.engines.manifest import ONNX_FILE, engine_directory, read_manifest
 
 MODEL_SOURCE = "from tests.server.reference_engine import ReferenceModel as TritonPythonModel\n"
 

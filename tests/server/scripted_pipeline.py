@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from streaming.errors import FatalStreamError, WanstreamError
-from streaming.protocol import Meta
-from streaming.sessions import ChunkCancelled, Images, LoadContext, ModelRunner, Stream
+from streaming.triton.protocol import Meta
+from streaming.triton.sessions import ChunkCancelled, Images, LoadContext, ModelRunner, Stream
 
 LABEL, RESET, CHUNKS = 0, 1, 2  # channels of a picture: parameter `label`, `init_cache`, chunks made before
 ERRORS: dict[str, Callable[[], Exception]] = {

@@ -18,7 +18,7 @@ from gateway.app import create_app
 from gateway.config import Config, Directories
 from gateway.logs import setup_logging
 from gateway.server import bind, serve
-from gateway.serving import Availability, Serving, ServingSession, StageCallback
+from gateway.serving.interface import Availability, Serving, ServingSession, StageCallback
 from streaming.specs import PipelineSpec
 from tests.server.double import DoubleServing, Faults, relative_paths
 from tests.server.double_process import CONTROL

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from streaming.sessions import Images, Stream
 from streaming.specs import VIDEO
+from streaming.triton.sessions import Images, Stream
 from tests.server.triton_fixtures import ModelClient
 
 Chunks = Sequence[Mapping[str, Any]]  # of each chunk, the parameters that change

@@ -20,13 +20,13 @@ from export.jobs import DTYPES, components
 from export.onnx_export import random_inputs
 from export.run import plan
 from export.store import EngineStore
-from gateway.embedded import EmbeddedTriton
-from streaming.engine_set import EngineSet
-from streaming.manifest import engine_directory
-from streaming.model_pipeline import ModelPipeline
-from streaming.records import EngineError
-from streaming.served import InProcess, open_model
+from gateway.embedded.server import EmbeddedTriton
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.manifest import engine_directory
+from streaming.engines.records import EngineError
+from streaming.engines.served import InProcess, open_model
 from streaming.specs import LONGLIVE
+from streaming.triton.model_pipeline import ModelPipeline
 from tests.engines import SIZE, load_plan, small_request
 from tests.server.reference_engine import MODEL_SOURCE, ReferenceEngine, in_reference
 from tests.server.triton_fixtures import ModelClient, running_triton

@@ -225,7 +225,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProce
         "BROWSER": make_browser(home),
         "PIPELINE": "longlife",
         "VERBOSE_LOGGING": "1",
-        "SCOPE_LOG_QUIET_LOGGERS": "gateway.webrtc.ice, gateway",
+        "SCOPE_LOG_QUIET_LOGGERS": "gateway.webrtc.ice.servers, gateway",
         "WANSTREAM_LOG_FORMAT": "JSON",
         "WANSTREAM_TOKEN": "",
         "WANSTREAM_MAX_SESSIONS": "",
@@ -300,7 +300,7 @@ async def test_verbose_logging_shows_requests_and_quiet_loggers_are_silent(confi
     await until(lambda: "GET /marker" in configured.log, 3, "access log")
     loggers = {line["logger"] for line in logs(configured)}
     assert "hypercorn.access" in loggers
-    assert not loggers & {"gateway", "gateway.webrtc.ice"}
+    assert not loggers & {"gateway", "gateway.webrtc.ice.servers"}
 
 
 def test_the_log_can_be_fetched_and_is_the_console_s(configured: ServerProcess) -> None:
@@ -379,7 +379,7 @@ async def test_reload_starts_again_with_the_changed_source(tmp_path: Path) -> No
 
 
 def ndi_reason(server: ServerProcess) -> str:
-    """A text of gateway/hardware.py; empty while the server is being started again."""
+    """A text of gateway/serving/hardware.py; empty while the server is being started again."""
     try:
         answer = server.client.request("GET", "/api/v1/hardware/info", timeout_s=5)
     except OSError:

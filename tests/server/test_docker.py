@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from dockerfile_parse import DockerfileParser
 
-from gateway.installation import TritonInstallation
-from gateway.plain_paths import PlainPaths
+from gateway.embedded.installation import TritonInstallation
+from gateway.embedded.plain_paths import PlainPaths
 from tests.containers.services import compose
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import wait_status

@@ -14,9 +14,9 @@ import pytest
 from grpc.aio import AioRpcError
 from tritonclient.utils import InferenceServerException
 
-from gateway import leftovers
-from gateway.embedded import EmbeddedTriton, EmbeddedTritonError, model_repository
-from gateway.installation import Interpreter, TritonInstallation
+from gateway.embedded import leftovers
+from gateway.embedded.installation import Interpreter, TritonInstallation
+from gateway.embedded.server import EmbeddedTriton, EmbeddedTritonError, model_repository
 from tests.server.triton_fixtures import (
     PASSTHROUGH,
     SCRIPTED,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.embedded import EmbeddedTriton, model_repository
+from gateway.embedded.server import EmbeddedTriton, model_repository
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import load, pipeline_status, wait_status
 from tests.server.peer import Peer, numbers_of, until

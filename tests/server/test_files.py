@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
-from gateway.artifacts import ARTIFACTS
+from gateway.files.models.artifacts import ARTIFACTS
 from tests.directory_scan import scan
 from tests.hostile_names import HOSTILE
 from tests.hub_double import HubDouble

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from streaming.demo import DEMO, DEMO_MODELS
-from streaming.engine_set import EngineSet
+from streaming.engines.demo import DEMO, DEMO_MODELS
+from streaming.engines.engine_set import EngineSet
 from streaming.specs import PASSTHROUGH
 from tests.engines import SIZE
 from tests.odd_paths import ODD, install_checkout

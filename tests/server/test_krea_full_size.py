@@ -10,8 +10,8 @@ from export.jobs import Request
 from export.outline import Outline, outline
 from export.repository import write_onnxruntime_model
 from export.store import EngineStore
-from streaming.engine_set import SET
-from streaming.manifest import MANIFEST
+from streaming.engines.engine_set import SET
+from streaming.engines.manifest import MANIFEST
 from streaming.specs import KREA_REALTIME_VIDEO
 from tests.server.gateway_calls import pipeline_status
 from tests.server.peer import until

@@ -18,13 +18,13 @@ import pytest_asyncio
 from PIL import Image
 
 from export.store import EngineStore
-from gateway.webrtc.parameter_checks import FIELDS
-from gateway.webrtc.parameters import ParameterContext, ParameterState
-from streaming.engine_set import EngineSet, read_engine_set
-from streaming.model_pipeline import ModelPipeline, ModelStream
-from streaming.served import InProcess, open_model
-from streaming.sessions import Images, Stream
+from gateway.stream.parameter_checks import FIELDS
+from gateway.stream.parameters import ParameterContext, ParameterState
+from streaming.engines.engine_set import EngineSet, read_engine_set
+from streaming.engines.served import InProcess, open_model
 from streaming.specs import KREA_REALTIME_VIDEO, TEXT, VIDEO
+from streaming.triton.model_pipeline import ModelPipeline, ModelStream
+from streaming.triton.sessions import Images, Stream
 from tests.engines import SIZE, load_plan
 from tests.server.triton_fixtures import ModelClient, running_triton
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from streaming.engine_set import EngineSet
+from streaming.engines.engine_set import EngineSet
 from tests.server.gateway_calls import load, pipeline_status, sessions, wait_status
 from tests.server.peer import Peer, until
 from tests.server.processes import ServerProcess

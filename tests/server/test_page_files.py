@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.async_api import Browser, Page, expect
 
-from gateway.artifacts import ARTIFACTS
+from gateway.files.models.artifacts import ARTIFACTS
 from tests.hub_double import HubDouble
 from tests.server.browser import PHONE, field, opened, out_of_reach, start, state
 from tests.server.double_process import DoubleProcess

@@ -19,15 +19,15 @@ from export.onnx_export import random_inputs
 from export.repository import config_text
 from export.run import plan
 from export.store import EngineStore
-from gateway.embedded import EmbeddedTriton
-from streaming.engine_config import engine_config
-from streaming.engine_set import EngineSet
-from streaming.engines import Engine, TorchEngine, TritonEngine
-from streaming.manifest import MANIFEST, ONNX_FILE
-from streaming.model_pipeline import ModelPipeline
-from streaming.served import PROMPTS, InProcess, open_model
-from streaming.sessions import Images
+from gateway.embedded.server import EmbeddedTriton
+from streaming.engines.engine import Engine, TorchEngine, TritonEngine
+from streaming.engines.engine_config import engine_config
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.manifest import MANIFEST, ONNX_FILE
+from streaming.engines.served import PROMPTS, InProcess, open_model
 from streaming.specs import SPECS
+from streaming.triton.model_pipeline import ModelPipeline
+from streaming.triton.sessions import Images
 from tests.engines import SIZE, load_plan, small_request
 from tests.server.grpc_models import GrpcModels
 from tests.server.stream_comparison import ServedStream, assert_like_in_process

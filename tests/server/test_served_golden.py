@@ -10,9 +10,9 @@ import torch
 
 from export.graphs.signature import Signature, TensorSpec
 from export.repository import write_onnxruntime_model
-from gateway.embedded import EmbeddedTriton
-from streaming.engines import Engine, TritonEngine
-from streaming.manifest import MANIFEST, EngineManifest, TensorInfo, file_info
+from gateway.embedded.server import EmbeddedTriton
+from streaming.engines.engine import Engine, TritonEngine
+from streaming.engines.manifest import MANIFEST, EngineManifest, TensorInfo, file_info
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.exported_cases import REPLAYS, exported_cases
 from tests.golden.place import Exported, Place

@@ -11,12 +11,12 @@ import pytest_asyncio
 import tritonclient.grpc.aio as triton_aio
 
 from export.store import EngineStore
-from gateway.embedded import EmbeddedTriton
-from streaming.engine_set import EngineSet, read_engine_set
-from streaming.memory_plan import IN_PROCESS, memory_plan, read_manifests
-from streaming.model_pipeline import ModelPipeline, ModelStream
-from streaming.served import InProcess, open_model, with_choices
+from gateway.embedded.server import EmbeddedTriton
+from streaming.engines.engine_set import EngineSet, read_engine_set
+from streaming.engines.memory_plan import IN_PROCESS, memory_plan, read_manifests
+from streaming.engines.served import InProcess, open_model, with_choices
 from streaming.specs import SPECS
+from streaming.triton.model_pipeline import ModelPipeline, ModelStream
 from tests.engines import SIZE, load_plan
 from tests.server.stream_comparison import ServedStream, assert_like_in_process
 from tests.server.triton_fixtures import ModelClient, running_triton

@@ -9,7 +9,7 @@ import pytest
 
 from export.run import export_pipeline
 from export.store import EngineStore
-from streaming.engine_set import SET, EngineSet
+from streaming.engines.engine_set import SET, EngineSet
 from tests.engines import small_request
 from tests.server.gateway_calls import load
 from tests.server.peer import Peer

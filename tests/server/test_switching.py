@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from export.store import EngineStore
-from streaming.engine_set import read_engine_set
-from streaming.model_pipeline import ModelPipeline
-from streaming.served import InProcess, open_model
-from streaming.sessions import Images
+from streaming.engines.engine_set import read_engine_set
+from streaming.engines.served import InProcess, open_model
 from streaming.specs import LONGLIVE, STREAMDIFFUSIONV2, TEXT, VIDEO, PipelineSpec
+from streaming.triton.model_pipeline import ModelPipeline
+from streaming.triton.sessions import Images
 from tests.engines import ABSENT_VAE, BROKEN_VAE, SIZE
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import load, pipeline_status, session_parameters, sessions

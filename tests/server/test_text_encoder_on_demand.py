@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from export.store import EngineStore
-from gateway.memory import fit
-from streaming.engine_set import EngineSet
-from streaming.memory_plan import IN_PROCESS, memory_plan, read_manifests
+from gateway.serving.memory import fit
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.memory_plan import IN_PROCESS, memory_plan, read_manifests
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE
 from tests.server.gateway_calls import load, session_parameters, sessions

@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 from tritonclient.utils import InferenceServerException
 
-from gateway.embedded import EmbeddedTriton
-from gateway.leftovers import SHARED_MEMORY
-from gateway.shared_frames import SharedFrames
-from gateway.triton_session import TritonSession
-from streaming.protocol import ErrorKind, decode_error
+from gateway.embedded.leftovers import SHARED_MEMORY
+from gateway.embedded.server import EmbeddedTriton
+from gateway.serving.shared_frames import SharedFrames
+from gateway.serving.triton_session import TritonSession
+from streaming.triton.protocol import ErrorKind, decode_error
 from tests.server.scripted_pipeline import CHUNKS, LABEL, RESET
 from tests.server.triton_fixtures import (
     DOUBLER,

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from gateway.embedded import EmbeddedTriton, model_repository
-from gateway.leftovers import SHARED_MEMORY
-from gateway.serving import ChunkFailed, Images
-from gateway.triton import TritonServing
+from gateway.embedded.leftovers import SHARED_MEMORY
+from gateway.embedded.server import EmbeddedTriton, model_repository
+from gateway.serving.interface import ChunkFailed, Images
+from gateway.serving.triton import TritonServing
 from streaming.specs import SPECS
 
 PASSTHROUGH = SPECS["passthrough"]

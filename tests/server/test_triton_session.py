@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gateway.embedded import EmbeddedTriton
-from gateway.serving import Chunk, ServingLost
-from gateway.triton_session import TritonSession
+from gateway.embedded.server import EmbeddedTriton
+from gateway.serving.interface import Chunk, ServingLost
+from gateway.serving.triton_session import TritonSession
 from tests.server.scripted_pipeline import CHUNKS, LABEL
 from tests.server.triton_fixtures import (
     SCRIPTED,

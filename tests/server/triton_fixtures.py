@@ -16,10 +16,10 @@ import tritonclient.grpc.aio as triton_grpc
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from gateway.embedded import EmbeddedTriton, model_repository
-from gateway.leftovers import SHARED_MEMORY
-from streaming.protocol import FRAMES_OUTPUT, META_OUTPUT, PARAMS_INPUT, VIDEO_INPUT, Meta
-from streaming.sessions import Images
+from gateway.embedded.leftovers import SHARED_MEMORY
+from gateway.embedded.server import EmbeddedTriton, model_repository
+from streaming.triton.protocol import FRAMES_OUTPUT, META_OUTPUT, PARAMS_INPUT, VIDEO_INPUT, Meta
+from streaming.triton.sessions import Images
 
 SCRIPTED = "scripted"
 PASSTHROUGH = "passthrough"
@@ -27,7 +27,7 @@ DOUBLER = "doubler"
 
 _SCRIPTED_MODEL = """
 from tests.server.scripted_pipeline import ScriptedPipeline
-from streaming.triton_model import StreamingModel
+from streaming.triton.triton_model import StreamingModel
 
 class TritonPythonModel(StreamingModel):
     pipeline = ScriptedPipeline

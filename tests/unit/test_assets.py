@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gateway.assets import MAX_UPLOAD_BYTES, Assets
+from gateway.files.assets import MAX_UPLOAD_BYTES, Assets
 from gateway.routes.assets import assets_blueprint
 from tests.directory_scan import scan
 from tests.hostile_names import HOSTILE

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.attention_bias import key_bias
-from streaming.transformer import HIDDEN
+from streaming.cache.attention_bias import key_bias
+from streaming.network.transformer import HIDDEN
 
 PADDING = 16
 frame_counts = st.integers(0, 4)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from streaming.autoencoder import Caches, encode
-from streaming.engines import VaeEngines
+from streaming.engines.engine import VaeEngines
+from streaming.network.autoencoder import Caches, encode
 from tests.tiny_pipeline import HEIGHT, WIDTH, Hook, tiny_pipeline
 
 

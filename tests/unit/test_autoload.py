@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.autoload import Autoload
-from gateway.load_service import LoadService
-from gateway.pipelines import Pipelines, State
+from gateway.pipelines.autoload import Autoload
+from gateway.pipelines.load_service import LoadService
+from gateway.pipelines.state import Pipelines, State
 from tests.unit.test_pipelines import SlowServing, request
 
 PASSTHROUGH = "passthrough"

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from export.store import EngineStore
-from streaming.engine_set import EngineSet
-from streaming.engines import OrtEngine
+from streaming.engines.engine import OrtEngine
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.manifest import ONNX_FILE, engine_directory
+from streaming.engines.served import InProcess, InTriton
 from streaming.errors import WanstreamError
-from streaming.manifest import ONNX_FILE, engine_directory
-from streaming.served import InProcess, InTriton
 from tests.engines import load_plan
 
 MOST_PROMPTS = 16  # of one message of the API

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from streaming.conditioning.prompts import PromptRequest
 from streaming.loop import ChunkRequest, StepTimer, generate_chunk
-from streaming.prompts import PromptRequest
 from streaming.session import Session
 from streaming.specs import (
     KREA_REALTIME_VIDEO,

@@ -12,10 +12,10 @@ import pytest
 from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection
 
 from gateway.errors import Problem
-from gateway.pipelines import Pipelines
+from gateway.pipelines.state import Pipelines
+from gateway.stream.parameter_checks import ParameterContext, Validated, newest_values
+from gateway.stream.parameters import ParameterState, check_messages
 from gateway.webrtc.channels import Channels, Message
-from gateway.webrtc.parameter_checks import ParameterContext, Validated, newest_values
-from gateway.webrtc.parameters import ParameterState, check_messages
 from gateway.webrtc.session import Session
 from gateway.webrtc.signalling import CandidateFilter
 from streaming.specs import SPECS

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aioice import Connection, ice, stun
 
-from gateway.webrtc.consent import install_patient_consent
+from gateway.webrtc.aiortc_patches.consent import install_patient_consent
 
 
 class LateAnswers(asyncio.DatagramProtocol):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from export.graphs.layers import attention
 from export.graphs.signature import Signature, TensorSpec
 from export.onnx_export import FORM_OPS, ExportError, check_onnx, export_onnx
-from streaming.engines import OrtEngine
+from streaming.engines.engine import OrtEngine
 
 HEADS, SIZE, KEYS = 3, 8, 7
 

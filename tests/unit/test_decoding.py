@@ -15,9 +15,15 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 
-from gateway.webrtc.decoding import MAX_PIXELS, DecodedVideo, DecodingFailed, VideoDecoder, _decoder_worker
-from gateway.webrtc.video_input import VideoInput, fit
-from streaming.video import resize
+from gateway.stream.video_input import VideoInput, fit
+from gateway.webrtc.aiortc_patches.decoding import (
+    MAX_PIXELS,
+    DecodedVideo,
+    DecodingFailed,
+    VideoDecoder,
+    _decoder_worker,
+)
+from streaming.network.video import resize
 
 VP8 = RTCRtpCodecParameters("video/VP8", clockRate=90000, payloadType=97)
 H264 = RTCRtpCodecParameters("video/H264", clockRate=90000, payloadType=99)
@@ -154,7 +160,8 @@ def test_nothing_is_decoded_or_kept_in_text_mode(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
-        "gateway.webrtc.decoding.get_decoder", lambda codec: opened.append(codec.name) or get_decoder(codec)
+        "gateway.webrtc.aiortc_patches.decoding.get_decoder",
+        lambda codec: opened.append(codec.name) or get_decoder(codec),
     )
     camera = Camera()
     camera.mode = "text"

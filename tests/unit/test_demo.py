@@ -7,11 +7,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.demo import DemoEngines
-from gateway.engine_sets import EngineSets
-from gateway.serving import ServingError
-from streaming.demo import DEMO_MODELS, demo_info
-from streaming.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
+from gateway.serving.demo import DemoEngines
+from gateway.serving.engine_sets import EngineSets
+from gateway.serving.interface import ServingError
+from streaming.engines.demo import DEMO_MODELS, demo_info
+from streaming.engines.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.specs import SPECS
 
 LONGLIVE, MEMFLOW = SPECS["longlive"], SPECS["memflow"]

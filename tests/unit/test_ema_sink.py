@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from streaming.ema_sink import EmaSink
+from streaming.cache.ema_sink import EmaSink
 
 SHAPE = (2, 1, 4, 2, 8)  # keys and values, batch, tokens of a frame, heads, head size
 

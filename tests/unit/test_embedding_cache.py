@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.embedding_cache import EmbeddingCache
+from streaming.conditioning.embedding_cache import EmbeddingCache
 
 LENGTH, DIM = 8, 3
 

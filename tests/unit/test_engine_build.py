@@ -38,10 +38,10 @@ from export.tensorrt_build import (
     onnx_runner,
     plan_loader,
 )
-from streaming.engine_set import EngineSet, read_engine_set
-from streaming.engines import Engine, OrtEngine
-from streaming.machine import Machine
-from streaming.manifest import (
+from streaming.engines.engine import Engine, OrtEngine
+from streaming.engines.engine_set import EngineSet, read_engine_set
+from streaming.engines.machine import Machine
+from streaming.engines.manifest import (
     CONFIG,
     CPU_PRECISIONS,
     ONNX_FILE,
@@ -50,9 +50,9 @@ from streaming.manifest import (
     BuildOptions,
     read_manifest,
 )
-from streaming.manifest import MANIFEST as ENGINE_MANIFEST
-from streaming.plans import check_plan
-from streaming.records import EngineError
+from streaming.engines.manifest import MANIFEST as ENGINE_MANIFEST
+from streaming.engines.plans import check_plan
+from streaming.engines.records import EngineError
 from tests.engines import SIZE
 from tests.server.reference_engine import ReferenceEngine
 from tests.unit.test_repository import MANIFEST, TWO_PROFILES

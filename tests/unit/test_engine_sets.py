@@ -12,14 +12,14 @@ import pytest
 from export.build import Build
 from export.run import export_pipeline
 from export.store import EngineStore
-from gateway.engine_checks import checked_manifests, why_refused
-from gateway.engine_sets import EngineSets, FoundSet
-from gateway.load_plans import plan_load
-from gateway.serving import Combination, ServingError
-from streaming.engine_set import SET, EngineSet, read_engine_set
-from streaming.load_plan import LoadPlan
-from streaming.manifest import MANIFEST, ONNX_FILE, PLAN_FILE, read_manifest
-from streaming.records import EngineError
+from gateway.serving.engine_checks import checked_manifests, why_refused
+from gateway.serving.engine_sets import EngineSets, FoundSet
+from gateway.serving.interface import Combination, ServingError
+from gateway.serving.load_plans import plan_load
+from streaming.engines.engine_set import SET, EngineSet, read_engine_set
+from streaming.engines.load_plan import LoadPlan
+from streaming.engines.manifest import MANIFEST, ONNX_FILE, PLAN_FILE, read_manifest
+from streaming.engines.records import EngineError
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE, small_request
 from tests.unit.test_engine_build import H100, Gpu
@@ -160,8 +160,10 @@ def test_plans_are_for_a_triton_with_a_gpu(store: EngineStore) -> None:
     check(store, on_cpu=True)
     assert planned(store, on_cpu=True).variant == "onnxruntime"  # the embedded Triton has no TensorRT
     manifest = store.verified(engine, hashes=False)
-    assert f"built for {H100.gpu} with TensorRT {H100.tensorrt}" in why_refused(manifest, "tensorrt")
-    assert why_refused(manifest, "onnxruntime") == ""
+    assert f"built for {H100.gpu} with TensorRT {H100.tensorrt}" in why_refused(manifest, "tensorrt", "no")
+    assert why_refused(manifest, "onnxruntime", "no") == ""
+    said = "ModuleNotFoundError: No module named 'streaming.ort_model'"
+    assert "export the pipeline again" in why_refused(manifest, "onnxruntime", said)
     (store.engine(engine) / PLAN_FILE).write_bytes(b"cut")
     with pytest.raises(EngineError, match=f"has 3 bytes, not .* wanstream-build {name}"):
         check(store, on_cpu=False)

@@ -11,9 +11,9 @@ from export.__main__ import main
 from export.demo import ensure_demo_models
 from export.jobs import TRANSFORMER_FILES
 from export.store import EngineStore
-from streaming.demo import DEMO
-from streaming.engine_set import EngineSet
-from streaming.manifest import ONNX_FILE
+from streaming.engines.demo import DEMO
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.manifest import ONNX_FILE
 from tests.engines import small_options
 
 

@@ -16,9 +16,9 @@ from quart_schema import QuartSchema
 
 from gateway.config import Config, Secrets
 from gateway.routes.ice import ice_blueprint
-from gateway.webrtc import stun_probe
-from gateway.webrtc.ice import STUN_SERVER, IceServers, to_rtc
-from gateway.webrtc.turn_credentials import TurnUrls
+from gateway.webrtc.ice import stun_probe
+from gateway.webrtc.ice.servers import STUN_SERVER, IceServers, to_rtc
+from gateway.webrtc.ice.turn_credentials import TurnUrls
 from streaming.errors import WanstreamError
 from tests.local_http import LocalHttp, Reply, Request
 

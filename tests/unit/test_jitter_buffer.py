@@ -4,7 +4,7 @@ import random
 
 from aiortc.rtp import RtpPacket
 
-from gateway.webrtc.jitter_buffer import PromptJitterBuffer
+from gateway.webrtc.aiortc_patches.jitter_buffer import PromptJitterBuffer
 
 
 def packet(number: int, timestamp: int, data: bytes, *, marker: bool = False) -> RtpPacket:

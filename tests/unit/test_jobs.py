@@ -9,7 +9,7 @@ import pytest
 from export.jobs import Component, Request, components
 from export.onnx_export import export_onnx
 from export.run import parity_sizes, plan
-from streaming.manifest import AxisRange
+from streaming.engines.manifest import AxisRange
 from tests.engines import small_request
 
 TWO_SIZES = ((64, 80), (80, 96))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import leftovers
-from gateway.leftovers import SHARED_MEMORY
+from gateway.embedded import leftovers
+from gateway.embedded.leftovers import SHARED_MEMORY
 
 NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
 

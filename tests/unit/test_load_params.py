@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ApiError, Problem, ValidationFailed
-from gateway.load_params import LoadContext, LoadRequest, lora_adapters, parse_load_request
-from gateway.serving import Availability, Combination
-from streaming.served import with_choices
+from gateway.pipelines.load_params import LoadContext, LoadRequest, lora_adapters, parse_load_request
+from gateway.serving.interface import Availability, Combination
+from streaming.engines.served import with_choices
 from streaming.specs import SPECS, PipelineSpec
 
 JSON = st.recursive(

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from streaming.engines import Engine, EngineWrapper
+from streaming.engines.engine import Engine, EngineWrapper
 from streaming.errors import NotFiniteError, WanstreamError
-from streaming.model_pipeline import ModelPipeline, ModelStream, chunk_request
+from streaming.network.video import to_model
 from streaming.noise import SeededNoise, motion_noise_scale
 from streaming.session import Session
-from streaming.sessions import ChunkCancelled, Images, Stream, StreamSession
 from streaming.specs import LONGLIVE, SPECS, PipelineSpec
-from streaming.video import to_model
+from streaming.triton.model_pipeline import ModelPipeline, ModelStream, chunk_request
+from streaming.triton.sessions import ChunkCancelled, Images, Stream, StreamSession
 from tests.tiny_pipeline import HEIGHT, VAES, WIDTH, Hook, camera, chunk, parameters, tiny_pipeline
 
 BIRD = [{"text": "a bird", "weight": 1.0}]

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from gateway.config import Config, Secrets
-from gateway.lora_check import problem_of
-from gateway.lora_sources import LoraEndpoints
-from gateway.loras import Loras
-from gateway.public_http import AddressNotAllowedError, PublicTransport, is_public
+from gateway.files.loras.check import problem_of
+from gateway.files.loras.loras import Loras
+from gateway.files.loras.sources import LoraEndpoints
+from gateway.files.public_http import AddressNotAllowedError, PublicTransport, is_public
 from gateway.routes.loras import loras_blueprint
 from tests.directory_scan import scan
 from tests.local_http import LocalHttp, Reply, Request

@@ -6,8 +6,8 @@ from typing import Any
 import pynvml
 import pytest
 
-from streaming import machine
-from streaming.machine import Machine, gpu_memory_bytes
+from streaming.engines import machine
+from streaming.engines.machine import Machine, gpu_memory_bytes
 
 
 class Cuda:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from gateway import media
-from gateway.media import MediaError
+from gateway.files import media
+from gateway.files.media import MediaError
 
 Colours = list[list[str]]
 

@@ -8,11 +8,18 @@ import pytest
 from export.jobs import Request
 from export.outline import outline
 from export.store import EngineStore
-from gateway.memory import Fit, Memory, fit
-from gateway.serving import ServingError
-from streaming.engine_set import EngineSet
-from streaming.manifest import EngineManifest
-from streaming.memory_plan import GPU, IN_PROCESS, MODEL_PROCESSES, DoesNotFitError, Placement, read_manifests
+from gateway.serving.interface import ServingError
+from gateway.serving.memory import Fit, Memory, fit
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.manifest import EngineManifest
+from streaming.engines.memory_plan import (
+    GPU,
+    IN_PROCESS,
+    MODEL_PROCESSES,
+    DoesNotFitError,
+    Placement,
+    read_manifests,
+)
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE, load_plan
 

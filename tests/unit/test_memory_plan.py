@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from export.store import EngineStore
-from streaming.engine_set import EngineSet
-from streaming.manifest import BuildOptions, TensorRTBuild
-from streaming.memory_plan import (
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.manifest import BuildOptions, TensorRTBuild
+from streaming.engines.memory_plan import (
     GPU,
     IN_PROCESS,
     MODEL_PROCESSES,
@@ -21,9 +21,9 @@ from streaming.memory_plan import (
     memory_plan,
     read_manifests,
 )
-from streaming.model_pipeline import ModelPipeline, ModelStream
-from streaming.served import InProcess, open_model
+from streaming.engines.served import InProcess, open_model
 from streaming.specs import LONGLIVE
+from streaming.triton.model_pipeline import ModelPipeline, ModelStream
 from tests.engines import SIZE
 
 assert LONGLIVE.loop is not None

@@ -4,9 +4,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from gateway.embedded import model_repository
-from streaming.protocol import CHUNK_LIMIT_S, IDLE_LIMIT_S
+from gateway.embedded.server import model_repository
 from streaming.specs import SPECS
+from streaming.triton.protocol import CHUNK_LIMIT_S, IDLE_LIMIT_S
 
 
 def config(name: str) -> ModelConfig:

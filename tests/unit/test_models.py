@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from gateway.artifacts import ARTIFACTS, MIRROR
 from gateway.config import Config
-from gateway.hub import Hub
-from gateway.models import DownloadError, Models, Progress
+from gateway.files.models.artifacts import ARTIFACTS, MIRROR
+from gateway.files.models.hub import Hub
+from gateway.files.models.models import DownloadError, Models, Progress
 from gateway.routes.models import models_blueprint
 from streaming.specs import SPECS, PipelineSpec
 from tests.hub_double import HubDouble, Storage
@@ -678,7 +678,7 @@ async def test_logs_and_errors_hold_no_token(place: Place, caplog: pytest.LogCap
 def command(tmp_path: Path, hub: HubDouble | None, *options: str, **env: str) -> subprocess.Popen[str]:
     env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_top-secret"} if hub else {}
     return subprocess.Popen(
-        [sys.executable, "-c", "from gateway.models_cli import main; main()", *options],
+        [sys.executable, "-c", "from gateway.files.models.cli import main; main()", *options],
         env=clean_environment(tmp_path / "home", env),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

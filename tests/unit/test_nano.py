@@ -42,7 +42,7 @@ from export.nano.vae_training import (
     training_form,
 )
 from export.nano.world import SHAPES, Scene, States, film
-from streaming.tokens import patchify, rope_tables, time_sinusoid, unpatchify
+from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 
 SIZE = (96, 96)
 

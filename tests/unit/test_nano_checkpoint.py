@@ -11,8 +11,8 @@ from benchmarks.nano_quality import Stream
 from export.demo import ensure_demo_models, trained_weights, write_demo_models
 from export.nano.in_process import in_process
 from export.nano.measure import look
-from streaming.demo import DEMO, read_demo, trained_directory, trained_info
-from streaming.model_pipeline import ModelPipeline
+from streaming.engines.demo import DEMO, read_demo, trained_directory, trained_info
+from streaming.triton.model_pipeline import ModelPipeline
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from streaming.engines import TorchEngine
+from streaming.engines.engine import TorchEngine
+from streaming.engines.on_demand import EngineOnDemand
+from streaming.engines.records import EngineError
 from streaming.errors import FatalStreamError, WanstreamError
-from streaming.on_demand import EngineOnDemand
-from streaming.records import EngineError
 
 OTHERS = ("text_kv", "decoder", "transformer")
 ENCODER = "encoder"

@@ -13,9 +13,9 @@ from export.jobs import Request, components
 from export.outline import Outline, outline
 from export.run import plan
 from export.store import EngineStore
-from gateway.memory import Fit, Memory
-from gateway.serving import ServingError
-from streaming.memory_plan import DoesNotFitError
+from gateway.serving.interface import ServingError
+from gateway.serving.memory import Fit, Memory
+from streaming.engines.memory_plan import DoesNotFitError
 from streaming.specs import SPECS
 from tests.engines import load_plan, small_request
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gateway.strict_json import JsonError
-from gateway.webrtc.parameter_checks import ParameterContext, parse_message, validate
-from gateway.webrtc.parameters import ParameterState
+from gateway.http.strict_json import JsonError
+from gateway.stream.parameter_checks import ParameterContext, parse_message, validate
+from gateway.stream.parameters import ParameterState
 from streaming.specs import KREA_REALTIME_VIDEO, LONGLIVE, PASSTHROUGH, SPECS, PipelineSpec
 
 NOWHERE = Path("/nonexistent")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gateway.load_params import LoadRequest
-from gateway.pipelines import NothingLoaded, Pipelines, State
-from gateway.serving import Availability, Chunk, Images, ServingError, StageCallback
+from gateway.pipelines.load_params import LoadRequest
+from gateway.pipelines.state import NothingLoaded, Pipelines, State
+from gateway.serving.interface import Availability, Chunk, Images, ServingError, StageCallback
 from gateway.waiting import to_the_end
 from streaming.specs import SPECS, PipelineSpec
 

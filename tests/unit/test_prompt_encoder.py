@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
-from streaming.embedding_cache import EmbeddingCache
-from streaming.engines import TorchEngine
-from streaming.prompt_encoder import PromptEncoder
-from streaming.text import PromptTokenizer
+from streaming.conditioning.embedding_cache import EmbeddingCache
+from streaming.conditioning.prompt_encoder import PromptEncoder
+from streaming.conditioning.tokenizer import PromptTokenizer
+from streaming.engines.engine import TorchEngine
 from tests.random_weights import randomized
 from tests.unit.test_text import LENGTH, VOCABULARY, write_tokenizer
 

@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.blending import blend, interpolate, normalised_weights, slerp
+from streaming.conditioning.blending import blend, interpolate, normalised_weights, slerp
+from streaming.conditioning.prompts import Conditioning, PromptRequest, Prompts, TransitionRequest
 from streaming.errors import WanstreamError
-from streaming.prompts import Conditioning, PromptRequest, Prompts, TransitionRequest
 from streaming.specs import Interpolation
 
 TEXTS = {"A": 0, "B": 1, "C": 2, "nearly A": 0}

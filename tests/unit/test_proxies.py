@@ -4,10 +4,10 @@ import httpx
 import pytest
 
 from gateway.config import Secrets
-from gateway.hub import Hub, HubError, HubUnreachableError
+from gateway.files.models.hub import Hub, HubError, HubUnreachableError
+from gateway.files.public_http import AddressNotAllowedError, PublicTransport
 from gateway.proxies import ProxyFailed, grpc_proxy_allowed, problems, proxy_for
-from gateway.public_http import AddressNotAllowedError, PublicTransport
-from gateway.webrtc.turn_credentials import TurnError, TurnUrls, choose_source
+from gateway.webrtc.ice.turn_credentials import TurnError, TurnUrls, choose_source
 from tests.local_http import LocalHttp, Reply, Request
 
 

@@ -24,10 +24,10 @@ from export.run import export_pipeline, plan
 from export.store import EngineStore
 from export.tensorrt_build import TOLERANCES, BuildError
 from export.verify import verify_set
-from streaming.engine_set import EngineSet
-from streaming.machine import Machine
-from streaming.manifest import ONNX_FILE, BuildOptions, EngineManifest
-from streaming.memory_plan import GPU, memory_plan
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.machine import Machine
+from streaming.engines.manifest import ONNX_FILE, BuildOptions, EngineManifest
+from streaming.engines.memory_plan import GPU, memory_plan
 from tests.engines import small_request
 from tests.unit.test_engine_build import Gpu
 

@@ -8,9 +8,9 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from export.repository import config_text, write_onnxruntime_model
-from streaming.engine_config import engine_config
-from streaming.engine_set import Variant
-from streaming.manifest import AxisRange, EngineManifest, TensorInfo
+from streaming.engines.engine_config import engine_config
+from streaming.engines.engine_set import Variant
+from streaming.engines.manifest import AxisRange, EngineManifest, TensorInfo
 
 FRAMES = {"T": AxisRange(min=4, opt=12, max=16)}
 MANIFEST = EngineManifest(

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from gateway.load_params import LoadContext, parse_load_request
-from gateway.schemas import pipeline_schema, pipeline_schemas
-from gateway.serving import Availability
+from gateway.pipelines.load_params import LoadContext, parse_load_request
+from gateway.pipelines.schemas import pipeline_schema, pipeline_schemas
+from gateway.serving.interface import Availability
 from streaming.specs import KREA_REALTIME_VIDEO, LONGLIVE, MEMFLOW, PASSTHROUGH, SPECS, PipelineSpec
 
 MODELS = [spec for spec in SPECS.values() if spec.loop is not None]

@@ -10,10 +10,10 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 
 from gateway.config import Bitrate
-from gateway.load_params import LoadRequest
-from gateway.pipelines import Pipelines
-from gateway.webrtc.codecs import TunedVp8Encoder, install_encoders
-from gateway.webrtc.parameters import ParameterContext, ParameterState
+from gateway.pipelines.load_params import LoadRequest
+from gateway.pipelines.state import Pipelines
+from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.webrtc.aiortc_patches.codecs import TunedVp8Encoder, install_encoders
 from gateway.webrtc.session import Session
 from gateway.webrtc.signalling import CandidateFilter
 from streaming.specs import SPECS

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from streaming.errors import UnknownSequenceError, WanstreamError
-from streaming.passthrough import Passthrough
-from streaming.protocol import ErrorKind, Meta, Op, decode_error, encode_error
-from streaming.sessions import (
+from streaming.triton.passthrough import Passthrough
+from streaming.triton.protocol import ErrorKind, Meta, Op, decode_error, encode_error
+from streaming.triton.sessions import (
     ChunkCancelled,
     Images,
     LoadContext,

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.schemas import pipeline_schema
-from gateway.serving import Availability
-from gateway.webrtc.parameters import ParameterContext, ParameterState
-from streaming.model_pipeline import ModelStream
+from gateway.pipelines.schemas import pipeline_schema
+from gateway.serving.interface import Availability
+from gateway.stream.parameters import ParameterContext, ParameterState
 from streaming.specs import TEXT, VIDEO, CachedKeys, LoopSpec, OnPromptChange, PipelineSpec, SizeRange
+from streaming.triton.model_pipeline import ModelStream
 from tests.tiny_pipeline import camera, chunk, tiny_pipeline
 
 BIRD = [{"text": "a bird", "weight": 1.0}]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from gateway import shared_frames
-from gateway.leftovers import SHARED_MEMORY
-from gateway.shared_frames import SharedFrames, explain_full_memory
+from gateway.embedded.leftovers import SHARED_MEMORY
+from gateway.serving import shared_frames
+from gateway.serving.shared_frames import SharedFrames, explain_full_memory
 
 FULL = (
     "Unable to initialize shared memory key 'wanstream_1' to requested size (67108864 bytes). If you are "

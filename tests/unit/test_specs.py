@@ -95,7 +95,8 @@ def test_specs_can_be_keys() -> None:
 
 def test_specs_and_validators_import_neither_torch_nor_the_web_framework() -> None:
     code = (
-        "import sys, streaming.specs, gateway.schemas, gateway.load_params, gateway.webrtc.parameters;"
+        "import sys, streaming.specs, gateway.pipelines.schemas, gateway.pipelines.load_params;"
+        "import gateway.stream.parameters;"
         "sys.exit(', '.join({'torch', 'quart', 'tritonclient'} & set(sys.modules)) or 0)"
     )
 

@@ -24,11 +24,11 @@ from export.jobs import Request
 from export.run import export_pipeline, exporter_version, made_otherwise
 from export.store import EngineStore, Resources, StoreError
 from export.verify import verify_set
-from streaming.engine_set import SET, EngineSet, read_engine_set
+from streaming.engines.engine_set import SET, EngineSet, read_engine_set
+from streaming.engines.manifest import MANIFEST, ONNX_FILE, read_manifest
+from streaming.engines.records import EngineError
+from streaming.engines.served import InProcess, open_model
 from streaming.errors import WanstreamError
-from streaming.manifest import MANIFEST, ONNX_FILE, read_manifest
-from streaming.records import EngineError
-from streaming.served import InProcess, open_model
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE, small_options, small_request
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from streaming.kv_cache import Ring
+from streaming.cache.kv_cache import Ring
+from streaming.conditioning.prompts import PromptRequest
 from streaming.loop import ChunkRequest, StepTimer, generate_chunk
-from streaming.prompts import PromptRequest
 from streaming.session import Session
 from streaming.specs import (
     KREA_REALTIME_VIDEO,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from streaming.conditioning.tokenizer import PromptTokenizer, clean_prompt
 from streaming.errors import WanstreamError
-from streaming.text import PromptTokenizer, clean_prompt
 
 VOCABULARY = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "panda": 5, "walks": 6}
 LENGTH = 6

@@ -10,7 +10,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection
 
 from gateway.config import Bitrate
 from gateway.threads import separate_threads
-from gateway.webrtc.codecs import install_encoders
+from gateway.webrtc.aiortc_patches.codecs import install_encoders
 from tests.server.camera import NumberedCamera
 
 BLOCKERS = 64  # more than any executor has threads

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig, empty_caches, pad_prompt
 from streaming.errors import WanstreamError
-from streaming.tokens import patchify, rope_tables, time_sinusoid, unpatchify
-from streaming.transformer import HIDDEN, LatentTransformer, visible
+from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
+from streaming.network.transformer import HIDDEN, LatentTransformer, visible
 from tests.random_weights import randomized
 
 CONFIG = TransformerConfig(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from gateway.triton_log import LogLine, forward, parse
+from gateway.embedded.log import LogLine, forward, parse
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from tritonclient.grpc.aio import InferenceServerClient
 
-from gateway.embedded import EmbeddedTriton, EmbeddedTritonError, model_repository
-from gateway.serving import ServingError, ServingLost
-from gateway.triton_models import NoAnswerError, answer_of
-from gateway.triton_server import TritonServer
+from gateway.embedded.server import EmbeddedTriton, EmbeddedTritonError, model_repository
+from gateway.serving.interface import ServingError, ServingLost
+from gateway.serving.triton_models import NoAnswerError, answer_of
+from gateway.serving.triton_server import TritonServer
 from tests.server.peer import until
 
 

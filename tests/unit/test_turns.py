@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from streaming.sessions import StreamSession
-from streaming.turns import Turn, Turns
+from streaming.triton.sessions import StreamSession
+from streaming.triton.turns import Turn, Turns
 
 SOON_S = 20.0
 

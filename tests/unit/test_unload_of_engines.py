@@ -37,9 +37,9 @@ def test_an_unload_that_never_ends_is_an_error(
     refuses: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", Server(refuses=refuses))
-    monkeypatch.delitem(sys.modules, "streaming.triton_model", raising=False)
-    models = importlib.import_module("streaming.triton_model").TritonModels(unload_s=0.1)
-    monkeypatch.delitem(sys.modules, "streaming.triton_model")
+    monkeypatch.delitem(sys.modules, "streaming.triton.triton_model", raising=False)
+    models = importlib.import_module("streaming.triton.triton_model").TritonModels(unload_s=0.1)
+    monkeypatch.delitem(sys.modules, "streaming.triton.triton_model")
 
     with pytest.raises(WanstreamError, match=message):
         models.unload("transformer")

@@ -18,8 +18,8 @@ from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, Caches, DecoderGraph, EncoderGraph, decode, encode
 from export.load import load_vae
 from streaming.errors import WanstreamError
+from streaming.network.video import TINY_GROUPS, WAN_GROUPS, FrameGroups
 from streaming.specs import VaeType
-from streaming.video import TINY_GROUPS, WAN_GROUPS, FrameGroups
 from tests.random_weights import randomized
 
 TINY = TinyVaeConfig(encoder_width=4, decoder_widths=(6, 4, 5, 4))

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.errors import WanstreamError
-from streaming.pictures import to_pictures
-from streaming.video import TINY_GROUPS, WAN_GROUPS, resample_indices, resize, to_model
+from streaming.network.pictures import to_pictures
+from streaming.network.video import TINY_GROUPS, WAN_GROUPS, resample_indices, resize, to_model
 
 sizes = st.integers(1, 40)
 

@@ -14,9 +14,10 @@ from aiortc.mediastreams import MediaStreamError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.webrtc import codecs
-from gateway.webrtc.video_input import VideoInput, choose, stack
-from gateway.webrtc.video_output import FrameQueue, GeneratedTrack, to_frame
+from gateway.stream.frame_queue import FrameQueue
+from gateway.stream.video_input import VideoInput, choose, stack
+from gateway.webrtc.aiortc_patches import codecs
+from gateway.webrtc.track import GeneratedTrack, to_frame
 
 
 def picture(value: int, height: int = 32, width: int = 48) -> np.ndarray:

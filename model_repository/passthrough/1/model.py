@@ -1,7 +1,7 @@
 """Triton model `passthrough`."""
 
-from streaming.passthrough import Passthrough
-from streaming.triton_model import StreamingModel
+from streaming.triton.passthrough import Passthrough
+from streaming.triton.triton_model import StreamingModel
 
 
 class TritonPythonModel(StreamingModel):

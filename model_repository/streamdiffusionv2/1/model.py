@@ -1,8 +1,8 @@
 """Triton model `streamdiffusionv2`."""
 
-from streaming.served import served_pipeline
+from streaming.engines.served import served_pipeline
 from streaming.specs import SPECS
-from streaming.triton_model import StreamingModel
+from streaming.triton.triton_model import StreamingModel
 
 
 class TritonPythonModel(StreamingModel):

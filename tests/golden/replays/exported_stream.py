@@ -12,8 +12,8 @@ from torch import nn
 
 from export.graphs.signature import Signature
 from export.onnx_export import export_onnx
-from streaming.engines import Engine
-from streaming.manifest import ONNX_FILE
+from streaming.engines.engine import Engine
+from streaming.engines.manifest import ONNX_FILE
 from tests.golden.place import in_onnx_runtime, written_once
 from tests.golden.replays.stream import torch_modules
 from tests.golden.replays.stream_cases import StreamCase

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from export.checkpoints import open_checkpoint
 from export.lora_merge import builtin_adapter, merge
-from streaming.blending import Transition, blend, normalised_weights
+from streaming.conditioning.blending import Transition, blend, normalised_weights
+from streaming.network.pictures import to_pictures, to_unit_range
+from streaming.network.video import input_clip, to_model
 from streaming.noise import Array, motion_noise_scale
-from streaming.pictures import to_pictures, to_unit_range
-from streaming.video import input_clip, to_model
 from tests.golden.case import GoldenCase
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from streaming.memory_bank import Block, compress, mean_of, route
+from streaming.cache.memory_bank import Block, compress, mean_of, route
 from tests.golden.case import GoldenCase
 
 

@@ -16,14 +16,14 @@ from export.checkpoints import load_weights
 from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig, pad_prompt
 from export.in_process import stream_sizes
-from streaming.engines import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
-from streaming.model import StreamModel
-from streaming.model_pipeline import ModelPipeline, ModelStream
+from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
+from streaming.network.model import StreamModel
+from streaming.network.tokens import Patch, unpatchify
+from streaming.network.video import WAN_GROUPS
 from streaming.noise import Draw, SeededNoise
-from streaming.protocol import Meta
 from streaming.specs import CachedKeys
-from streaming.tokens import Patch, unpatchify
-from streaming.video import WAN_GROUPS
+from streaming.triton.model_pipeline import ModelPipeline, ModelStream
+from streaming.triton.protocol import Meta
 from tests.golden.case import GoldenCase
 from tests.golden.replays.stream_cases import DENOISE, WRITE, ChunkCase, StreamCase, read_stream
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streaming.sessions import Images
 from streaming.specs import SPECS, TEMPORAL_FACTOR, TEXT, VIDEO, CachedKeys, LoopSpec, PipelineSpec
+from streaming.triton.sessions import Images
 from tests.golden.case import GoldenCase
 
 DENOISE, WRITE = "denoise", "write"  # a call for flow; one for keys and values

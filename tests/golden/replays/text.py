@@ -6,7 +6,7 @@ import torch
 
 from export.checkpoints import load_weights
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig, relative_position_bucket
-from streaming.text import clean_prompt
+from streaming.conditioning.tokenizer import clean_prompt
 from tests.golden.case import GoldenCase
 from tests.golden.place import Place, in_torch
 

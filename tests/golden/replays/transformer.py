@@ -17,9 +17,9 @@ from export.graphs.transformer import (
     empty_caches,
     pad_prompt,
 )
+from streaming.network.tokens import rope_tables
+from streaming.network.transformer import LatentTransformer, visible
 from streaming.schedule import FlowSchedule
-from streaming.tokens import rope_tables
-from streaming.transformer import LatentTransformer, visible
 from tests.golden.case import GoldenCase
 from tests.golden.place import Place, in_torch
 

@@ -22,9 +22,9 @@ from export.graphs.vae_graphs import (
     decode,
     encode,
 )
-from streaming.pictures import to_pictures
+from streaming.network.pictures import to_pictures
+from streaming.network.video import resample_indices, to_model
 from streaming.specs import TEMPORAL_FACTOR
-from streaming.video import resample_indices, to_model
 from tests.golden.case import GoldenCase
 from tests.golden.place import Call, Place, in_torch
 

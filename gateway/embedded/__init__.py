@@ -1,0 +1,1 @@
+"""A Triton server of our own, as a child process."""

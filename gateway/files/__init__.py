@@ -1,0 +1,1 @@
+"""What users bring or fetch: images, films, model files, LoRA files."""

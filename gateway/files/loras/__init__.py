@@ -1,0 +1,1 @@
+"""LoRA files: list, install, delete."""

@@ -1,0 +1,1 @@
+"""Model files: which a pipeline needs, and downloading them."""

@@ -1,0 +1,75 @@
+"""`download_models --pipeline ID`: fetch a pipeline's files without a server."""
+
+import asyncio
+import sys
+from contextlib import suppress
+
+import click
+
+from gateway.config import Config
+from gateway.files.models.artifacts import ARTIFACTS
+from gateway.files.models.models import Models, Progress
+from streaming.errors import WanstreamError
+
+_REPORT_EVERY_S = 1.0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--pipeline",
+    "-p",
+    "pipeline_id",
+    required=True,
+    type=click.Choice(list(ARTIFACTS)),
+    help="Whose files to download.",
+)
+def main(pipeline_id: str) -> None:
+    """Download a pipeline's model files from Hugging Face; what is there is not fetched again.
+
+    HF_TOKEN is used where it is set; DAYDREAM_SCOPE_MODELS_DIR says where the files are stored.
+    """
+    try:
+        asyncio.run(_download(pipeline_id, Config.from_env()))
+    except KeyboardInterrupt:
+        click.echo("Interrupted; the next download goes on from here.", err=True)
+        sys.exit(130)
+    except WanstreamError as error:
+        click.echo(f"ERROR: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"All files of {pipeline_id} are there.")
+
+
+async def _download(pipeline_id: str, config: Config) -> None:
+    """Raises DownloadError."""
+    models = Models.from_config(config, lambda _: False)
+    progress = Progress()
+    report = asyncio.create_task(_report(progress))
+    try:
+        if ARTIFACTS[pipeline_id]:
+            click.echo(f"Downloading the files of {pipeline_id} to {config.directories.models}")
+            await models.download(pipeline_id, progress)
+            click.echo(_line(progress))
+    finally:
+        report.cancel()
+        with suppress(asyncio.CancelledError):
+            await report
+        await models.close()
+
+
+async def _report(progress: Progress) -> None:
+    """Print how far the download is, whenever that has changed."""
+    shown = ""
+    while True:
+        await asyncio.sleep(_REPORT_EVERY_S)
+        line = _line(progress)
+        if progress.repository is not None and line != shown:
+            click.echo(line)
+            shown = line
+
+
+def _line(progress: Progress) -> str:
+    now = progress.describe()
+    return (
+        f"{now['total_percentage']:5.1f} %  {now['downloaded_mb']:.0f} of {now['total_mb']:.0f} MB  "
+        f"{now['current_artifact']} ({now['percentage']:.1f} %)"
+    )

@@ -1,0 +1,56 @@
+"""Strict JSON request bodies, with Scope's 422 shapes."""
+
+from typing import Any
+
+from quart import Request
+
+from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.http.strict_json import JsonError, parse_json
+
+__all__ = ["MAX_JSON_BYTES", "JsonError", "json_object", "parse_json"]
+
+MAX_JSON_BYTES = 1 << 20
+_BODY_TIMEOUT_HINT = f"JSON bodies are limited to {MAX_JSON_BYTES // (1 << 20)} MiB"
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises ApiError 413 for more than 1 MiB, ValidationFailed where the body is absent, not JSON or no object.
+    """
+    if (request.content_length or 0) > MAX_JSON_BYTES:
+        raise ApiError(413, f"Request body too large: {_BODY_TIMEOUT_HINT}")
+    body = bytearray()
+    async for piece in request.body:
+        body += piece
+        if len(body) > MAX_JSON_BYTES:
+            raise ApiError(413, f"Request body too large: {_BODY_TIMEOUT_HINT}")
+    if not body:
+        raise ValidationFailed([Problem(type="missing", loc=["body"], msg="Field required", input=None)])
+    if not _is_json(request.mimetype):
+        text = bytes(body[:200]).decode("utf-8", "replace")
+        raise ValidationFailed([_not_an_object(text, "Send JSON with Content-Type: application/json")])
+    try:
+        value = parse_json(bytes(body))
+    except JsonError as error:
+        problem = Problem(
+            type="json_invalid",
+            loc=["body", error.position],
+            msg="JSON decode error",
+            input={},
+            ctx={"error": str(error)},
+        )
+        raise ValidationFailed([problem]) from error
+    if not isinstance(value, dict):
+        raise ValidationFailed([_not_an_object(value, "Input should be a valid JSON object")])
+    return value
+
+
+def _is_json(mimetype: str) -> bool:
+    return mimetype in ("", "text/plain", "application/json") or (
+        mimetype.startswith("application/") and mimetype.endswith("+json")
+    )
+
+
+def _not_an_object(value: Any, message: str) -> Problem:
+    return Problem(type="model_attributes_type", loc=["body"], msg=message, input=value)

@@ -1,0 +1,1 @@
+"""Which pipeline is loaded, and what a load may ask for."""

@@ -1,0 +1,1 @@
+"""What makes chunks: Triton, its engines, and the memory that they need."""

@@ -1,0 +1,128 @@
+"""The demonstration engines of an embedded server: exported by itself, the first time that they are needed.
+
+Exporting needs PyTorch, so it happens in a process of its own: `wanstream-export PIPELINE --demo`. What it
+has finished is kept, so an export that was cut short goes on where it stopped.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from gateway.serving.interface import ServingError, StageCallback
+from streaming.engines.demo import DEMO_MODELS, DEMO_PIPELINES, DemoInfo, demo_info
+from streaming.specs import PipelineSpec
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("onnx", "onnxscript")  # beside those that streaming needs
+_SOURCES = ("export", "streaming")
+_STEP = re.compile(r"\[(\d+)/(\d+)\]")
+_LAST_LINES = 5
+_LONGEST_LINE = 8 << 10  # bytes
+
+
+class DemoEngines:
+    """Knows whether the demonstration engines are there, and makes them."""
+
+    def __init__(self, home: Path, engines: Path, command: Sequence[str] | None = None) -> None:
+        """home: where the checkpoint is kept. engines: directory that the export writes to.
+
+        command: the export, without its arguments; None: this installation's.
+        """
+        self._home, self._engines = home, engines
+        self._command = command or (sys.executable, "-u", "-m", "export")
+
+    def offers(self, spec: PipelineSpec) -> bool:
+        """Whether there is a demonstration of this pipeline, and what makes it is installed."""
+        return spec.id in DEMO_PIPELINES and all(importlib.util.find_spec(name) for name in _PACKAGES)
+
+    @property
+    def info(self) -> DemoInfo:
+        """What the engines show or will show, and at which size."""
+        return demo_info(self._home / DEMO_MODELS)
+
+    def is_current(self, spec: PipelineSpec) -> bool:
+        """Whether the engines were made by this version of the source."""
+        try:
+            return self._stamp(spec).read_text(encoding="ascii") == source_version()
+        except (OSError, ValueError):
+            return False
+
+    async def make(self, spec: PipelineSpec, on_stage: StageCallback) -> None:
+        """Export what is missing. Raises ServingError that says why it failed. May be cancelled."""
+        on_stage("Preparing the demonstration model; this happens only once...")
+        arguments = [spec.id, "--demo", "--wait", "--home", str(self._home), "--out", str(self._engines)]
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=self._home,
+            start_new_session=True,  # it has worker processes; all of them end together
+        )
+        try:
+            said = await self._follow(process, on_stage)
+            code = await process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        if code != 0:
+            reason = " ".join(said[-_LAST_LINES:]).removeprefix("Error: ") or f"exit code {code}"
+            raise ServingError(
+                f"the demonstration engines could not be made: {reason} Passthrough works without them; the "
+                f"export can be repeated by hand: wanstream-export {spec.id} --demo."
+            )
+        self._stamp(spec).write_text(source_version(), encoding="ascii")
+
+    async def _follow(self, process: asyncio.subprocess.Process, on_stage: StageCallback) -> list[str]:
+        """Log what the export says until it ends, turn its steps into stages; returns the lines."""
+        assert process.stdout is not None
+        said = []
+        async for line in _lines(process.stdout):
+            logger.info("Export: %s", line)
+            if step := _STEP.match(line):
+                on_stage(f"Preparing the demonstration model: {step[1]} of {step[2]} engines are ready...")
+            elif line:
+                said.append(line)
+        return said
+
+    def _stamp(self, spec: PipelineSpec) -> Path:
+        return self._engines / f".demo-{spec.id}"
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """What comes, line by line; of a very long line, which a reader would refuse, only its beginning."""
+    line = b""
+    while piece := await stream.read(_LONGEST_LINE):
+        *whole, rest = piece.split(b"\n")
+        for end in whole:
+            yield (line + end)[:_LONGEST_LINE].decode(errors="replace").strip()
+            line = b""
+        line = (line + rest)[:_LONGEST_LINE]
+    if line:
+        yield line.decode(errors="replace").strip()
+
+
+@cache
+def source_version() -> str:
+    """Hash of all that decides what an export writes: other source, other engines."""
+    digest = hashlib.sha256()
+    for package in _SOURCES:
+        found = importlib.util.find_spec(package)
+        for root in () if found is None else found.submodule_search_locations or ():
+            for path in sorted(p for p in Path(root).rglob("*") if p.is_file() and p.suffix != ".pyc"):
+                digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+                if path.suffix == ".py":
+                    digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""Exported engines, as the gateway sees them: which pipelines and sizes they serve."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gateway.serving.demo import DemoEngines
+from gateway.serving.interface import Availability, Combination, ServingError, StageCallback, fp8_remedy
+from streaming.engines.demo import DEMO_PIPELINES
+from streaming.engines.engine_set import SET, EngineSet, read_engine_set
+from streaming.engines.records import EngineError
+from streaming.specs import SPECS, PipelineSpec
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "onnxruntime", "tokenizers", "ftfy", "safetensors")  # of the models of a pipeline
+FP8 = "fp8"  # the precision that parameter `quantization` asks for, by the name
+QUANTIZED = "fp8_e4m3fn"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSet:
+    """An engine set and its directory."""
+
+    directory: Path
+    content: EngineSet
+
+
+class EngineSets:
+    """The directory into which `wanstream-export` writes."""
+
+    def __init__(self, directory: Path, *, on_cpu: bool, demo: DemoEngines | None = None) -> None:
+        """on_cpu: the models run in this Python environment, in ONNX Runtime.
+
+        demo: makes engines for pipelines that have none; None: they have to be exported by hand.
+        """
+        self._sets = directory / "sets"
+        self.models = directory / "models"
+        self.on_cpu = on_cpu
+        self._demo = demo
+        self._known: dict[Path, tuple[_Version, FoundSet | None]] = {}
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        """Whether there are engines for `spec`, and for which sizes."""
+        missing = (
+            [name for name in _PACKAGES if importlib.util.find_spec(name) is None] if self.on_cpu else []
+        )
+        if missing:
+            return Availability(
+                False,
+                f"Pipeline '{spec.id}' needs packages that are not installed: {', '.join(missing)}. "
+                "Run: pip install 'wanstream[export]'.",
+            )
+        if not self.on_cpu and not str(self.models).isascii():
+            return Availability(
+                False,
+                f"Pipeline '{spec.id}' cannot be served from {self.models}: the models of an external Triton "
+                "take names for ASCII. Choose another directory with WANSTREAM_ENGINES_DIR.",
+            )
+        if self._demo is not None and self.waits_for_demo(spec):
+            about = self._demo.info
+            servable = _servable([Combination(*about.size, "wan", None)])
+            return replace(servable, note=about.note, examples=about.examples)
+        sets = [found.content for found in self._of(spec)]
+        if not sets:
+            return Availability(
+                False,
+                f"The engines of '{spec.id}' are not exported. Run: wanstream-export {spec.id}, or "
+                f"wanstream-export {spec.id} --demo for a tiny stand-in.",
+            )
+        combinations = [
+            Combination(v.height, v.width, s.vae_type, QUANTIZED if s.precision == FP8 else None)
+            for s in sets
+            for v in s.vae
+        ]
+        return replace(_servable(combinations), note=sets[0].note, examples=sets[0].examples)
+
+    def opening(self) -> PipelineSpec | None:
+        """The pipeline that a server begins with if nobody names one: a demonstration, or none.
+
+        Real weights take long to load and much memory, so they wait until somebody asks.
+        """
+        for spec in map(SPECS.__getitem__, DEMO_PIPELINES if self._demo is not None else ()):
+            if self.availability(spec).available and not self._has_real(spec):
+                return spec
+        return None
+
+    async def prepare(self, spec: PipelineSpec, on_stage: StageCallback) -> None:
+        """Make the demonstration engines if these are what `spec` is served by, and they are not there yet.
+
+        Raises ServingError. May be cancelled.
+        """
+        if self._demo is not None and self.waits_for_demo(spec):
+            await self._demo.make(spec, on_stage)
+
+    def waits_for_demo(self, spec: PipelineSpec) -> bool:
+        """Whether the engines of `spec` are those of the demonstration, and have to be made first."""
+        if self._demo is None or not self._demo.offers(spec) or self._has_real(spec):
+            return False
+        return not self._of(spec) or not self._demo.is_current(spec)
+
+    def _has_real(self, spec: PipelineSpec) -> bool:
+        return any(not found.content.demo for found in self._of(spec))
+
+    def find(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> FoundSet:
+        """The set for these load parameters. Raises ServingError that says what to export."""
+        quantized = load_params.get("quantization")
+        sets = [found for found in self._of(spec) if (found.content.precision == FP8) == bool(quantized)]
+        if quantized and not sets:
+            raise ServingError(
+                f"There are no engines of '{spec.id}' with {quantized}. {fp8_remedy(spec.id)}, "
+                "or load without it."
+            )
+        wanted = (load_params["height"], load_params["width"])
+        for found in sets:
+            sizes = [(v.height, v.width) for v in found.content.vae]
+            if found.content.vae_type == load_params["vae_type"] and wanted in sizes:
+                return found
+        raise ServingError(
+            f"There are no engines of '{spec.id}' for {wanted[0]}x{wanted[1]} (height x width) with "
+            f"vae_type {load_params['vae_type']}. Run: wanstream-export {spec.id} --size "
+            f"{wanted[0]}x{wanted[1]} --vae-type {load_params['vae_type']}."
+        )
+
+    def _of(self, spec: PipelineSpec) -> list[FoundSet]:
+        """Readable sets of a pipeline: real weights before demonstrations, then what runs best here."""
+        sets = [found for found in self._all() if found.content.pipeline == spec.id]
+        order = ("fp32", "fp16", "bf16", FP8) if self.on_cpu else ("bf16", "fp16", "fp32", FP8)
+        return sorted(sets, key=lambda f: (f.content.demo, order.index(f.content.precision)))
+
+    def _all(self) -> list[FoundSet]:
+        """Every readable set. A file is read again only when it has changed: each offer asks for them."""
+        known: dict[Path, tuple[_Version, FoundSet | None]] = {}
+        for directory in sorted(self._sets.glob("*")):
+            version = _version(directory / SET)
+            last = self._known.get(directory)
+            known[directory] = last if last and last[0] == version else (version, _read(directory))
+        self._known = known
+        return [found for _, found in known.values() if found is not None]
+
+
+_Version = tuple[int, ...]
+
+
+def _version(path: Path) -> _Version:
+    """Something that changes with the file; empty when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
+
+
+def _read(directory: Path) -> FoundSet | None:
+    try:
+        return FoundSet(directory, read_engine_set(directory))
+    except EngineError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _servable(combinations: list[Combination]) -> Availability:
+    quantizations = (c.quantization for c in combinations)
+    return Availability(
+        True,
+        supported_resolutions=list(dict.fromkeys(c.size for c in combinations)),
+        vae_types=tuple(dict.fromkeys(c.vae_type for c in combinations)),
+        needs_models=False,
+        loras=False,
+        quantizations=tuple(dict.fromkeys(name for name in quantizations if name is not None)),
+        combinations=tuple(dict.fromkeys(combinations)),
+        vace=False,
+    )

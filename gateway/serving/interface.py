@@ -1,0 +1,172 @@
+"""What the gateway needs from the serving side, whoever provides it.
+
+`TritonServing` (`gateway/serving/triton.py`) is the real one. The interface exists so that the gateway's own
+behaviour (states, errors, limits) can be tested with a serving side that is slow or fails on demand.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streaming.errors import WanstreamError
+from streaming.specs import PipelineSpec
+from streaming.triton.protocol import Meta
+
+Images = npt.NDArray[np.uint8]
+StageCallback = Callable[[str], None]
+
+
+class ServingError(WanstreamError):
+    """The serving side refused or failed; the text is for the user."""
+
+
+class ServingLost(ServingError):
+    """The serving side died (server or model process); the pipeline has to be loaded again."""
+
+
+class ChunkFailed(ServingError):
+    """One chunk failed; the session's state is what it was after the last good chunk.
+
+    fatal: another try cannot succeed (out of memory), the stream must end.
+    """
+
+    def __init__(self, text: str, *, fatal: bool = False) -> None:
+        super().__init__(text)
+        self.fatal = fatal
+
+
+def fp8_remedy(pipeline: str) -> str:
+    """A sentence without its full stop: how the engines of a quantised pipeline are made."""
+    return (
+        f"Make them: wanstream-export {pipeline} --precision fp8, then wanstream-build; docs/engines.md says "
+        "what both need"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """Load parameters that go together, because there are engines for them. Sizes in pixels."""
+
+    height: int
+    width: int
+    vae_type: str
+    quantization: str | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a pipeline can be loaded here, and if not, what to do about it."""
+
+    available: bool
+    reason: str | None = None
+    supported_resolutions: list[tuple[int, int]] | None = None  # (height, width); None: any
+    vae_types: tuple[str, ...] = ("wan",)  # autoencoders whose engines exist
+    needs_models: bool = True  # whether the checkpoints are needed; not once engines are exported
+    loras: bool = True  # whether LoRA files can be loaded, for pipelines that support them
+    quantizations: tuple[str, ...] = ("fp8_e4m3fn",)  # for which engines exist
+    combinations: tuple[Combination, ...] | None = None  # which of these go together; None: all do
+    vace: bool = True  # whether the VACE branch exists, for pipelines that support it
+    max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
+    note: str = ""  # a line for users about the weights
+    examples: tuple[str, ...] = ()  # prompts that the weights understand
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a chunk of video, or all of it.
+
+    frames: uint8 [T, H, W, 3] RGB, T >= 0.
+    """
+
+    frames: Images
+    meta: Meta = field(default_factory=Meta)
+
+
+class ServingSession(Protocol):
+    """One stream on the loaded pipeline, whose state is kept until `close`. Chunks must not overlap."""
+
+    def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncGenerator[Chunk, None]:
+        """Make one chunk.
+
+        parameters: all that is in force, and the one-shot values of this chunk. video: uint8 [T, H, W, 3] RGB
+        input pictures, or None.
+
+        A chunk that was given up has one part, which says `given_up`; the stream is what it was before.
+        Closing the iterator early is for those who call `close` next. Raises ChunkFailed (the session goes
+        on) or ServingLost.
+        """
+
+    def give_up(self) -> None:
+        """Newer parameters wait: end the chunk in the making, unless its first pictures are on their way."""
+
+    async def close(self) -> None:
+        """End the chunk in the making and free the session's state.
+
+        Idempotent, never raises, takes seconds at most.
+        """
+
+
+class Serving(Protocol):
+    """A serving side with at most one loaded pipeline."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+
+    async def start(self, on_lost: Callable[[str], None]) -> None:
+        """Begin to connect (and to launch, when embedded) in the background; returns at once.
+
+        on_lost(text): called on the event loop whenever a loaded pipeline died under its users.
+        """
+
+    @property
+    def problem(self) -> str | None:
+        """Why the serving side cannot be used, as long as it is known; for people."""
+
+    async def is_ready(self) -> bool:
+        """Whether the serving side answers now; quick, never raises."""
+
+    async def verify(self) -> None:
+        """Look whether what is loaded is still there; if not, `on_lost` has been called. Never raises."""
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        """Whether `spec` can be loaded here; cheap, no I/O over the network."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether pipelines compute on a GPU."""
+
+    async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        """Find what `load` would refuse whatever Triton says: engines that are damaged, too little memory.
+
+        Memory is judged as it will be when what is loaded now is gone. Raises ServingError.
+        """
+
+    async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
+        """Load a pipeline and warm it up; nothing else is loaded at that time.
+
+        on_stage: called with a short English text when a new stage begins ("Loading text encoder...").
+        Raises ServingError; nothing stays loaded then. May be cancelled, with the same result.
+        """
+
+    async def unload(self) -> None:
+        """Unload what is loaded and wait until it is gone. Idempotent."""
+
+    def open_session(self) -> ServingSession:
+        """A new, independent stream on the loaded pipeline."""
+
+    def hurry(self) -> None:
+        """The gateway is being stopped: from now on no unload may take long."""
+
+    async def gpu_memory_bytes(self) -> tuple[int, int] | None:
+        """(used, total) memory of GPU 0, or None without a GPU or when nobody can tell."""
+
+    async def close(self) -> None:
+        """Unload, disconnect, stop an embedded server. Idempotent."""

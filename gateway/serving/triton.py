@@ -1,0 +1,425 @@
+"""Triton as the serving side: which models a pipeline needs, one sequence per session, recovery.
+
+Only the modules `triton*` import tritonclient.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from gateway.embedded.server import EmbeddedTriton
+from gateway.serving.engine_checks import checked_manifests, why_refused
+from gateway.serving.engine_sets import EngineSets
+from gateway.serving.interface import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
+from gateway.serving.load_plans import plan_load
+from gateway.serving.memory import Memory
+from gateway.serving.shared_frames import SharedFrames
+from gateway.serving.triton_models import (
+    LOADING,
+    READY,
+    NoAnswerError,
+    answer_of,
+    answered_requests,
+    model_states,
+    unload_leftovers,
+    unload_model,
+    why_not_served,
+)
+from gateway.serving.triton_server import TritonServer
+from gateway.serving.triton_session import TritonSession, dead_models, user_text
+from gateway.waiting import end, to_the_end, within
+from streaming.engines.engine_config import engine_config
+from streaming.engines.engine_set import EngineSet
+from streaming.engines.load_plan import LoadPlan
+from streaming.engines.machine import gpu_memory_bytes
+from streaming.engines.manifest import EngineManifest
+from streaming.engines.records import EngineError
+from streaming.specs import SPECS, PipelineSpec
+
+logger = logging.getLogger(__name__)
+
+_UNLOAD_S = 15.0  # 1.2 s is typical, a multiple of that on a busy machine
+_CLOSE_S = 2.0
+_METRICS_S = 2.0
+_OTHER_GATEWAY_S = 5.0  # an idle one sends a probe every two seconds
+
+
+class TritonServing:
+    """Serves through a Triton server: an embedded one that is restarted when it dies, or an external one."""
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        external_url: str | None = None,
+        metrics_url: str | None = None,
+        embedded: EmbeddedTriton | None = None,
+        engines: EngineSets | None = None,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        """repository: where the pipelines' `config.pbtxt` are. Give one of external_url and embedded.
+
+        external_url: host:port of gRPC. metrics_url: http://host:port/metrics, the source of GPU memory.
+        engines: what `wanstream-export` wrote, for the pipelines with a model. memory_limit_bytes: what these
+        may take with all sessions; None: what is free.
+        """
+        if (external_url is None) == (embedded is None):
+            raise ValueError("give either external_url or embedded")
+        self._repository = repository
+        self._metrics_url = metrics_url
+        self._engines = engines
+        self._server = TritonServer(
+            external_url, embedded, on_lost=self._lost, prepare=self._unload_leftovers, look=self._look
+        )
+        self._memory = Memory(
+            self.gpu_memory_bytes, on_cpu=embedded is not None, limit_bytes=memory_limit_bytes
+        )
+        self._sessions: int | None = None  # how many have room beside what is loaded
+        self._loaded: list[str] = []  # models that are or may be on the server, in the order of loading
+        self._model: str | None = None  # the pipeline's, while it can be used
+        self._watched: list[str] = []  # models that have to answer as long as the pipeline is loaded
+        self._used: set[str] = set()  # pipelines that were loaded from here
+        self._dead: set[str] = set()  # models whose process died
+        self._dead_processes: set[int] = set()  # of an embedded server, at the last look
+        self._sessions_open: weakref.WeakSet[TritonSession] = weakref.WeakSet()
+        self._probe: asyncio.Task[None] | None = None
+        self._on_lost: Callable[[str], None] = lambda text: None
+        self._hurry = asyncio.Event()
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def problem(self) -> str | None:
+        return self._server.problem
+
+    async def start(self, on_lost: Callable[[str], None]) -> None:
+        self._on_lost = on_lost
+        self._server.start()
+
+    async def is_ready(self) -> bool:
+        return await self._server.is_ready()
+
+    async def verify(self) -> None:
+        client = self._server.client
+        if client is not None:
+            try:
+                await self._look(client)
+            except NoAnswerError as error:
+                logger.warning("%s; it is watched", error)
+            except (ServingError, InferenceServerException) as error:
+                self._server.lose(f"Triton at {self.url} is gone: {error}")
+
+    def availability(self, spec: PipelineSpec) -> Availability:
+        if (self._repository / spec.id / "config.pbtxt").is_file():
+            if spec.loop is None:
+                return Availability(True)
+            if self._engines is not None:
+                found = self._engines.availability(spec)
+                is_loaded = self._model == spec.id
+                return replace(found, max_sessions=self._sessions) if is_loaded else found
+        return Availability(
+            False,
+            f"Pipeline '{spec.id}' is not part of this version of wanstream: there is no model "
+            f"'{spec.id}' in the model repository.",
+        )
+
+    @property
+    def on_gpu(self) -> bool:
+        return self._server.embedded is None
+
+    async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        sets = self._engines
+        if spec.loop is not None and sets is not None and not sets.waits_for_demo(spec):
+            engines, plan, manifests = await asyncio.to_thread(_decide, sets, spec, load_params)
+            await self._memory.check(engines, manifests, spec, plan, in_use=self._model is not None)
+
+    async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
+        on_stage("Waiting for Triton...")
+        client = await self._server.connected(on_stage)
+        try:
+            if self._loaded:  # a load that was cut short, whose models did not go in time
+                on_stage("Waiting until Triton has unloaded what was there before...")
+                await self._unload()
+            await self._unload_leftovers(client)  # of a gateway that came and went since this one connected
+            parameters, plan = load_params, None
+            if spec.loop is not None:
+                plan = await self._load_engines(client, spec, load_params, on_stage)
+                parameters = plan.as_parameters()
+            on_stage(f"Loading {spec.name}...")
+            self._loaded.append(spec.id)
+            self._used.add(spec.id)
+            await answer_of(client.load_model(spec.id, config=self._config(spec.id, parameters)), None)
+            on_stage("Warming up...")
+            await self._warm_up(client, spec.id)
+            watched = [spec.id] if plan is not None and plan.make_room else list(self._loaded)
+            problem = await why_not_served(client, watched)
+            if problem is not None or client is not self._server.client:
+                raise ServingError(problem or "Triton was restarted meanwhile")
+            self._model, self._watched = spec.id, watched
+        except BaseException as error:
+            await self.unload()
+            if isinstance(error, InferenceServerException):
+                raise ServingError(user_text(error)) from error
+            if isinstance(error, ServingLost):
+                raise ServingError(f"Triton at {self.url} was lost: {error}") from error
+            raise
+
+    async def _load_engines(
+        self,
+        client: InferenceServerClient,
+        spec: PipelineSpec,
+        load_params: Mapping[str, Any],
+        on_stage: StageCallback,
+    ) -> LoadPlan:
+        """Decide how a pipeline's engines are served, and load those that are Triton models of their own."""
+        sets = self._engines
+        assert sets is not None
+        await sets.prepare(spec, on_stage)
+        engines, plan, manifests = await asyncio.to_thread(_decide, sets, spec, load_params)
+        chosen = await self._memory.fit(engines, manifests, spec, plan)
+        on_stage(chosen.summary)
+        self._sessions = chosen.sessions
+        if plan.backend == "triton":
+            names = chosen.make_room or tuple(manifests)
+            if chosen.make_room:
+                self._loaded.append(engines.text_encoder)  # it may be there when all has to go
+            for number, name in enumerate(names, 1):
+                on_stage(f"Loading engine {number} of {len(names)}: {name}...")
+                await self._load_engine(client, manifests[name], plan)
+        directories = {"engine_set": plan.engine_set, "models": plan.models}
+        named = {key: self._path_for_models(path) for key, path in directories.items()}
+        return plan.model_copy(update=named | {"make_room": chosen.make_room})
+
+    async def _load_engine(
+        self, client: InferenceServerClient, manifest: EngineManifest, plan: LoadPlan
+    ) -> None:
+        """The configuration goes along: another set may have the engine served otherwise."""
+        self._loaded.append(manifest.name)
+        try:
+            config = engine_config(manifest, plan.variant, gpus=plan.gpus)
+            await answer_of(client.load_model(manifest.name, config=json.dumps(config)), None)
+        except InferenceServerException as error:
+            said = user_text(error)
+            raise ServingError(said + why_refused(manifest, plan.variant, said)) from error
+
+    def _path_for_models(self, path: Path) -> Path:
+        embedded = self._server.embedded
+        return path if embedded is None else embedded.path_for_models(path.absolute())
+
+    async def unload(self) -> None:
+        await to_the_end(self._unload())
+
+    async def _unload(self) -> None:
+        self._model, self._watched = None, []
+        client, names = self._server.client, list(dict.fromkeys(self._loaded[::-1]))
+        if client is None:
+            self._loaded.clear()
+            return  # the server is gone; should it come back with them, they are unloaded then
+        # The pipeline first, since it calls the engines; these then all at once, for each takes a second.
+        unloaded = [await self._unload_one(client, name) for name in names[:1]]
+        unloaded += await asyncio.gather(*(self._unload_one(client, name) for name in names[1:]))
+        if not all(unloaded) and self._server.embedded is not None:
+            logger.warning("Triton is started anew, to get the memory back")
+            self._loaded.clear()
+            self._server.restart()
+
+    async def _unload_one(self, client: InferenceServerClient, name: str) -> bool:
+        """Whether it is gone; if not, it stays among those that may be on the server."""
+        unloading, late = map(asyncio.ensure_future, (unload_model(client, name), self._too_late()))
+        try:
+            await asyncio.wait({unloading, late}, return_when=asyncio.FIRST_COMPLETED)
+            in_time = unloading.done()
+        finally:
+            await end(unloading, late)
+        error = unloading.exception() if in_time else NoAnswerError("it takes too long")
+        if error is not None and not isinstance(error, (ServingError, InferenceServerException)):
+            raise error
+        if error is not None:
+            logger.warning("Model %s could not be unloaded: %s", name, error)
+            return False
+        self._loaded = [other for other in self._loaded if other != name]
+        return True
+
+    async def _too_late(self) -> None:
+        """Wait for as long as an unload may take; that is not long once the gateway is being stopped."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(self._hurry.wait(), _UNLOAD_S)
+            await asyncio.sleep(_CLOSE_S)
+
+    def open_session(self) -> TritonSession:
+        client, model = self._server.client, self._model
+        if client is None or model is None:
+            raise ServingLost("Triton is not connected; load the pipeline again.")
+        shared = None
+        if self._server.embedded is not None:
+            prefix = self._server.embedded.shared_memory_prefix
+            one_part = SPECS[model].loop is None
+            shared = SharedFrames(client, prefix, both_ways=one_part)
+        session = TritonSession(client, model, partial(self._model_died, client), shared)
+        self._sessions_open.add(session)
+        return session
+
+    async def gpu_memory_bytes(self) -> tuple[int, int] | None:
+        if self._metrics_url is not None:
+            return await _memory_from_metrics(self._metrics_url)
+        return await asyncio.to_thread(gpu_memory_bytes)
+
+    def hurry(self) -> None:
+        self._hurry.set()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.hurry()
+        await self._server.disconnect()
+        if self._probe is not None:
+            await end(self._probe)
+        await self.unload()
+        await self._server.close()
+
+    async def _look(self, client: InferenceServerClient) -> None:
+        """Give the server up when it does not hold what is loaded. Raises as `answer_of`."""
+        watched, model = list(self._watched), self._model
+        try:
+            problem = await why_not_served(client, watched)
+        except NoAnswerError:
+            if watched:
+                raise
+            return  # nobody waits for it
+        died = await self._process_died()
+        if watched != self._watched:  # it was unloaded meanwhile
+            return
+        if died and model is not None:
+            self._model_died(client, "a process of it is dead")
+            return
+        if problem is not None:
+            self._server.lose(f"Triton at {self.url} lost the pipeline: {problem}.")
+        elif model is not None and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.create_task(self._probe_process(client, model), name="triton-probe")
+
+    async def _process_died(self) -> bool:
+        """Whether a model process of an embedded server is dead; one that ends in order is so briefly."""
+        embedded, before = self._server.embedded, self._dead_processes
+        if embedded is None or self._model is None:
+            return False
+        self._dead_processes = await asyncio.to_thread(embedded.dead_processes)
+        return bool(before & self._dead_processes)  # twice
+
+    async def _probe_process(self, client: InferenceServerClient, model: str) -> None:
+        """Find a dead model process when nobody streams; a stream meets it by itself."""
+        if all(session.closed for session in self._sessions_open):
+            session = TritonSession(client, model, partial(self._model_died, client))
+            try:
+                await session.probe()
+            finally:
+                await session.close()
+
+    async def _unload_leftovers(self, client: InferenceServerClient) -> None:
+        """What a killed gateway, or a broken connection, left on the server goes away.
+
+        Raises ServingError while another gateway uses it.
+        """
+        states = await model_states(client)
+        left = sorted(name for name in self._own_models() if states.get(name) in (READY, LOADING))
+        pipelines = [name for name in left if name in SPECS and states[name] == READY]
+        if others := set(pipelines) - self._used:
+            before = await answered_requests(client, others)
+            await asyncio.sleep(_OTHER_GATEWAY_S)
+            if await answered_requests(client, others) != before:
+                raise ServingError(
+                    f"Another gateway uses Triton at {self.url}: model '{min(others)}' answers requests. A "
+                    "Triton serves one gateway: stop the other one, or give this one a Triton of its own."
+                )
+        if left:
+            logger.warning("Triton holds models of an earlier connection; unloading %s", ", ".join(left))
+            dead, self._dead = self._dead, set()
+            await unload_leftovers(client, left, dead=dead, limit_s=_UNLOAD_S)
+
+    def _own_models(self) -> set[str]:
+        """Names of all models that a gateway may have loaded."""
+        repositories = [self._repository] + ([] if self._engines is None else [self._engines.models])
+        return {config.parent.name for root in repositories for config in root.glob("*/config.pbtxt")}
+
+    def _model_died(self, client: InferenceServerClient, text: str) -> None:
+        """A model process is dead, or the model is gone."""
+        if client is not self._server.client:
+            return  # a stream on an earlier connection learns of its end late
+        if self._server.embedded is not None:
+            self._server.lose("A model process of Triton died; the server is being restarted.")
+            return
+        self._dead |= dead_models(text)
+        self._server.lose(f"Triton at {self.url} lost the pipeline: {text.rstrip('.')}.")
+
+    def _lost(self, text: str) -> None:
+        self._model, self._watched = None, []
+        self._loaded.clear()
+        self._on_lost(text)
+
+    def _config(self, name: str, load_params: Mapping[str, Any]) -> str:
+        """Complete model configuration as JSON: an override replaces the file, it is not merged with it."""
+        config = text_format.Parse(
+            (self._repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig()
+        )
+        for key, value in load_params.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            config.parameters[key].string_value = text
+        return json_format.MessageToJson(config, preserving_proto_field_name=True)
+
+    async def _warm_up(self, client: InferenceServerClient, name: str) -> None:
+        session = TritonSession(client, name, partial(self._model_died, client))
+        try:
+            await session.warm_up()
+        except ChunkFailed as error:
+            raise ServingError(str(error)) from error
+        finally:
+            await session.close()
+
+
+def _decide(
+    sets: EngineSets, spec: PipelineSpec, load_params: Mapping[str, Any]
+) -> tuple[EngineSet, LoadPlan, Mapping[str, EngineManifest]]:
+    """The set for a load, how it is served before memory is looked at, and its engines by name.
+
+    Raises ServingError when there is none, or when an engine is damaged or cannot run.
+    """
+    found = sets.find(spec, load_params)
+    plan = plan_load(found, sets.models, load_params, on_cpu=sets.on_cpu)
+    try:
+        manifests = checked_manifests(found.content, sets.models, plan.size, plan.variant)
+    except EngineError as error:
+        raise ServingError(str(error)) from error
+    return found.content, plan, manifests
+
+
+async def _memory_from_metrics(url: str) -> tuple[int, int] | None:
+    """(used, total) bytes of the first GPU in Triton's Prometheus metrics."""
+    try:
+        async with httpx.AsyncClient(timeout=_METRICS_S, trust_env=False) as http:  # no proxy, as for gRPC
+            text = (await http.get(url)).text
+    except httpx.HTTPError:
+        return None
+    values = []
+    for name in ("nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"):
+        match = re.search(rf"^{name}\{{[^}}]*\}} ([0-9.e+]+)$", text, re.MULTILINE)
+        if match is None:
+            return None
+        values.append(int(float(match.group(1))))
+    return values[0], values[1]

@@ -1,0 +1,340 @@
+"""Live parameters: one validator for `initialParameters` and for data-channel messages (api.md 9.3).
+
+What becomes of valid values over time is in `parameters`.
+"""
+
+import functools
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.files.media import IMAGE_SUFFIXES, image_pixels
+from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
+from gateway.http.strict_json import JsonError, parse_json
+from gateway.http.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
+from gateway.stream.prompt_hints import PLAIN_WORDS, hint_at
+from streaming.specs import Interpolation, PipelineSpec
+
+MAX_PROMPTS: Final = 16
+MAX_TRANSITION_CHUNKS: Final = 1000  # every step holds a prompt embedding in memory
+MAX_STEPS: Final = 10
+VACE_IMAGE_KEYS: Final = frozenset({"vace_ref_images", "first_frame_image", "last_frame_image"})
+IMAGE_KEYS: Final = VACE_IMAGE_KEYS | {"images"}
+
+_MAX_ENTRIES: Final = 64
+_MAX_VACE_SCALE: Final = 2.0
+_ALIASES: Final = {"spatial_interpolation_method": "prompt_interpolation_method", "seed": "base_seed"}
+_FIXED_AT_LOAD: Final = frozenset({"height", "width"})
+
+
+class _Prompt(BaseModel):
+    text: Text
+    weight: Annotated[Number, Field(ge=0)] = 1.0
+
+
+def _prompt_objects(value: Any) -> Any:
+    """A text stands for one prompt of weight 1, alone or as an element of a list."""
+    if isinstance(value, str):
+        return [{"text": value}]
+    if isinstance(value, list):
+        return [{"text": item} if isinstance(item, str) else item for item in value]
+    return value
+
+
+_Prompts = Annotated[
+    list[_Prompt], Field(min_length=1, max_length=MAX_PROMPTS), BeforeValidator(_prompt_objects)
+]
+
+
+class _Transition(BaseModel):
+    target_prompts: _Prompts
+    num_steps: Annotated[Integer, Field(ge=0, le=MAX_TRANSITION_CHUNKS)] = 4
+    temporal_interpolation_method: Interpolation = "linear"
+
+
+class _LoraScale(BaseModel):
+    path: FilePath
+    scale: Annotated[Number, Field(ge=-10, le=10)] | None
+
+
+class _Spout(BaseModel):
+    enabled: bool = False
+    name: Annotated[Text, Field(max_length=256)] = ""
+
+
+def _descending(steps: list[int]) -> list[int]:
+    if any(later >= earlier for earlier, later in pairwise(steps)):
+        raise PydanticCustomError(
+            "not_descending",
+            "Steps must become smaller from one to the next, for example [1000, 750, 500, 250]",
+        )
+    return steps
+
+
+_Steps = Annotated[
+    list[Annotated[Integer, Field(ge=1, le=1000)]],
+    Field(min_length=1, max_length=MAX_STEPS),
+    AfterValidator(_descending),
+]
+_Paths = Annotated[list[FilePath], Field(max_length=MAX_PROMPTS)]
+
+_KINDS: Final[dict[str, Any]] = {
+    "input_mode": Literal["text", "video"],
+    "prompts": _Prompts,
+    "prompt_interpolation_method": Interpolation,
+    "transition": _Transition,
+    "denoising_step_list": _Steps,
+    "noise_scale": Annotated[Number, Field(ge=0, le=1)],
+    "noise_controller": bool,
+    "manage_cache": bool,
+    "reset_cache": bool,
+    "kv_cache_attention_bias": Annotated[Number, Field(ge=0.01, le=1)],
+    "base_seed": Seed,
+    "lora_scales": Annotated[list[Any], Field(max_length=_MAX_ENTRIES)],
+    "vace_ref_images": _Paths,
+    "first_frame_image": FilePath,
+    "last_frame_image": FilePath,
+    "images": _Paths,
+    "vace_context_scale": Annotated[Number, Field(ge=0, le=_MAX_VACE_SCALE)],
+    "vace_enabled": bool,
+    "vace_use_input_video": bool,
+    "paused": bool,
+    "spout_sender": _Spout,
+    "spout_receiver": _Spout,
+    "pipeline_ids": list[str],
+}
+FIELDS: Final[dict[str, TypeAdapter[Any]]] = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
+_LORA_SCALE: Final = TypeAdapter(_LoraScale)
+_ANY_NUMBER: Final = TypeAdapter(Number)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterContext:
+    """What decides whether a value makes sense here: the loaded pipeline and where images may come from."""
+
+    spec: PipelineSpec
+    load_params: Mapping[str, Any]
+    assets_directory: Path
+
+    @property
+    def vace_loaded(self) -> bool:
+        return self.spec.supports_vace and bool(self.load_params.get("vace_enabled"))
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """values: what holds, names without aliases; None stands for the default. problems: values that were
+    dropped. remarks: values of the right form that were adjusted, or that have no effect here.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
+
+
+def parse_message(data: str | bytes | None) -> dict[str, Any]:
+    """The JSON object in a data-channel message; None stands for one that is too large. Raises JsonError."""
+    if data is None:
+        raise JsonError("larger than 1 MiB")
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise JsonError(f"one object with parameters is needed, not {type(value).__name__}")
+    return value
+
+
+def validate(values: Mapping[str, Any], context: ParameterContext, *, strict: bool) -> Validated:
+    """Check parameters by name; never raises, whatever JSON holds. Unknown names are left out.
+
+    strict: for an offer, where a wrong value refuses the whole; otherwise an out-of-range
+    `vace_context_scale` is clamped. Problems are located relative to `values`.
+    """
+    result = Validated()
+    assets = _Assets(context.assets_directory)
+    for key, value in values.items():
+        name = _ALIASES.get(key, key)
+        if name != key and name in values:
+            continue
+        if key in _FIXED_AT_LOAD:
+            text = "The size is fixed while a pipeline is loaded; load it again with another size"
+            result.problems.append(_problem("frozen_field", key, text, value))
+        elif name not in FIELDS:
+            continue
+        elif value is None:
+            result.values[name] = None
+        else:
+            try:
+                if name == "vace_context_scale" and not strict:
+                    result.values[name] = _clamped(key, value, result)
+                else:
+                    _accept(name, key, value, context, assets, result)
+            except ValidationFailed as error:
+                result.problems.extend(error.problems)
+    return result
+
+
+def newest_values(messages: Iterable[str | bytes | None]) -> dict[str, Any]:
+    """Many messages as one update: of each parameter the newest value; what is no JSON object is left out.
+
+    One-shot keys accumulate, as they would if the messages were applied one by one.
+    """
+    newest: dict[str, Any] = {}
+    for message in messages:
+        try:
+            update = parse_message(message)
+        except JsonError:
+            continue
+        if "prompts" in update and "transition" not in update:
+            newest.pop("transition", None)
+        for key, value in update.items():
+            name = _ALIASES.get(key, key)
+            if name not in FIELDS and name not in _FIXED_AT_LOAD:
+                continue
+            if name == "reset_cache":
+                value = value or newest.get(name)
+            if name == "lora_scales":
+                value = _both(newest.get(name), value)
+            newest[name] = value
+    return newest
+
+
+def _both(earlier: Any, later: Any) -> Any:
+    """Scales of two messages; those that could not be valid any more are left to the check."""
+    if not isinstance(earlier, list) or not isinstance(later, list):
+        return later
+    renewed = [entry.get("path") for entry in later if isinstance(entry, dict)]
+    kept = [entry for entry in earlier if isinstance(entry, dict) and entry.get("path") not in renewed]
+    return [*kept, *later][-_MAX_ENTRIES:]
+
+
+def require_pipeline(values: Mapping[str, Any], spec: PipelineSpec) -> None:
+    """Refuse an offer that was made for another pipeline than the loaded one. Raises ApiError 400."""
+    ids = values.get("pipeline_ids")
+    if ids and set(ids) != {spec.id}:
+        named = ", ".join(quoted(i) for i in ids[:10])
+        raise ApiError(
+            400,
+            f"The offer is for {named}, but {spec.id} is loaded. Load the pipeline first, then offer again.",
+        )
+
+
+class _Assets:
+    """The images that an update names, in the assets directory, which is walked once at the most."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path_of(self, name: str, loc: tuple[str | int, ...]) -> str:
+        """An image's POSIX path relative to the directory. Raises ValidationFailed."""
+        try:
+            path = resolve_inside(self._directory, name)
+        except PathNotAllowedError as error:
+            raise ValidationFailed([_problem("path_not_allowed", loc, str(error), name)]) from error
+        if not is_file(path) and Path(name).name == name:
+            path = self._by_name.get(name, path)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            text = f"An image is needed: {', '.join(sorted(IMAGE_SUFFIXES))}"
+            raise ValidationFailed([_problem("path_not_allowed", loc, text, name)])
+        if not is_file(path):
+            text = f"No such asset: '{quoted(name, 200)}'. Upload it first, and use the path of the answer"
+            raise ValidationFailed([_problem("file_not_found", loc, text, name)])
+        return path.relative_to(self._directory.resolve()).as_posix()
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Path]:
+        """The images in sub-directories by their bare names; of equal ones the first by its path."""
+        root = self._directory.resolve()
+        found = sorted(
+            Path(folder) / name
+            for folder, _, names in os.walk(root)
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        )
+        return {path.name: path for path in reversed(found) if path.resolve().is_relative_to(root)}
+
+
+def _accept(
+    name: str, key: str, value: Any, context: ParameterContext, assets: _Assets, result: Validated
+) -> None:
+    """Put a valid value into `result`. Raises ValidationFailed."""
+    adapter = FIELDS[name]
+    plain = adapter.dump_python(check(adapter, value, key))
+    if name == "lora_scales":
+        plain = _lora_scales(key, plain, result)
+    elif name in IMAGE_KEYS:
+        plain = _images(key, plain, assets)
+    remark = _without_effect(name, plain, context)
+    if remark is not None:
+        result.remarks.append(_problem("unavailable", key, remark, plain))
+    elif name not in ("spout_sender", "spout_receiver"):
+        result.values[name] = plain
+        if name in IMAGE_KEYS:
+            result.remarks.extend(_undecodable(key, plain, context))
+        hint = hint_at(name, plain) if context.spec.supports_prompts else None
+        if hint is not None:
+            result.remarks.append(_problem(PLAIN_WORDS, key, hint, plain))
+
+
+def _without_effect(name: str, value: Any, context: ParameterContext) -> str | None:
+    """Why a valid value cannot do anything on this server or with the loaded pipeline."""
+    if name in ("spout_sender", "spout_receiver") and value["enabled"]:
+        return "Spout is only available on Windows"
+    wants_vace = (name == "vace_enabled" or name in VACE_IMAGE_KEYS) and value
+    if wants_vace and not context.vace_loaded:
+        return (
+            "VACE is not loaded; load the pipeline with vace_enabled true"
+            if context.spec.supports_vace
+            else f"{context.spec.id} has no VACE"
+        )
+    return None
+
+
+def _clamped(key: str, value: Any, result: Validated) -> float:
+    number = check(_ANY_NUMBER, value, key)
+    clamped = min(max(number, 0.0), _MAX_VACE_SCALE)
+    if clamped != number:
+        kind = "less_than_equal" if number > clamped else "greater_than_equal"
+        text = f"{number:g} is outside 0 to {_MAX_VACE_SCALE:g}; {clamped:g} is used"
+        result.remarks.append(_problem(kind, key, text, value))
+    return float(clamped)
+
+
+def _lora_scales(key: str, entries: list[Any], result: Validated) -> list[dict[str, Any]]:
+    """The valid entries; each bad one is a problem of its own. A null scale leaves the adapter as it is."""
+    valid = []
+    for i, entry in enumerate(entries):
+        try:
+            scale = check(_LORA_SCALE, entry, key, i)
+        except ValidationFailed as error:
+            result.problems.extend(error.problems[:1])
+            continue
+        if scale.scale is not None:
+            valid.append({"path": scale.path, "scale": scale.scale})
+    return valid
+
+
+def _images(key: str, value: str | list[str], assets: _Assets) -> str | list[str]:
+    """The same images as POSIX paths relative to the assets directory. Raises ValidationFailed."""
+    if isinstance(value, str):
+        return assets.path_of(value, (key,))
+    return [assets.path_of(name, (key, i)) for i, name in enumerate(value)]
+
+
+def _undecodable(key: str, value: str | list[str], context: ParameterContext) -> list[Problem]:
+    """Names the images whose header is broken. They are given on: whoever decodes them has the last word."""
+    return [
+        _problem("undecodable", key, f"'{quoted(name, 200)}' cannot be decoded: upload it again", name)
+        for name in ([value] if isinstance(value, str) else value)
+        if image_pixels(context.assets_directory / name) is None
+    ]
+
+
+def _problem(kind: str, key: str | tuple[str | int, ...], text: str, value: Any) -> Problem:
+    loc: Iterable[str | int] = (key,) if isinstance(key, str) else key
+    return Problem(type=kind, loc=list(loc), msg=text, input=echo(value))

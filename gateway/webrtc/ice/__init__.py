@@ -1,0 +1,1 @@
+"""ICE: which STUN and TURN servers are used, and where their credentials come from."""

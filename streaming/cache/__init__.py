@@ -1,0 +1,1 @@
+"""What later chunks see of earlier ones."""

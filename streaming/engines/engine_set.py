@@ -1,0 +1,120 @@
+"""Which engines make up a pipeline: `set.json`, written last by an export. Torch-free."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from streaming.engines.records import EngineError, Record, read_record
+from streaming.specs import LoopSpec
+
+SET = "set.json"
+TOKENIZER = "tokenizer"
+
+# What runs an engine's graph: ONNX Runtime on the CPU, or TensorRT its plan on a GPU.
+Variant = Literal["onnxruntime", "tensorrt"]
+
+
+class VaeSet(Record):
+    """Engines of the autoencoder for one size of picture, in pixels."""
+
+    height: int
+    width: int
+    encoder_first: str
+    encoder_next: str
+    decoder_first: str
+    decoder_next: str
+
+
+class ModelFacts(Record):
+    """Dimensions that come with the weights."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    freq_dim: int
+    text_len: int
+    text_dim: int
+    channels: int
+    patch: tuple[int, int, int]
+    spatial_factor: int
+
+    @property
+    def pixels_per_token(self) -> int:
+        """In height and in width."""
+        return self.spatial_factor * self.patch[1]
+
+
+class FrameCuts(Record):
+    """How the encoder cuts pixel frames, see `FrameGroups`."""
+
+    first: int
+    later: int
+    repeat_last: bool
+    at_once: int | None = None
+
+
+class EngineSet(Record):
+    """Names of engines by their part. The first entry of `vae` is the default size.
+
+    cache_frames   slots of the transformer's cache, in latent frames
+    padding_keys   slots of one token after them, see `LoopSpec`
+    serve_with     what runs the engines; another set that shares them may choose otherwise
+    gpus           numbers of the GPUs that run plans, with an instance of every engine on each
+    window         attention window, in latent frames
+    demo           random or tiny weights: only a stand-in
+    note           a line for users about the weights
+    examples       prompts that the weights understand
+    """
+
+    name: str
+    pipeline: str
+    vae_type: str
+    precision: str
+    demo: bool
+    note: str = ""
+    examples: tuple[str, ...] = ()
+    window: int
+    cache_frames: int
+    padding_keys: int = 0
+    model: ModelFacts
+    frames: FrameCuts
+    text_encoder: str
+    text_kv: str
+    transformer: str
+    vae: tuple[VaeSet, ...]
+    serve_with: Variant = "onnxruntime"
+    gpus: tuple[int, ...] = (0,)
+
+    def built_for(self, loop: LoopSpec) -> LoopSpec:
+        """A pipeline's loop as these engines run it."""
+        return replace(loop.with_window(self.window), padding_keys=self.padding_keys)
+
+    def vae_for(self, height: int, width: int) -> VaeSet:
+        """Raises EngineError with the sizes there are."""
+        for found in self.vae:
+            if (found.height, found.width) == (height, width):
+                return found
+        sizes = ", ".join(f"{v.height}x{v.width}" for v in self.vae)
+        raise EngineError(
+            f"No engines for {height}x{width}; there are {sizes} (height x width). Load one of them, or: "
+            f"wanstream-export {self.pipeline} --size {height}x{width}."
+        )
+
+    def engines(self, size: tuple[int, int] | None = None) -> tuple[str, ...]:
+        """Names of the engines, those first that others need.
+
+        size: height and width of the pictures; None: of all sizes. Raises EngineError, with the sizes there
+        are, for one that is not among them.
+        """
+        chosen = self.vae if size is None else (self.vae_for(*size),)
+        vae = [
+            name
+            for v in chosen
+            for name in (v.encoder_first, v.encoder_next, v.decoder_first, v.decoder_next)
+        ]
+        return (self.text_encoder, self.text_kv, *vae, self.transformer)
+
+
+def read_engine_set(directory: Path) -> EngineSet:
+    """The set in `directory`. Raises EngineError when there is none that can be read."""
+    return read_record(directory / SET, EngineSet, "There are no engines")

@@ -1,0 +1,238 @@
+"""From an engine set on disk to a model that streams; where its engines run is the caller's choice."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+
+from streaming.conditioning.embedding_cache import EmbeddingCache
+from streaming.conditioning.prompt_encoder import PromptEncoder
+from streaming.conditioning.tokenizer import PromptTokenizer
+from streaming.engines.engine import (
+    BatchLimit,
+    Engine,
+    Engines,
+    ReopenableEngine,
+    TritonEngine,
+    VaeEngines,
+)
+from streaming.engines.engine_config import engine_config
+from streaming.engines.engine_set import SET, TOKENIZER, VaeSet, read_engine_set
+from streaming.engines.load_plan import LoadPlan
+from streaming.engines.machine import Machine
+from streaming.engines.manifest import (
+    ONNX_FILE,
+    EngineManifest,
+    check_facts,
+    check_files,
+    check_runs_on_cpu,
+    engine_directory,
+    file_info,
+    fingerprint,
+    read_manifest,
+)
+from streaming.engines.on_demand import EngineOnDemand
+from streaming.engines.plans import check_plan
+from streaming.engines.records import EngineError
+from streaming.network.model import ModelSizes, StreamModel
+from streaming.network.video import FrameGroups
+from streaming.specs import PipelineSpec
+from streaming.triton.model_pipeline import ModelPipeline
+from streaming.triton.sessions import LoadContext, ModelRunner
+
+PROMPTS: Final = "prompts"  # directory of the prompt embeddings, beside that of the engines' models
+CPU: Final = torch.device("cpu")
+_DTYPES: Final = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,  # inputs and outputs of a quantised transformer
+}
+
+
+class Place(Protocol):
+    """Makes an engine of a model repository ready to run."""
+
+    def __call__(self, name: str, **facts: object) -> Engine:
+        """facts: what the engine's manifest has to say. Raises EngineError if it does not."""
+
+
+class InProcess:
+    """A place: engines of a model repository in ONNX Runtime in this process, on the CPU."""
+
+    def __init__(self, models: Path, threads: int = 1, make_room: tuple[str, ...] = ()) -> None:
+        """threads: 0 is one per core.
+
+        make_room: engines that are closed while the text encoder is open; none: it is always open
+        """
+        self._models, self._threads, self._make_room = models, threads, make_room
+        self._engines: dict[str, ReopenableEngine] = {}
+
+    def __call__(self, name: str, **facts: object) -> Engine:
+        directory = engine_directory(self._models, name)
+        manifest = read_manifest(directory)
+        check_facts(manifest, facts)
+        check_files(directory, manifest)
+        check_runs_on_cpu(manifest)
+        engine = ReopenableEngine(manifest, directory / ONNX_FILE, self._threads)
+        self._engines[name] = engine
+        if self._make_room and manifest.kind == "text_encoder":
+            return EngineOnDemand(in_profile(engine, manifest), name, self, self._make_room)
+        engine.open()
+        return in_profile(engine, manifest)
+
+    def load(self, name: str) -> None:
+        self._engines[name].open()
+
+    def unload(self, name: str) -> None:
+        self._engines[name].close()
+
+
+class InTriton:
+    """A place: engines of a model repository that are models of the Triton server of this process."""
+
+    def __init__(self, plan: LoadPlan, runner: ModelRunner, device: torch.device = CPU) -> None:
+        """plan: of the load. device: where inputs and outputs of the engines are."""
+        self._plan, self._runner, self._device = plan, runner, device
+        self._machine = Machine.here()
+
+    def __call__(self, name: str, **facts: object) -> Engine:
+        plan, manifest = self._plan, self._manifest(name)
+        check_facts(manifest, facts)
+        if plan.gpus:
+            check_plan(engine_directory(plan.models, name), manifest, self._machine)
+        engine = in_profile(TritonEngine(manifest, self._runner, self._device), manifest)
+        if plan.make_room and manifest.kind == "text_encoder":
+            return EngineOnDemand(engine, name, self, plan.make_room)
+        if not self._runner.is_ready(name):
+            raise EngineError(
+                f"Engine '{name}' is not loaded. Load the pipeline again; Triton's log tells why."
+            )
+        return engine
+
+    def load(self, name: str) -> None:
+        """As the gateway does: what is in `config.pbtxt` may be another set's choice."""
+        config = engine_config(self._manifest(name), self._plan.variant, gpus=self._plan.gpus)
+        self._runner.load(name, json.dumps(config))
+
+    def unload(self, name: str) -> None:
+        self._runner.unload(name)
+
+    def _manifest(self, name: str) -> EngineManifest:
+        return read_manifest(engine_directory(self._plan.models, name))
+
+
+def in_profile(engine: Engine, manifest: EngineManifest) -> Engine:
+    """The engine, called with no larger batch than its profiles have: a plan refuses others."""
+    largest = manifest.largest_sizes().get("B")
+    return engine if largest is None else BatchLimit(engine, largest)
+
+
+def open_model(
+    directory: Path,
+    spec: PipelineSpec,
+    place: Place,
+    size: tuple[int, int] | None = None,
+    device: torch.device = CPU,
+    cache: EmbeddingCache | None = None,
+) -> StreamModel:
+    """All that the streams of a pipeline share.
+
+    directory   of the engine set
+    size        height and width of the pictures in pixels; None: the set's default
+    device      where caches and latents are, in the transformer's own type
+    cache       of prompt embeddings; None: one in memory
+    Raises WanstreamError when the set is absent, is another pipeline's, or has no engines of this size.
+    """
+    engines = read_engine_set(directory)
+    if engines.pipeline != spec.id or spec.loop is None:
+        raise EngineError(
+            f"'{directory / SET}' is for pipeline '{engines.pipeline}', not '{spec.id}'. "
+            f"Run: wanstream-export {spec.id}."
+        )
+    height, width = size or (engines.vae[0].height, engines.vae[0].width)
+    vae = engines.vae_for(height, width)
+    facts = engines.model
+    groups = FrameGroups(
+        engines.frames.first, engines.frames.later, engines.frames.repeat_last, engines.frames.at_once
+    )
+    tokenizer = PromptTokenizer.from_directory(directory / TOKENIZER, facts.text_len)
+    return StreamModel(
+        spec=engines.built_for(spec.loop),
+        engines=Engines(
+            place(engines.transformer, kind="transformer", pipeline=spec.id, layers=facts.layers),
+            place(engines.text_kv, kind="text_kv", pipeline=spec.id, layers=facts.layers),
+            _vae(vae, groups, place),
+        ),
+        encode_prompts=PromptEncoder(
+            tokenizer,
+            place(engines.text_encoder, kind="text_encoder", text_len=facts.text_len),
+            cache or EmbeddingCache(engines.name),
+        ),
+        sizes=ModelSizes(
+            facts.layers,
+            facts.heads,
+            facts.head_dim,
+            facts.freq_dim,
+            facts.channels,
+            facts.patch,
+            facts.spatial_factor,
+        ),
+        height=height,
+        width=width,
+        cache_frames=engines.cache_frames,
+        dtype=_DTYPES[engines.precision],
+        device=device,
+    )
+
+
+def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline]:
+    """For `1/model.py` of a pipeline's Triton model: obeys the plan that the gateway has made."""
+
+    def load(context: LoadContext) -> ModelPipeline:
+        plan = LoadPlan.of(context.parameters)
+        device = torch.device("cuda", 0) if plan.gpus and torch.cuda.is_available() else CPU
+        cache = prompt_cache(plan.models, plan.engine_set)
+        chosen, place = with_choices(spec, plan.loop), place_of(plan, context.models, device)
+        model = open_model(plan.engine_set, chosen, place, plan.size, device, cache)
+        return ModelPipeline(spec, model, plan.base_seed)
+
+    return load
+
+
+def place_of(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> Place:
+    """Where the engines of a load run."""
+    if plan.backend == "onnxruntime":
+        return InProcess(plan.models, threads=0, make_room=plan.make_room)
+    return InTriton(plan, runner, device)
+
+
+def prompt_cache(models: Path, directory: Path) -> EmbeddingCache:
+    """The embeddings of earlier prompts, beside the engines: a place that whoever runs them can reach.
+
+    models: directory of the engines' Triton models. directory: of the engine set.
+    """
+    engines = read_engine_set(directory)
+    encoder = read_manifest(engine_directory(models, engines.text_encoder))
+    tokenizer = [file_info(path).sha256 for path in sorted((directory / TOKENIZER).iterdir())]
+    identity = fingerprint([encoder.fingerprint, tokenizer, engines.model.text_len])
+    return EmbeddingCache(identity, models.parent / PROMPTS)
+
+
+def with_choices(spec: PipelineSpec, chosen: Mapping[str, Any]) -> PipelineSpec:
+    """The spec with what a load chose of its loop; other load parameters are ignored."""
+    return spec if spec.loop is None else replace(spec, loop=spec.loop.chosen(chosen))
+
+
+def _vae(names: VaeSet, groups: FrameGroups, place: Place) -> VaeEngines:
+    size: dict[str, Any] = {"height": names.height, "width": names.width}
+    return VaeEngines(
+        place(names.encoder_first, kind="vae_encoder_first", **size),
+        place(names.encoder_next, kind="vae_encoder_next", **size),
+        place(names.decoder_first, kind="vae_decoder_first", **size),
+        place(names.decoder_next, kind="vae_decoder_next", **size),
+        groups,
+    )

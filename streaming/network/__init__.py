@@ -1,0 +1,1 @@
+"""The calls that the loop makes, and the tensors that they want."""

@@ -1,0 +1,1 @@
+"""The edge to Triton: requests in, chunks out."""
