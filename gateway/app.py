@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from aiortc.codecs.base import Encoder
 from quart import Quart, Response, jsonify, request
 from quart_cors import cors
 from quart_schema import HttpSecurityScheme, Info, QuartSchema
@@ -192,7 +193,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
 
     @app.before_serving
     async def start() -> None:
-        separate_threads()
+        separate_threads(Encoder)
         await services.pipelines.serving.start(services.pipelines.lost)
         services.ice.start()
         services.assets.remove_stale()

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from aiortc.codecs.base import Encoder
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -30,23 +28,23 @@ _parameters = ThreadPoolExecutor(_PARAMETERS, "parameters")
 class SeparatingExecutor(ThreadPoolExecutor):
     """The loop's default executor: files here; encoders and name look-ups in threads of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: type) -> None:
         super().__init__(_WORKERS, "files")
+        self._encoder = encoder
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        chosen: Executor | None = _separate(fn)
+        chosen = self._separate(fn)
         return chosen.submit(fn, *args, **kwargs) if chosen else super().submit(fn, *args, **kwargs)
 
+    def _separate(self, work: Callable[..., Any]) -> Executor | None:
+        if isinstance(getattr(work, "__self__", None), self._encoder):
+            return _media
+        return _lookups if work in (socket.getaddrinfo, socket.getnameinfo) else None
 
-def _separate(work: Callable[..., Any]) -> Executor | None:
-    if isinstance(getattr(work, "__self__", None), Encoder):
-        return _media
-    return _lookups if work in (socket.getaddrinfo, socket.getnameinfo) else None
 
-
-def separate_threads() -> None:
-    """Keep pictures, files and look-ups apart on the running loop."""
-    asyncio.get_running_loop().set_default_executor(SeparatingExecutor())
+def separate_threads(encoder: type) -> None:
+    """Keep pictures, files and look-ups apart on the running loop. encoder: base class of the encoders."""
+    asyncio.get_running_loop().set_default_executor(SeparatingExecutor(encoder))
 
 
 async def in_media_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -93,12 +93,23 @@ def test_specs_can_be_keys() -> None:
     assert {LONGLIVE: 1}[SPECS["longlive"]] == 1
 
 
-def test_specs_and_validators_import_neither_torch_nor_the_web_framework() -> None:
-    code = (
-        "import sys, streaming.specs, gateway.pipelines.schemas, gateway.pipelines.load_params;"
-        "import gateway.stream.parameters;"
-        "sys.exit(', '.join({'torch', 'quart', 'tritonclient'} & set(sys.modules)) or 0)"
-    )
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (
+            "streaming.specs, gateway.pipelines.schemas, gateway.pipelines.load_params,"
+            "gateway.stream.parameters",
+            {"torch", "quart", "tritonclient"},
+        ),
+        (
+            "gateway.stream.worker, gateway.stream.video_input, gateway.stream.frame_queue",
+            {"torch", "aiortc", "tritonclient"},
+        ),
+    ],
+    ids=["specs and validators", "a stream"],
+)
+def test_what_knows_neither_torch_nor_the_network(modules: str, absent: set[str]) -> None:
+    code = f"import sys, {modules}; sys.exit(', '.join({absent!r} & set(sys.modules)) or 0)"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
+from aiortc.codecs.base import Encoder
 
 from gateway.config import Bitrate
 from gateway.threads import separate_threads
@@ -36,7 +37,7 @@ async def test_pictures_go_on_while_every_other_thread_is_blocked(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_encoders(Bitrate())
-    separate_threads()
+    separate_threads(Encoder)
     loop = asyncio.get_running_loop()
     end = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *args: end.wait(60) and [])
@@ -60,7 +61,7 @@ async def test_pictures_go_on_while_every_other_thread_is_blocked(
 
 
 async def test_a_silent_name_server_does_not_hold_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    separate_threads()
+    separate_threads(Encoder)
     end = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *args: end.wait(60) and [])
     loop = asyncio.get_running_loop()
