@@ -27,11 +27,10 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from benchmarks.latency_runs import set_of
 from benchmarks.results import add_out_option, write_result
-from export.demo import trained_weights, write_demo_models
+from export.checkpoints.demo import trained_weights, write_demo_models
+from export.checkpoints.load import load_vae
 from export.graphs.vae import WanVae
 from export.graphs.vae_graphs import decode, encode
-from export.jobs import VAE_FILES, Size
-from export.load import load_vae
 from export.nano.films import CHUNKS, Film, draw_films
 from export.nano.in_process import in_process
 from export.nano.measure import (
@@ -47,6 +46,7 @@ from export.nano.measure import (
 )
 from export.nano.vae_training import psnr
 from export.nano.world import PALETTE, Scene, States
+from export.onnx.jobs import VAE_FILES, Size
 from gateway.serving.triton_session import TritonSession
 from streaming.engines.demo import read_demo
 from streaming.engines.served import InProcess, open_model

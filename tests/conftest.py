@@ -11,8 +11,8 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from export.run import export_pipeline
-from export.store import EngineStore
+from export.onnx.run import export_pipeline
+from export.onnx.store import EngineStore
 from streaming.engines.engine_set import EngineSet, read_engine_set
 from tests.engines import export_all, export_small, small_request
 from tests.golden.case import discover, golden_directory

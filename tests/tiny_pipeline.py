@@ -14,7 +14,7 @@ from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
-from export.in_process import stream_sizes
+from export.onnx.in_process import stream_sizes
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel
 from streaming.specs import LONGLIVE, CachedKeys, PipelineSpec

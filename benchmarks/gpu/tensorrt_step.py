@@ -17,7 +17,7 @@ import torch
 from benchmarks.block_graphs import Graph, Workload, graphs, random_inputs
 from benchmarks.gpu.common import Result, Row, Wrong, leave, median_ms, must_agree, parse
 from benchmarks.random_weights import fill_random
-from export.onnx_export import export_onnx
+from export.onnx.onnx_export import export_onnx
 from streaming.engines.manifest import BuildOptions
 
 NAMES = ("transformer", "vae_decoder")

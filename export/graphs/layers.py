@@ -134,7 +134,7 @@ class LayerNorm(nn.Module):
     Weight and bias stay float32 in a bf16 graph: ONNX does not allow mixed types here (serving.md 9, rule 4).
     """
 
-    float32_parameters = True  # read by export.checkpoints
+    float32_parameters = True  # read by export.checkpoints.checkpoints
 
     def __init__(self, dim: int, eps: float, affine: bool = False) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.checkpoints import Checkpoint
+from export.checkpoints.checkpoints import Checkpoint
 from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, Autoencoder, LatentScale, known_fields
 from export.graphs.vae_layers import CacheTape, batch_to_frames, frames_to_batch
 from streaming.engines.manifest import Form

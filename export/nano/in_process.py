@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from export.graphs.transformer import TextKV, Transformer
-from export.in_process import in_process as pipeline_of
-from export.in_process import prompt_encoder
-from export.jobs import Request, components
+from export.onnx.in_process import in_process as pipeline_of
+from export.onnx.in_process import prompt_encoder
+from export.onnx.jobs import Request, components
 from streaming.engines.demo import read_demo
 from streaming.triton.model_pipeline import ModelPipeline
 

@@ -1,6 +1,6 @@
 """The files of the nano checkpoint: each part once, 16 bit, under the keys of real checkpoints (wan.md 7).
 
-`export.demo` reads them and lays them out as the files of each pipeline.
+`export.checkpoints.demo` reads them and lays them out as the files of each pipeline.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export.checkpoints import checkpoint_shapes
+from export.checkpoints.checkpoints import checkpoint_shapes
 from export.graphs.layers import Linear
 from export.graphs.text_encoder import TextEncoder
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from export.checkpoints import Checkpoint, open_checkpoint
+from export.checkpoints.checkpoints import Checkpoint, open_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared" / "golden"  # all cases

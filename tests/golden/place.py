@@ -11,7 +11,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from export.graphs.signature import Signature
-from export.onnx_export import export_onnx
+from export.onnx.onnx_export import export_onnx
 from streaming.engines.engine import Engine, OrtEngine
 from streaming.engines.manifest import ONNX_FILE, Form
 

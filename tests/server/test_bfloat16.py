@@ -16,10 +16,10 @@ import torch
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from export.jobs import DTYPES, components
-from export.onnx_export import random_inputs
-from export.run import plan
-from export.store import EngineStore
+from export.onnx.jobs import DTYPES, components
+from export.onnx.onnx_export import random_inputs
+from export.onnx.run import plan
+from export.onnx.store import EngineStore
 from gateway.embedded.server import EmbeddedTriton
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import engine_directory

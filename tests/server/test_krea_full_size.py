@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from export.jobs import Request
-from export.outline import Outline, outline
-from export.repository import write_onnxruntime_model
-from export.store import EngineStore
+from export.onnx.jobs import Request
+from export.onnx.outline import Outline, outline
+from export.onnx.repository import write_onnxruntime_model
+from export.onnx.store import EngineStore
 from streaming.engines.engine_set import SET
 from streaming.engines.manifest import MANIFEST
 from streaming.specs import KREA_REALTIME_VIDEO

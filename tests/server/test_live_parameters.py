@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from export.store import EngineStore
+from export.onnx.store import EngineStore
 from gateway.stream.parameter_checks import FIELDS
 from gateway.stream.parameters import ParameterContext, ParameterState
 from streaming.engines.engine_set import EngineSet, read_engine_set

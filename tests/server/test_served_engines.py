@@ -14,11 +14,11 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from export.graphs.signature import Signature
-from export.jobs import components
-from export.onnx_export import random_inputs
-from export.repository import config_text
-from export.run import plan
-from export.store import EngineStore
+from export.onnx.jobs import components
+from export.onnx.onnx_export import random_inputs
+from export.onnx.repository import config_text
+from export.onnx.run import plan
+from export.onnx.store import EngineStore
 from gateway.embedded.server import EmbeddedTriton
 from streaming.engines.engine import Engine, TorchEngine, TritonEngine
 from streaming.engines.engine_config import engine_config

@@ -9,7 +9,7 @@ import pytest_asyncio
 import torch
 
 from export.graphs.signature import Signature, TensorSpec
-from export.repository import write_onnxruntime_model
+from export.onnx.repository import write_onnxruntime_model
 from gateway.embedded.server import EmbeddedTriton
 from streaming.engines.engine import Engine, TritonEngine
 from streaming.engines.manifest import MANIFEST, EngineManifest, TensorInfo, file_info

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton_aio
 
-from export.store import EngineStore
+from export.onnx.store import EngineStore
 from gateway.embedded.server import EmbeddedTriton
 from streaming.engines.engine_set import EngineSet, read_engine_set
 from streaming.engines.memory_plan import IN_PROCESS, memory_plan, read_manifests

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export.run import export_pipeline
-from export.store import EngineStore
+from export.onnx.run import export_pipeline
+from export.onnx.store import EngineStore
 from streaming.engines.engine_set import SET, EngineSet
 from tests.engines import small_request
 from tests.server.gateway_calls import load

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.store import EngineStore
+from export.onnx.store import EngineStore
 from streaming.engines.engine_set import read_engine_set
 from streaming.engines.served import InProcess, open_model
 from streaming.specs import LONGLIVE, STREAMDIFFUSIONV2, TEXT, VIDEO, PipelineSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.store import EngineStore
+from export.onnx.store import EngineStore
 from gateway.serving.memory import fit
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.memory_plan import IN_PROCESS, memory_plan, read_manifests

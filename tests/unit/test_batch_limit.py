@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.store import EngineStore
+from export.onnx.store import EngineStore
 from streaming.engines.engine import OrtEngine
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import ONNX_FILE, engine_directory

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export.checkpoints import CheckpointError, checkpoint_shapes, load_weights, open_checkpoint
+from export.checkpoints.checkpoints import CheckpointError, checkpoint_shapes, load_weights, open_checkpoint
 from export.graphs.layers import LayerNorm, Linear
 from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer
 

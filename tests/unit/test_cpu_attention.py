@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from export.graphs.layers import attention
 from export.graphs.signature import Signature, TensorSpec
-from export.onnx_export import FORM_OPS, ExportError, check_onnx, export_onnx
+from export.onnx.onnx_export import FORM_OPS, ExportError, check_onnx, export_onnx
 from streaming.engines.engine import OrtEngine
 
 HEADS, SIZE, KEYS = 3, 8, 7

@@ -20,9 +20,10 @@ from polygraphy.common import TensorMetadata
 from polygraphy.datatype import DataType
 from torch import Tensor
 
-from export.build import Build, random_feeds
-from export.build_cli import main
-from export.engine_build import (
+from export.onnx.store import EngineStore, Resources, StoreError
+from export.tensorrt.build import Build, random_feeds
+from export.tensorrt.cli import main
+from export.tensorrt.engine_build import (
     BuildPlan,
     ShapeRange,
     build_plan,
@@ -30,8 +31,7 @@ from export.engine_build import (
     timing_cache,
     trtexec_command,
 )
-from export.store import EngineStore, Resources, StoreError
-from export.tensorrt_build import (
+from export.tensorrt.tensorrt_build import (
     BuildError,
     build_with_tensorrt,
     largest_difference,

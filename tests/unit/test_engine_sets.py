@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from export.build import Build
-from export.run import export_pipeline
-from export.store import EngineStore
+from export.onnx.run import export_pipeline
+from export.onnx.store import EngineStore
+from export.tensorrt.build import Build
 from gateway.serving.engine_checks import checked_manifests, why_refused
 from gateway.serving.engine_sets import EngineSets, FoundSet
 from gateway.serving.interface import Combination, ServingError

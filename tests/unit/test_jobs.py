@@ -6,9 +6,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.jobs import Component, Request, components
-from export.onnx_export import export_onnx
-from export.run import parity_sizes, plan
+from export.onnx.jobs import Component, Request, components
+from export.onnx.onnx_export import export_onnx
+from export.onnx.run import parity_sizes, plan
 from streaming.engines.manifest import AxisRange
 from tests.engines import small_request
 

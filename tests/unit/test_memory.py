@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from export.jobs import Request
-from export.outline import outline
-from export.store import EngineStore
+from export.onnx.jobs import Request
+from export.onnx.outline import outline
+from export.onnx.store import EngineStore
 from gateway.serving.interface import ServingError
 from gateway.serving.memory import Fit, Memory, fit
 from streaming.engines.engine_set import EngineSet

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from export.store import EngineStore
+from export.onnx.store import EngineStore
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import BuildOptions, TensorRTBuild
 from streaming.engines.memory_plan import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from export.demo import trained_weights, write_demo_models
+from export.checkpoints.demo import trained_weights, write_demo_models
 from export.graphs.vae_graphs import encode
 from export.nano.__main__ import main
 from export.nano.films import CHUNK, CHUNKS, Film, FilmBank, FilmMaker, draw_films

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.nano_quality import Stream
-from export.demo import ensure_demo_models, trained_weights, write_demo_models
+from export.checkpoints.demo import ensure_demo_models, trained_weights, write_demo_models
 from export.nano.in_process import in_process
 from export.nano.measure import look
 from streaming.engines.demo import DEMO, read_demo, trained_directory, trained_info

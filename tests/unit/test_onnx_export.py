@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from export.graphs.layers import Linear
 from export.graphs.signature import Signature, TensorSpec
-from export.onnx_export import ExportError, check_onnx, check_parity, export_onnx
+from export.onnx.onnx_export import ExportError, check_onnx, check_parity, export_onnx
 from tests.random_weights import randomized
 
 SIGNATURE = Signature(inputs=(TensorSpec("x", ("T", 16)),), outputs=(TensorSpec("y", ("T", 12)),))

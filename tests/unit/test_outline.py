@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from export.__main__ import main
-from export.jobs import Request, components
-from export.outline import Outline, outline
-from export.run import plan
-from export.store import EngineStore
+from export.onnx.jobs import Request, components
+from export.onnx.outline import Outline, outline
+from export.onnx.run import plan
+from export.onnx.store import EngineStore
 from gateway.serving.interface import ServingError
 from gateway.serving.memory import Fit, Memory
 from streaming.engines.memory_plan import DoesNotFitError

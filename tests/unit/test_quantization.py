@@ -13,17 +13,17 @@ from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 
 from export.__main__ import main
-from export.build import Build
-from export.calibration import CallRecorder, record_stream
-from export.float32_twin import write_float32_twin
+from export.fp8.calibration import CallRecorder, record_stream
+from export.fp8.float32_twin import write_float32_twin
+from export.fp8.quantization import ModelOpt, ModelOptError, quantized_products
 from export.graphs.transformer import TextKV, Transformer
-from export.jobs import Request, components
-from export.outline import outline
-from export.quantization import ModelOpt, ModelOptError, quantized_products
-from export.run import export_pipeline, plan
-from export.store import EngineStore
-from export.tensorrt_build import TOLERANCES, BuildError
-from export.verify import verify_set
+from export.onnx.jobs import Request, components
+from export.onnx.outline import outline
+from export.onnx.run import export_pipeline, plan
+from export.onnx.store import EngineStore
+from export.onnx.verify import verify_set
+from export.tensorrt.build import Build
+from export.tensorrt.tensorrt_build import TOLERANCES, BuildError
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.machine import Machine
 from streaming.engines.manifest import ONNX_FILE, BuildOptions, EngineManifest

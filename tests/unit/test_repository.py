@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.repository import config_text, write_onnxruntime_model
+from export.onnx.repository import config_text, write_onnxruntime_model
 from streaming.engines.engine_config import engine_config
 from streaming.engines.engine_set import Variant
 from streaming.engines.manifest import AxisRange, EngineManifest, TensorInfo

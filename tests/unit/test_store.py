@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 from export.__main__ import main
-from export.checkpoints import CheckpointError
-from export.jobs import Request
-from export.run import export_pipeline, exporter_version, made_otherwise
-from export.store import EngineStore, Resources, StoreError
-from export.verify import verify_set
+from export.checkpoints.checkpoints import CheckpointError
+from export.onnx.jobs import Request
+from export.onnx.run import export_pipeline, exporter_version, made_otherwise
+from export.onnx.store import EngineStore, Resources, StoreError
+from export.onnx.verify import verify_set
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
 from streaming.engines.manifest import MANIFEST, ONNX_FILE, read_manifest
 from streaming.engines.records import EngineError
@@ -358,7 +358,7 @@ def test_engines_of_another_exporter_are_told_apart(root: Path, monkeypatch: pyt
     name = next(store.sets.iterdir()).name
     before, mine = exporter_version(), made_otherwise(store, name)
 
-    monkeypatch.setattr("export.run.version", lambda package: "99.0")
+    monkeypatch.setattr("export.onnx.run.version", lambda package: "99.0")
     exporter_version.cache_clear()
     try:
         theirs = made_otherwise(store, name)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.checkpoints import CheckpointError, checkpoint_shapes
+from export.checkpoints.checkpoints import CheckpointError, checkpoint_shapes
+from export.checkpoints.load import load_text_encoder
 from export.graphs.layers import Linear
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig, relative_position_bucket
-from export.load import load_text_encoder
 from streaming.errors import WanstreamError
 from tests.random_weights import randomized
 

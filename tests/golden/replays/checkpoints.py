@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import nn
 
-from export.checkpoints import Shape, checkpoint_shapes
+from export.checkpoints.checkpoints import Shape, checkpoint_shapes
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig

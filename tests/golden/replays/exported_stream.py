@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from export.graphs.signature import Signature
-from export.onnx_export import export_onnx
+from export.onnx.onnx_export import export_onnx
 from streaming.engines.engine import Engine
 from streaming.engines.manifest import ONNX_FILE
 from tests.golden.place import in_onnx_runtime, written_once

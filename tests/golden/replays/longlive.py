@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from export.checkpoints import open_checkpoint
-from export.lora_merge import builtin_adapter, merge
+from export.checkpoints.checkpoints import open_checkpoint
+from export.checkpoints.lora_merge import builtin_adapter, merge
 from streaming.conditioning.blending import Transition, blend, normalised_weights
 from streaming.network.pictures import to_pictures, to_unit_range
 from streaming.network.video import input_clip, to_model

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.checkpoints import load_weights
+from export.checkpoints.checkpoints import load_weights
 from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig, pad_prompt
-from export.in_process import stream_sizes
+from export.onnx.in_process import stream_sizes
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel
 from streaming.network.tokens import Patch, unpatchify

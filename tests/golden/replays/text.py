@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from export.checkpoints import load_weights
+from export.checkpoints.checkpoints import load_weights
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig, relative_position_bucket
 from streaming.conditioning.tokenizer import clean_prompt
 from tests.golden.case import GoldenCase

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.checkpoints import load_weights
+from export.checkpoints.checkpoints import load_weights
 from export.graphs.transformer import (
     SelfAttention,
     TextKV,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.checkpoints import load_weights
+from export.checkpoints.checkpoints import load_weights
 from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.vae import VaeConfig, WanVae

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import click
 
-from export.build import Build
-from export.engine_build import server_options, trtexec_command
-from export.options import directory_options, engine_store
+from export.onnx.options import directory_options, engine_store
+from export.tensorrt.build import Build
+from export.tensorrt.engine_build import server_options, trtexec_command
 from streaming.engines.engine_set import Variant
 from streaming.engines.manifest import BuildOptions, HardwareCompatibility
 from streaming.errors import WanstreamError

@@ -14,9 +14,9 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from export.engine_build import BuildPlan, build_plan, timing_cache
-from export.store import EngineStore, Resources
-from export.tensorrt_build import (
+from export.onnx.store import EngineStore, Resources
+from export.tensorrt.engine_build import BuildPlan, build_plan, timing_cache
+from export.tensorrt.tensorrt_build import (
     TOLERANCES,
     BuildError,
     build_with_tensorrt,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from export.checkpoints import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from export.checkpoints.checkpoints import Checkpoint, CheckpointError, load_weights, open_checkpoint
 from export.graphs.taehv import TinyVae, TinyVaeConfig, keep_last_grow_channels
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TransformerConfig

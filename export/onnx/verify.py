@@ -1,8 +1,8 @@
 """Check an earlier export again: every file against its manifest, every graph against the rules."""
 
-from export.onnx_export import FORM_OPS, check_onnx
-from export.quantization import FP8_OPS
-from export.store import EngineStore
+from export.fp8.quantization import FP8_OPS
+from export.onnx.onnx_export import FORM_OPS, check_onnx
+from export.onnx.store import EngineStore
 from streaming.engines.engine_set import read_engine_set
 from streaming.engines.manifest import ONNX_FILE, EngineManifest
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from export.engine_build import build_plan, timing_cache
-from export.jobs import DTYPES, TRANSFORMER_FILES, Component, Request, components_of
-from export.quantization import is_quantized
-from export.run import PlannedEngine, engine_set, manifest_of
-from export.store import EngineStore
+from export.fp8.quantization import is_quantized
+from export.onnx.jobs import DTYPES, TRANSFORMER_FILES, Component, Request, components_of
+from export.onnx.run import PlannedEngine, engine_set, manifest_of
+from export.onnx.store import EngineStore
+from export.tensorrt.engine_build import build_plan, timing_cache
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.machine import Machine
 from streaming.engines.manifest import ONNX_FILE, EngineManifest, FileInfo

@@ -24,8 +24,8 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from export.float32_twin import save, write_float32_twin
-from export.onnx_export import ExportError
+from export.fp8.float32_twin import save, write_float32_twin
+from export.onnx.onnx_export import ExportError
 from streaming.engines.manifest import Quantization
 from streaming.errors import WanstreamError
 

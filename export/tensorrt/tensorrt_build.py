@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from export.engine_build import BuildPlan
-from export.float32_twin import write_float32_twin
+from export.fp8.float32_twin import write_float32_twin
+from export.tensorrt.engine_build import BuildPlan
 from streaming.engines.manifest import CPU_PRECISIONS
 from streaming.errors import WanstreamError
 

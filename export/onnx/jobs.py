@@ -9,18 +9,18 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import nn
 
-from export.checkpoints import Checkpoint, load_weights, open_checkpoint, require_file
-from export.graphs.signature import Signature
-from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer, TransformerConfig
-from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
-from export.load import (
+from export.checkpoints.checkpoints import Checkpoint, load_weights, open_checkpoint, require_file
+from export.checkpoints.load import (
     load_text_encoder,
     load_vae,
     published_text_encoder,
     published_vae,
     read_config,
 )
-from export.lora_merge import builtin_adapter, merge
+from export.checkpoints.lora_merge import builtin_adapter, merge
+from export.graphs.signature import Signature
+from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer, TransformerConfig
+from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
 from streaming.engines.manifest import AxisRange, Form, Kind
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS, TEMPORAL_FACTOR, CachedKeys, LoopSpec, OnPromptChange, VaeType

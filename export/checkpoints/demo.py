@@ -21,11 +21,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from export.checkpoints import Shape, checkpoint_shapes
+from export.checkpoints.checkpoints import Shape, checkpoint_shapes
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae import VaeConfig, WanVae
-from export.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
+from export.onnx.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
 from streaming.engines.demo import DEMO, TRAINED_CONFIG, DemoInfo, read_demo, trained_directory
 from streaming.engines.manifest import file_info, fingerprint
 

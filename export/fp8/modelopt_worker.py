@@ -1,4 +1,4 @@
-"""Runs in ModelOpt's own environment, and imports nothing of ours: see `export/quantization.py`.
+"""Runs in ModelOpt's own environment, and imports nothing of ours: see `export/fp8/quantization.py`.
 
 One argument, JSON: `onnx`, a float32 graph; `nodes`, names of the MatMuls to quantise; `calls`, .npz files
 with the inputs of one call each; `output`, the file to write. Without an argument: print the version.

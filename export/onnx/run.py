@@ -21,20 +21,20 @@ from typing import Any, Final
 
 import torch
 
+import export.fp8.quantization
 import export.graphs
-import export.onnx_export
-import export.quantization
-from export.calibration import record_stream
+import export.onnx.onnx_export
+from export.checkpoints.load import read_config
+from export.fp8.calibration import record_stream
+from export.fp8.quantization import FP8_OPS, ModelOpt, quantize_fp8
 from export.graphs.signature import Signature, TensorSpec
 from export.graphs.transformer import TextKV, Transformer, TransformerConfig
 from export.graphs.vae_graphs import Autoencoder
-from export.in_process import stream_sizes
-from export.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, Request, components
-from export.load import read_config
-from export.onnx_export import ALLOWED_OPS, OPSET, check_onnx, check_parity, export_onnx
-from export.quantization import FP8_OPS, ModelOpt, quantize_fp8
-from export.repository import write_onnxruntime_model
-from export.store import EngineStore, Resources
+from export.onnx.in_process import stream_sizes
+from export.onnx.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, Request, components
+from export.onnx.onnx_export import ALLOWED_OPS, OPSET, check_onnx, check_parity, export_onnx
+from export.onnx.repository import write_onnxruntime_model
+from export.onnx.store import EngineStore, Resources
 from streaming.conditioning.tokenizer import PromptTokenizer
 from streaming.engines.demo import DEMO, read_demo
 from streaming.engines.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet, read_engine_set
@@ -168,7 +168,7 @@ def exporter_version() -> str:
     That is the source of the graphs and of their way to a file, and the versions of torch and onnx.
     """
     graphs = sorted(Path(export.graphs.__file__).parent.glob("*.py"))
-    files = [*graphs, Path(export.onnx_export.__file__), Path(export.quantization.__file__)]
+    files = [*graphs, Path(export.onnx.onnx_export.__file__), Path(export.fp8.quantization.__file__)]
     parts = {path.name: path.read_text(encoding="utf-8") for path in files}
     # Without what follows the +: PyTorch for the CPU writes what PyTorch for CUDA writes.
     parts |= {name: version(name).partition("+")[0] for name in ("torch", "onnx")}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from export.graphs.transformer import TextKV, Transformer
-from export.in_process import in_process, prompt_encoder
-from export.jobs import DTYPES, Request
+from export.onnx.in_process import in_process, prompt_encoder
+from export.onnx.jobs import DTYPES, Request
 from streaming.engines.demo import DEMO, read_demo
 from streaming.engines.engine import Engine, EngineWrapper
 from streaming.network.model import FLOW

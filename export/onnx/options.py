@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
-from export.jobs import Size
-from export.store import EngineStore
+from export.onnx.jobs import Size
+from export.onnx.store import EngineStore
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -1,0 +1,1 @@
+"""Checkpoints: finding, reading and merging the files of weights."""

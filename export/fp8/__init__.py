@@ -1,0 +1,1 @@
+"""Transformers in 8 bits, and the twins that they are compared with."""
