@@ -165,7 +165,7 @@ async def test_lost_connection_is_told_and_comes_back(browser: Browser, one_plac
             told = await page.locator("#status-text").inner_text()
             await state(page, "reconnecting", within_s=30)
             await until(lambda: len(unanswered) >= 2, 30, "two questions without an answer")
-            seen = await page.evaluate("[...seen]")
+            seen = await page.evaluate("[...seen, wanstream.state]")
         finally:
             process.send_signal(signal.SIGCONT)
         await state(page, "streaming", within_s=30)
