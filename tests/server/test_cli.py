@@ -367,7 +367,7 @@ async def test_reload_starts_again_with_the_changed_source(tmp_path: Path) -> No
     tree, home = tmp_path / "a tree", tmp_path / "home"
     for name in ("gateway", "streaming", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    hardware = tree / "gateway" / "hardware.py"
+    hardware = tree / "gateway" / "serving" / "hardware.py"
     with started(home, {}, "--reload", directory=tree) as server:
         before = ndi_reason(server)
         hardware.write_text(hardware.read_text().replace("is not supported by", "is still not supported by"))
