@@ -220,6 +220,27 @@ def test_vp8_decodes_and_a_wanted_key_frame_stands_alone() -> None:
     assert np.abs(decoded[0].to_ndarray(format="rgb24").astype(int) - expected).mean() < 12
 
 
+def noise(rng: np.random.Generator, index: int) -> av.VideoFrame:
+    frame = to_frame(rng.integers(0, 256, (480, 640, 3), np.uint8))
+    frame.pts, frame.time_base = index * 3000, fractions.Fraction(1, 90000)
+    return frame
+
+
+def test_vp8_pictures_that_are_left_out_leave_no_gap_in_the_numbers() -> None:
+    encoder = codecs.TunedVp8Encoder()
+    encoder.picture_id = 0
+    rng = np.random.default_rng(0)
+    sent = [encoder.encode(noise(rng, 0))[0]]
+    encoder._tuned.link.lost(0.5)
+    encoder.target_bitrate = 100_000
+
+    sent += [encoder.encode(noise(rng, index))[0] for index in range(1, 30)]
+
+    shown = [payloads for payloads in sent if payloads]
+    assert 1 < len(shown) < len(sent)
+    assert [VpxPayloadDescriptor.parse(p[0])[0].picture_id for p in shown] == list(range(len(shown)))
+
+
 def test_h264_decodes_and_a_wanted_key_frame_stands_alone() -> None:
     encoder = codecs.TunedH264Encoder()
     for index in range(3):

@@ -129,7 +129,8 @@ class TunedVp8Encoder(Vp8Encoder):
         assert isinstance(frame, av.VideoFrame)
         data = self._tuned.encode(frame, force_keyframe)
         payloads = self._packetize(data, self.picture_id)
-        self.picture_id = (self.picture_id + 1) % (1 << 15)
+        if data:  # Chromium waits for a picture whose number it misses until the next key frame
+            self.picture_id = (self.picture_id + 1) % (1 << 15)
         return payloads, _rtp_timestamp(frame)
 
     @property
