@@ -28,7 +28,8 @@ def server(all_engines: Path, tmp_path: Path) -> Iterator[ServerProcess]:
     store, loop = EngineStore(all_engines / "engines"), STREAMDIFFUSIONV2.loop
     assert loop is not None
     assert loop.on_prompt_change is OnPromptChange.KEEP
-    engines = next(s for s in map(read_engine_set, store.sets.iterdir()) if s.pipeline == STREAMDIFFUSIONV2.id)
+    sets = map(read_engine_set, store.sets.iterdir())
+    engines = next(found for found in sets if found.pipeline == STREAMDIFFUSIONV2.id)
     manifests = read_manifests(store.models, engines.engines(SIZE))
     others = {name: found for name, found in manifests.items() if name != engines.text_encoder}
     limit_mb = 1 + memory_plan(engines, others, loop, SIZE, IN_PROCESS).total() // MB
