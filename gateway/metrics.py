@@ -68,9 +68,9 @@ class _ServiceCollector(Collector):
         yield state
         live = list(self._sessions)
         yield GaugeMetricFamily("wanstream_sessions", "Open sessions", value=len(live))
-        fps = [session.output.fps for session in live if session.connected]
+        fps = [peer.stream.output.fps for peer in live if peer.connected]
         yield GaugeMetricFamily("wanstream_sessions_connected", "Sessions with media", value=len(fps))
-        queued = sum(len(session.output) for session in live)
+        queued = sum(len(peer.stream.output) for peer in live)
         yield GaugeMetricFamily("wanstream_queued_frames", "Pictures that wait to be shown", value=queued)
         # One series per session would stay in Prometheus for each viewer there ever was.
         yield GaugeMetricFamily(

@@ -14,7 +14,7 @@ from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.serving.interface import Images, Serving
-from gateway.webrtc.session import Session
+from gateway.stream.stream import Stream
 from gateway.webrtc.sessions import Sessions
 
 _MIB = 1 << 20
@@ -45,7 +45,8 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
     async def frame() -> Response:
         """The last picture of the newest session as JPEG; `quality` 1 to 100."""
         quality = query_int("quality", 85, minimum=1, maximum=100)
-        images = [s.output.last for s in sessions if s.output.last is not None]
+        outputs = [peer.stream.output for peer in sessions]
+        images = [output.last for output in outputs if output.last is not None]
         if not images:
             raise ApiError(404, "No frame available: no session has shown a picture yet")
         return Response(await asyncio.to_thread(_jpeg, images[-1], quality), mimetype="image/jpeg")
@@ -73,8 +74,8 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
     return bp
 
 
-def _newest(sessions: Sessions) -> Session | None:
-    return max(sessions, key=lambda s: s.started, default=None)
+def _newest(sessions: Sessions) -> Stream | None:
+    return max((peer.stream for peer in sessions), key=lambda stream: stream.started, default=None)
 
 
 def _jpeg(image: Images, quality: int) -> bytes:

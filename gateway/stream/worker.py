@@ -1,4 +1,4 @@
-"""The loop of one session: parameters and input frames in, one chunk after another out."""
+"""The loop of one stream: parameters and input frames in, one chunk after another out."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from gateway.errors import Problem
 from gateway.pipelines.state import Loaded, NothingLoaded, Pipelines, State
 from gateway.serving.interface import Chunk, ChunkFailed, Images, ServingLost, ServingSession
-from gateway.stream.frame_queue import FrameQueue
+from gateway.stream.hub import Hub
 from gateway.stream.parameters import ChunkParameters, ParameterState
+from gateway.stream.parts import parameter_error
 from gateway.stream.video_input import VideoInput, stack
 from gateway.threads import in_media_thread
 from gateway.waiting import within
@@ -46,7 +48,7 @@ class StreamStoppedError(Exception):
 
 @dataclass(slots=True)
 class WorkerStats:
-    """Counters of one session since its start."""
+    """Counters of one stream since its start."""
 
     chunks: int = 0
     failed_chunks: int = 0
@@ -55,23 +57,23 @@ class WorkerStats:
 
 
 class StreamWorker:
-    """Generates one session's video until `StreamStoppedError` is raised or the task is cancelled.
+    """Generates one stream's video until `StreamStoppedError` is raised or the task is cancelled.
 
-    has_input: whether the peer sends video at all.
+    has_input: whether the stream has a source at all.
     """
 
     def __init__(
         self,
-        session_id: str,
+        stream_id: str,
         pipelines: Pipelines,
         state: ParameterState,
         video_input: VideoInput,
-        output: FrameQueue,
+        output: Hub,
         has_input: Callable[[], bool],
         notify: Notify,
         observer: StreamObserver,
     ) -> None:
-        self._id = session_id
+        self._id = stream_id
         self._pipelines = pipelines
         self._state = state
         self._input = video_input
@@ -273,7 +275,7 @@ class StreamWorker:
         await asyncio.sleep(min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._failures - 1)))
 
     def _report_problem(self, loc: list[str], kind: str, text: str) -> None:
-        self._notify({"type": "parameter_error", "errors": [{"loc": loc, "msg": text, "type": kind}]})
+        self._notify(parameter_error([Problem(loc=list(loc), msg=text, type=kind)]))
 
 
 def pipeline_changed(

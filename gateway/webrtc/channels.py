@@ -13,6 +13,7 @@ from aiortc import RTCDataChannel
 from aiortc.exceptions import InvalidStateError
 
 from gateway.errors import Problem
+from gateway.stream.parts import parameter_error
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class _MessageRate:
 
 
 class Channels:
-    """The data channels of one session.
+    """The data channels of one peer, a control of its stream.
 
     Parameters come over the first channel and over those that are called `parameters` or `control`; what is
     wrong with a message is told on the channel that it came from, everything else on the newest of these.
@@ -147,7 +148,7 @@ class Channels:
             text, droppable = self._held.pop()
             outlet.send(text, droppable=droppable)
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def notify(self, message: Mapping[str, Any]) -> None:
         """Tell the peer something, now or as soon as there is a channel."""
         newest = next((outlet for outlet in reversed(self._outlets) if outlet.is_open), None)
         self._send(message, newest)
@@ -201,10 +202,9 @@ class Channels:
     def _report(self, problems: Sequence[Problem], outlet: _Outlet | None) -> None:
         if not problems:
             return
-        errors = [{"loc": p["loc"], "msg": p["msg"], "type": p["type"]} for p in problems]
-        message = {"type": "parameter_error", "errors": errors}
+        message = parameter_error(problems)
         if outlet is None or not outlet.is_open:
-            self.send(message)
+            self.notify(message)
         else:
             self._send(message, outlet)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from gateway.errors import ApiError, ValidationFailed
 from gateway.http.validation import located
 from gateway.pipelines.state import Loaded, Pipelines
 from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.stream import Stream
 from gateway.stream.worker import StreamObserver
 from gateway.threads import in_parameter_thread
 from gateway.waiting import within
 from gateway.webrtc.ice.servers import IceServers
-from gateway.webrtc.session import Session, session_metrics
+from gateway.webrtc.peer import Peer, peer_metrics
 from gateway.webrtc.signalling import Offer, is_name, read_offer, too_many_candidates
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Totals:
-    """Counters over all sessions since the start."""
+    """Counters over all streams since the start; each was made by one session."""
 
     sessions: int = 0
     frames_in: int = 0
@@ -44,15 +46,15 @@ class Totals:
     frames_dropped: int = 0
     errors: int = 0
 
-    def add(self, session: Session) -> None:
-        self.frames_in += session.input.frames_in
-        self.frames_out += session.output.frames_out
-        self.frames_dropped += session.output.frames_dropped
-        self.errors += session.failed
+    def add(self, stream: Stream) -> None:
+        self.frames_in += stream.input.frames_in
+        self.frames_out += stream.output.frames_out
+        self.frames_dropped += stream.output.frames_dropped
+        self.errors += stream.failed
 
 
 class Sessions:
-    """All sessions of this gateway."""
+    """All sessions of this gateway: peers that hold a stream each."""
 
     def __init__(
         self,
@@ -69,13 +71,13 @@ class Sessions:
         self._assets_directory = assets_directory
         self._max_sessions = max_sessions
         self._connect_timeout_s = connect_timeout_s
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Peer] = {}
         self._totals = Totals()  # without the sessions that are still open
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False  # no new sessions
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._sessions.values()))
 
     def __len__(self) -> int:
@@ -95,43 +97,44 @@ class Sessions:
         context = ParameterContext(loaded.spec, loaded.params, self._assets_directory)
         state = await in_parameter_thread(ParameterState.open, context, initial_parameters)
         await self._make_room(loaded)
-        peer = RTCPeerConnection(self._ice.for_server())
-        session = Session(peer, self._pipelines, state, self._observer, offer.filter, self._ended)
+        stream = Stream(str(uuid.uuid4()), self._pipelines, state, self._observer)
+        connection = RTCPeerConnection(self._ice.for_server())
+        peer = Peer(connection, stream, offer.filter, self._ended)
         self._totals.sessions += 1
         self._empty.clear()
-        self._sessions[session.id] = session
+        self._sessions[peer.id] = peer
         try:
-            answer = await self._negotiate(session, offer)
+            answer = await self._negotiate(peer, offer)
         except asyncio.CancelledError:  # the client hung up
-            await session.close()
+            await peer.close()
             raise
         except Exception as error:
-            refusal = _refusal(error, evicted=session.closed)
+            refusal = _refusal(error, evicted=peer.closed)
             expected = (
                 isinstance(error, ApiError | InternalError | OperationError | InvalidStateError | ValueError)
                 or refusal.status == 503
             )
-            logger.info("[%s] Offer refused: %s", session.id, refusal, exc_info=None if expected else error)
-            await session.close()
+            logger.info("[%s] Offer refused: %s", peer.id, refusal, exc_info=None if expected else error)
+            await peer.close()
             raise refusal from error
-        session.spawn(self._watchdog(session), "watchdog")
-        session.channels.report(state.remarks)
-        logger.info("[%s] Session opened for %s", session.id, loaded.spec.id)
-        return Answer(session.id, answer, peer.localDescription.type)
+        peer.spawn(self._watchdog(peer), "watchdog")
+        peer.channels.report(state.remarks)
+        logger.info("[%s] Session opened for %s", peer.id, loaded.spec.id)
+        return Answer(peer.id, answer, connection.localDescription.type)
 
-    async def _negotiate(self, session: Session, offer: Offer) -> str:
+    async def _negotiate(self, peer: Peer, offer: Offer) -> str:
         """Bring the connection up to the answer, which is returned."""
-        peer = session.peer
-        await peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
-        for transceiver in peer.getTransceivers():
+        connection = peer.connection
+        await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+        for transceiver in connection.getTransceivers():
             transceiver.direction = offer.direction(transceiver.mid)
             if transceiver.mid == offer.viewer:
-                transceiver.sender.replaceTrack(session.track)
+                transceiver.sender.replaceTrack(peer.track)
             if transceiver.mid == offer.camera:
-                session.receive(transceiver.receiver)
-        await peer.setLocalDescription(await peer.createAnswer())
-        session.spawn(self._apply_candidates(session, offer.candidates), "candidates")
-        return offer.complete(peer.localDescription.sdp)
+                peer.receive(transceiver.receiver)
+        await connection.setLocalDescription(await connection.createAnswer())
+        peer.spawn(self._apply_candidates(peer, offer.candidates), "candidates")
+        return offer.complete(connection.localDescription.sdp)
 
     async def add_candidates(self, session_id: str, candidates: list[dict[str, Any]]) -> None:
         """Trickle ICE; the slow part (mDNS names) goes on in the background.
@@ -139,32 +142,32 @@ class Sessions:
         Raises ApiError 404 (unknown or closed session), 400 (an unreadable candidate: none is applied; too
         many of them: the first ones are applied).
         """
-        session = self._sessions.get(session_id)
-        if session is None:
+        peer = self._sessions.get(session_id)
+        if peer is None:
             raise ApiError(404, f"Session {session_id} not found")
-        if session.closed or session.peer.connectionState in ("closed", "failed"):
+        if peer.closed or peer.connection.connectionState in ("closed", "failed"):
             raise ApiError(404, f"Session {session_id} is closed or failed")
-        chosen, left_out = session.candidates.choose(candidates)
-        session.spawn(self._apply_candidates(session, chosen), "candidates")
+        chosen, left_out = peer.candidates.choose(candidates)
+        peer.spawn(self._apply_candidates(peer, chosen), "candidates")
         if left_out:
             raise too_many_candidates(left_out)
 
-    async def _apply_candidates(self, session: Session, candidates: Sequence[RTCIceCandidate | None]) -> None:
+    async def _apply_candidates(self, peer: Peer, candidates: Sequence[RTCIceCandidate | None]) -> None:
         names = [candidate for candidate in candidates if candidate is not None and is_name(candidate)]
         addresses = [candidate for candidate in candidates if candidate not in names]
-        async with session.adding_candidates:  # in order of arrival: after their end none is used
+        async with peer.adding_candidates:  # in order of arrival: after their end none is used
             for candidate in addresses:
                 # When the peer can only reach us, an end would fail the connection before it has tried.
-                if candidate is not None or session.candidates.has_addresses:
-                    await _add_candidate(session, candidate)
+                if candidate is not None or peer.candidates.has_addresses:
+                    await _add_candidate(peer, candidate)
                 await asyncio.sleep(0)  # each takes aioice a moment, the streams go on in between
-        await asyncio.gather(*(_add_candidate(session, name) for name in names))
+        await asyncio.gather(*(_add_candidate(peer, name) for name in names))
 
     async def delete(self, session_id: str) -> None:
         """Close a session; unknown ids are fine."""
-        session = self._sessions.get(session_id)
-        if session is not None:
-            await session.close()
+        peer = self._sessions.get(session_id)
+        if peer is not None:
+            await peer.close()
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no new sessions and wait until the open ones have ended, at most `timeout_s`."""
@@ -175,37 +178,37 @@ class Sessions:
     def totals(self) -> Totals:
         """Counters over all sessions, open ones included."""
         totals = replace(self._totals)
-        for session in self:
-            totals.add(session)
+        for peer in self:
+            totals.add(peer.stream)
         return totals
 
     async def close(self) -> None:
         """Tell every peer that the stream is over and close all sessions, in parallel."""
-        await asyncio.gather(*(s.stop(None, linger_s=_FLUSH_S) for s in self), return_exceptions=True)
+        await asyncio.gather(*(_stop(peer) for peer in self), return_exceptions=True)
 
     async def update_all(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Apply a partial update to every session; body of the answer to POST /api/v1/session/parameters.
+        """Apply a partial update to every stream; body of the answer to POST /api/v1/session/parameters.
 
         Raises ValidationFailed when no key of it could be applied.
         """
-        sessions = list(self)
-        reports = await asyncio.gather(*(session.update(values) for session in sessions))
+        streams = [peer.stream for peer in self]
+        reports = await asyncio.gather(*(stream.update(values) for stream in streams))
         errors = next((report for report in reports if report), [])  # the same pipeline judges alike
         refused = {str(problem["loc"][0]) for problem in errors if problem["loc"]}
         applied = {key: value for key, value in values.items() if key not in refused}
         if errors and not applied:
             raise ValidationFailed(located(errors, "body"))
-        for session in sessions:
-            session.channels.send({"type": "parameters_updated", "parameters": applied})
+        for stream in streams:
+            stream.notify({"type": "parameters_updated", "parameters": applied})
         return {"status": "ok", "applied_parameters": applied, "errors": errors}
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Counters by session id."""
-        return {s.id: session_metrics(s) for s in self}
+        return {peer.id: peer_metrics(peer) for peer in self}
 
-    def _ended(self, session: Session) -> None:
-        if self._sessions.pop(session.id, None) is not None:
-            self._totals.add(session)
+    def _ended(self, peer: Peer) -> None:
+        if self._sessions.pop(peer.id, None) is not None:
+            self._totals.add(peer.stream)
         if not self._sessions:
             self._empty.set()
 
@@ -214,27 +217,35 @@ class Sessions:
         limit = self._max_sessions or loaded.spec.max_sessions or here or 1
         if len(self._sessions) < limit:
             return
-        for session in self:  # the oldest first: younger ones may still connect
-            if not session.connected and len(self._sessions) >= limit:
-                logger.info("[%s] Evicted: not connected while others wait", session.id)
-                await session.close()
+        for peer in self:  # the oldest first: younger ones may still connect
+            if not peer.connected and len(self._sessions) >= limit:
+                logger.info("[%s] Evicted: not connected while others wait", peer.id)
+                await peer.close()
         if len(self._sessions) >= limit:
             text = f"Maximum number of concurrent sessions ({limit}) reached"
             raise ApiError(503, text, headers={"Retry-After": "5"})
 
-    async def _watchdog(self, session: Session) -> None:
+    async def _watchdog(self, peer: Peer) -> None:
         await asyncio.sleep(self._connect_timeout_s)
-        if not session.connected:
-            logger.info("[%s] Not connected within %.0f s: dropped", session.id, self._connect_timeout_s)
-            await session.close()
+        if not peer.connected:
+            logger.info("[%s] Not connected within %.0f s: dropped", peer.id, self._connect_timeout_s)
+            await peer.close()
 
 
-async def _add_candidate(session: Session, candidate: RTCIceCandidate | None) -> None:
+async def _stop(peer: Peer) -> None:
+    """Tell a peer that its stream is over, unless it was told before, and close."""
+    if not peer.stream.stopped:
+        peer.stream.stop(None)
+        await asyncio.sleep(_FLUSH_S)
+    await peer.close()
+
+
+async def _add_candidate(peer: Peer, candidate: RTCIceCandidate | None) -> None:
     try:
-        await session.peer.addIceCandidate(candidate)
+        await peer.connection.addIceCandidate(candidate)
     except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
         # A name that cannot be resolved; the other side's checks reach us all the same.
-        logger.debug("[%s] Candidate not used: %s", session.id, error)
+        logger.debug("[%s] Candidate not used: %s", peer.id, error)
 
 
 def _refusal(error: Exception, *, evicted: bool) -> ApiError:

@@ -1,6 +1,5 @@
-"""Outgoing video: queued pictures become evenly paced frames of one WebRTC track (api.md 10.3)."""
+"""Outgoing video: a sink's pictures become the frames of one WebRTC track (api.md 10.3)."""
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -10,10 +9,8 @@ from aiortc import VideoStreamTrack
 from aiortc.mediastreams import VIDEO_CLOCK_RATE, VIDEO_TIME_BASE, MediaStreamError
 
 from gateway.serving.interface import Images
-from gateway.stream.frame_queue import FrameQueue
+from gateway.stream.hub import Sink
 from streaming.errors import WanstreamError
-
-_CATCH_UP = 0.85  # share of the period while more is queued than the next frame
 
 
 class PictureTooSmall(WanstreamError):
@@ -37,12 +34,11 @@ def to_frame(image: Images) -> av.VideoFrame:
 class GeneratedTrack(VideoStreamTrack):
     """The track that the peer sees. RTP timestamps follow a monotonic clock, never stand still or go back."""
 
-    def __init__(self, frames: FrameQueue, on_demand: Callable[[], None]) -> None:
+    def __init__(self, sink: Sink, on_demand: Callable[[], None]) -> None:
         super().__init__()
-        self._frames = frames
+        self._sink = sink
         self._on_demand: Callable[[], None] | None = on_demand
         self._origin: float | None = None
-        self._due = 0.0
         self._pts = -1
         self.failure: str | None = None  # why no more frames come, for the user
 
@@ -51,18 +47,17 @@ class GeneratedTrack(VideoStreamTrack):
         if self._on_demand is not None:
             self._on_demand()
             self._on_demand = None
-        image = await self._frames.next(repeat_after_s=self._delay(time.monotonic()))
+        image = await self._sink.next()
         if image is None:
             self.stop()
             raise MediaStreamError("the session ended")
-        if self._frames.paced:
-            await asyncio.sleep(self._delay(time.monotonic()))
         frame = self._frame(image)
-        now = time.monotonic()
-        period = (1.0 if not len(self._frames) else _CATCH_UP) / self._frames.fps
-        self._due = max(self._due, now - period) + period  # no burst after a late frame
-        frame.pts, frame.time_base = self._clock_pts(now), VIDEO_TIME_BASE
+        frame.pts, frame.time_base = self._clock_pts(time.monotonic()), VIDEO_TIME_BASE
         return frame
+
+    def stop(self) -> None:
+        super().stop()
+        self._sink.close()
 
     def _frame(self, image: Images) -> av.VideoFrame:
         try:
@@ -71,9 +66,6 @@ class GeneratedTrack(VideoStreamTrack):
             self.failure = str(error)
             self.stop()
             raise MediaStreamError(self.failure) from error
-
-    def _delay(self, now: float) -> float:
-        return max(0.0, self._due - now)
 
     def _clock_pts(self, now: float) -> int:
         if self._origin is None:

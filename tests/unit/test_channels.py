@@ -15,13 +15,12 @@ from gateway.errors import Problem
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameter_checks import ParameterContext, Validated, newest_values
 from gateway.stream.parameters import ParameterState, check_messages
+from gateway.stream.stream import Stream
 from gateway.webrtc.channels import Channels, Message
-from gateway.webrtc.session import Session
-from gateway.webrtc.signalling import CandidateFilter
 from streaming.specs import SPECS
 from tests.server.peer import until
+from tests.unit.test_peer_close import Nobody
 from tests.unit.test_pipelines import SlowServing
-from tests.unit.test_session_close import Nobody
 
 
 @dataclass
@@ -73,7 +72,7 @@ async def test_a_peer_that_does_not_read_costs_a_bounded_amount(connected: Conne
     for number in range(1, 5000):
         connected.channels.report(error(number))
         await asyncio.sleep(0)
-    connected.channels.send({"type": "stream_stopped"})
+    connected.channels.notify({"type": "stream_stopped"})
     [outlet] = connected.channels._outlets
     buffered = outlet.channel.bufferedAmount
 
@@ -142,18 +141,16 @@ class WaitingState(ParameterState):
 
 async def test_slow_checks_hold_up_neither_the_loop_nor_the_order(tmp_path: Path) -> None:
     state = WaitingState.of_longlive(tmp_path)
-    peer = RTCPeerConnection()
-    pipelines = Pipelines(SlowServing(), load_timeout_s=60)
-    session = Session(peer, pipelines, state, Nobody(), CandidateFilter([]), lambda session: None)
+    stream = Stream("stream", Pipelines(SlowServing(), load_timeout_s=60), state, Nobody())
 
-    slow = asyncio.create_task(session._update(['{"noise_scale": 0.1}'], False))
+    slow = asyncio.create_task(stream.update_by_messages(['{"noise_scale": 0.1}'], False))
     await until(state.began.is_set, 5, "the slow check began")  # the event loop goes on meanwhile
-    quick = asyncio.create_task(session.update({"noise_scale": 0.2}))
+    quick = asyncio.create_task(stream.update({"noise_scale": 0.2}))
     await asyncio.sleep(0.05)
     before = state.effective["noise_scale"]
     state.go_on.set()
     await asyncio.gather(slow, quick)
-    await session.close()
+    await stream.close()
 
     assert before not in (0.1, 0.2)
     assert state.effective["noise_scale"] == 0.2

@@ -55,8 +55,8 @@ class Camera:
         self.key_frames_asked = 0
         self.ring = VideoInput(lambda: self.mode == "video")
         self.ring.expect(frames, size)
-        target = DecodedVideo(self.ring, self.refused.append, lambda text: None)
-        self.decoder = VideoDecoder(target, self._call, self._ask, lambda: self.now)
+        self.source = DecodedVideo(self.ring, self.refused.append, lambda text: None)
+        self.decoder = VideoDecoder(self.source, self._call, self._ask, lambda: self.now)
 
     def send(self, codec: RTCRtpCodecParameters, frames: Iterator[JitterFrame], behind: int = 0) -> None:
         for frame in frames:
@@ -169,6 +169,16 @@ def test_nothing_is_decoded_or_kept_in_text_mode(
     camera.send(codec, encoded(codec, 480, 640))
 
     assert (opened, camera.ring.buffered, camera.ring.frames_in) == ([], 0, 3)
+
+
+@CODECS
+def test_a_camera_that_is_no_longer_the_source_feeds_nothing(codec: RTCRtpCodecParameters) -> None:
+    camera = Camera()
+    camera.source.stop()
+
+    camera.send(codec, encoded(codec, 480, 640))
+
+    assert (camera.ring.buffered, camera.ring.frames_in) == (0, 0)
 
 
 @CODECS

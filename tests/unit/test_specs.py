@@ -102,7 +102,7 @@ def test_specs_can_be_keys() -> None:
             {"torch", "quart", "tritonclient"},
         ),
         (
-            "gateway.stream.worker, gateway.stream.video_input, gateway.stream.frame_queue",
+            "gateway.stream.stream, gateway.stream.hub, gateway.stream.parts",
             {"torch", "aiortc", "tritonclient"},
         ),
     ],

@@ -14,7 +14,7 @@ from aiortc.mediastreams import MediaStreamError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.stream.frame_queue import FrameQueue
+from gateway.stream.hub import Hub
 from gateway.stream.video_input import VideoInput, choose, stack
 from gateway.webrtc.aiortc_patches import codecs
 from gateway.webrtc.track import GeneratedTrack, to_frame
@@ -103,10 +103,10 @@ def test_odd_pictures_are_cropped_to_even_sizes() -> None:
 
 
 async def test_frames_come_out_in_order_with_growing_timestamps() -> None:
-    queue = FrameQueue(lambda: None)
-    track = GeneratedTrack(queue, on_demand=lambda: None)
-    queue.chunk_done(0.001, 4)
-    queue.put(np.stack([picture(v) for v in (10, 60, 110, 160)]))
+    hub = Hub(lambda: None)
+    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    hub.chunk_done(0.001, 4)
+    hub.put(np.stack([picture(v) for v in (10, 60, 110, 160)]))
 
     frames = [await track.recv() for _ in range(4)]
 
@@ -118,10 +118,10 @@ async def test_frames_come_out_in_order_with_growing_timestamps() -> None:
 
 async def test_the_track_asks_for_generation_when_the_first_frame_is_wanted() -> None:
     begun: list[bool] = []
-    queue = FrameQueue(lambda: None)
-    track = GeneratedTrack(queue, on_demand=lambda: begun.append(True))
-    queue.put(picture(1)[None])
-    queue.put(picture(2)[None])
+    hub = Hub(lambda: None)
+    track = GeneratedTrack(hub.join(), on_demand=lambda: begun.append(True))
+    hub.put(picture(1)[None])
+    hub.put(picture(2)[None])
 
     before = list(begun)
     await track.recv()
@@ -132,11 +132,11 @@ async def test_the_track_asks_for_generation_when_the_first_frame_is_wanted() ->
 
 
 async def test_a_paused_track_repeats_the_last_picture_with_new_timestamps() -> None:
-    queue = FrameQueue(lambda: None)
-    track = GeneratedTrack(queue, on_demand=lambda: None)
-    queue.put(picture(77)[None])
+    hub = Hub(lambda: None)
+    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    hub.put(picture(77)[None])
     first = await track.recv()
-    queue.paused = True
+    hub.paused = True
 
     second, third = await track.recv(), await track.recv()
 
@@ -145,52 +145,121 @@ async def test_a_paused_track_repeats_the_last_picture_with_new_timestamps() -> 
     assert int(third.to_ndarray(format="rgb24")[0, 0, 0]) == pytest.approx(77, abs=3)
 
 
-async def test_a_closed_queue_ends_the_track() -> None:
-    queue = FrameQueue(lambda: None)
-    track = GeneratedTrack(queue, on_demand=lambda: None)
-    queue.close()
+async def test_a_closed_hub_ends_the_track() -> None:
+    hub = Hub(lambda: None)
+    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    hub.close()
 
     with pytest.raises(MediaStreamError):
         await track.recv()
 
 
 async def test_overload_drops_whole_old_chunks() -> None:
-    queue = FrameQueue(lambda: None)
-    queue.chunk_done(1.0, 4)
+    hub = Hub(lambda: None)
+    sink = hub.join()
+    hub.chunk_done(1.0, 4)
     for base in (0, 10, 20, 30, 40):
-        queue.put(np.stack([picture(base + i) for i in range(4)]))
+        hub.put(np.stack([picture(base + i) for i in range(4)]))
 
-    first = await queue.next(repeat_after_s=0)
+    first = await sink.next()
 
-    assert queue.frames_dropped > 0
-    assert queue.frames_dropped % 4 == 0
+    assert hub.frames_dropped > 0
+    assert hub.frames_dropped % 4 == 0
     assert first is not None
     assert int(first[0, 0, 0]) % 10 == 0
 
 
 async def test_generation_waits_while_more_than_half_a_chunk_is_queued() -> None:
-    queue = FrameQueue(lambda: None)
-    queue.chunk_done(0.1, 4)
-    queue.put(np.stack([picture(i) for i in range(4)]))
-    waiting = asyncio.ensure_future(queue.wait_room())
+    hub = Hub(lambda: None)
+    sink = hub.join()
+    hub.chunk_done(0.1, 4)
+    hub.put(np.stack([picture(i) for i in range(4)]))
+    waiting = asyncio.ensure_future(hub.wait_room())
     await asyncio.sleep(0)
     blocked = not waiting.done()
 
     for _ in range(2):
-        await queue.next(repeat_after_s=0)
+        await sink.next()
     await asyncio.wait_for(waiting, 1)
 
     assert blocked
 
 
 def test_the_shown_rate_follows_the_slower_of_input_and_pipeline() -> None:
-    queue = FrameQueue(lambda: 20.0)
+    hub = Hub(lambda: 20.0)
 
-    queue.chunk_done(0.1, 4)
+    hub.chunk_done(0.1, 4)
 
-    assert queue.fps == pytest.approx(20.0)
-    queue.chunk_done(2.0, 4)
-    assert queue.fps == pytest.approx(8 / 2.1)
+    assert hub.fps == pytest.approx(20.0)
+    hub.chunk_done(2.0, 4)
+    assert hub.fps == pytest.approx(8 / 2.1)
+
+
+async def test_a_slow_sink_misses_pictures_and_slows_no_other() -> None:
+    hub = Hub(lambda: None)
+    quick, slow = hub.join(), hub.join()
+    seen = []
+    for value in range(10):
+        hub.put(picture(value)[None])
+        seen.append(await quick.next())
+
+    late = [await slow.next(), await slow.next()]
+
+    assert [int(p[0, 0, 0]) for p in seen if p is not None] == list(range(10))
+    assert [int(p[0, 0, 0]) for p in late if p is not None] == [8, 9]
+    assert (hub.frames_out, hub.frames_dropped, slow.frames_dropped) == (10, 0, 8)
+    assert len(hub) == 0  # generation waits for the quick one only
+
+
+async def test_sinks_that_wait_together_are_shown_the_same_pictures_even_if_one_leaves() -> None:
+    hub = Hub(lambda: None)
+    first, second = hub.join(), hub.join()
+    hub.chunk_done(0.1, 2)
+    waiting = [asyncio.ensure_future(sink.next()) for sink in (first, second)]
+    await asyncio.sleep(0)
+    hub.put(np.stack([picture(1), picture(2)]))
+    shown = [await task for task in waiting]
+
+    leaving = asyncio.ensure_future(first.next())  # it has taken the second picture, which is not due yet
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    first.close()
+    last = await second.next()
+
+    assert [int(p[0, 0, 0]) for p in shown if p is not None] == [1, 1]
+    assert last is not None
+    assert int(last[0, 0, 0]) == 2
+
+
+async def test_a_sink_that_leaves_while_it_waits_is_shown_nothing() -> None:
+    hub = Hub(lambda: None)
+    stays, leaves = hub.join(), hub.join()
+    waiting = [asyncio.ensure_future(sink.next()) for sink in (leaves, stays)]
+    await asyncio.sleep(0)
+
+    leaves.close()
+    hub.put(picture(3)[None])
+    nothing, shown = [await task for task in waiting]
+
+    assert nothing is None
+    assert shown is not None
+
+
+async def test_a_late_track_shows_the_newest_picture_at_once() -> None:
+    hub = Hub(lambda: None)
+    first = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    for value in (40, 80):
+        hub.put(picture(value)[None])
+        await first.recv()
+
+    late = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    frame = await late.recv()
+    hub.put(picture(120)[None])
+    both = [await track.recv() for track in (first, late)]
+
+    assert int(frame.to_ndarray(format="rgb24")[0, 0, 0]) == 80
+    assert [int(f.to_ndarray(format="rgb24")[0, 0, 0]) for f in both] == [120, 120]
 
 
 def textured(index: int, height: int = 128, width: int = 160) -> av.VideoFrame:
@@ -279,9 +348,9 @@ def test_encoders_follow_a_change_of_picture_size() -> None:
 
 
 async def test_the_first_picture_is_not_delayed() -> None:
-    queue = FrameQueue(lambda: None)
-    track = GeneratedTrack(queue, on_demand=lambda: None)
-    queue.put(picture(5)[None])
+    hub = Hub(lambda: None)
+    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    hub.put(picture(5)[None])
 
     frame = await track.recv()
 

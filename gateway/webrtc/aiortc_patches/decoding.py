@@ -45,7 +45,7 @@ _stock_worker = rtcrtpreceiver.decoder_worker
 class DecodedVideo(asyncio.Queue[Any]):
     """Where the decoder of one track leaves its pictures, in place of the queue of aiortc's track.
 
-    Nothing waits in it: pictures go straight to `video`.
+    Nothing waits in it: pictures go straight to `video`, the ring of the stream whose source this is.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class DecodedVideo(asyncio.Queue[Any]):
         self.video = video
         self.on_refused = on_refused
         self.on_end = on_end
+        self.stopped = False
         self._receiver: RTCRtpReceiver | None = None
 
     def attach(self, receiver: RTCRtpReceiver) -> None:
@@ -66,6 +67,10 @@ class DecodedVideo(asyncio.Queue[Any]):
         assert isinstance(receiver.track, RemoteStreamTrack)
         self._receiver = receiver
         receiver.track._queue = self
+
+    def stop(self) -> None:
+        """Let no more pictures through; what still arrives is not even decoded."""
+        self.stopped = True
 
     async def ask_key_frame(self) -> None:
         """Send a picture loss indication (RFC 4585 6.3.1) to whoever sends to the receiver."""
@@ -140,10 +145,11 @@ class VideoDecoder:
 
         Raises DecodingFailed when it has been of no use for a long time.
         """
-        if not self._video.wanted:
+        if self._target.stopped or not self._video.wanted:
             self._decoder = None  # its pictures are the largest part of a stream's memory
             self._fails_since = None
-            self._call(self._video.skip)
+            if not self._target.stopped:
+                self._call(self._video.skip)
             return
         if codec.name != self._codec:
             self._codec, self._decoder = codec.name, None

@@ -1,4 +1,4 @@
-"""The end of a WebRTC session whose caller goes away in the middle of it."""
+"""The end of a peer and its stream whose caller goes away in the middle of it."""
 
 import asyncio
 import json
@@ -13,8 +13,9 @@ from gateway.config import Bitrate
 from gateway.pipelines.load_params import LoadRequest
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.stream import Stream
 from gateway.webrtc.aiortc_patches.codecs import TunedVp8Encoder, install_encoders
-from gateway.webrtc.session import Session
+from gateway.webrtc.peer import Peer
 from gateway.webrtc.signalling import CandidateFilter
 from streaming.specs import SPECS
 from tests.unit.test_pipelines import SlowServing
@@ -29,47 +30,41 @@ class Nobody:
 
 
 @pytest.mark.parametrize("steps", range(4))
-async def test_session_ends_once_although_its_closer_is_cancelled(steps: int, tmp_path: Path) -> None:
+async def test_a_peer_ends_once_although_its_closer_is_cancelled(steps: int, tmp_path: Path) -> None:
     spec = SPECS["passthrough"]
     state = ParameterState.open(ParameterContext(spec, {"height": 512, "width": 512}, tmp_path), None)
-    ended: list[Session] = []
-    session = Session(
-        RTCPeerConnection(),
-        Pipelines(SlowServing(), load_timeout_s=60),
-        state,
-        Nobody(),
-        CandidateFilter([]),
-        ended.append,
-    )
-    session.spawn(asyncio.sleep(60), "work")
+    ended: list[Peer] = []
+    stream = Stream("stream", Pipelines(SlowServing(), load_timeout_s=60), state, Nobody())
+    peer = Peer(RTCPeerConnection(), stream, CandidateFilter([]), ended.append)
+    peer.spawn(asyncio.sleep(60), "work")
 
-    closer = asyncio.create_task(session.close())
+    closer = asyncio.create_task(peer.close())
     for _ in range(steps):
         await asyncio.sleep(0)
     closer.cancel()
     await asyncio.wait({closer})
-    await session.close()
+    await peer.close()
 
-    assert ended == [session]
-    assert session.peer.connectionState == "closed"
+    assert ended == [peer]
+    assert peer.connection.connectionState == "closed"
 
 
-async def stopped_stream(session: Session, viewer: RTCPeerConnection) -> dict[str, Any]:
-    """Connect a viewer to a session; the message with which the stream ends."""
+async def stopped_stream(peer: Peer, viewer: RTCPeerConnection) -> dict[str, Any]:
+    """Connect a viewer to a peer; the message with which the stream ends."""
     stopped: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
     channel = viewer.createDataChannel("parameters")
     channel.on("message", lambda text: stopped.done() or stopped.set_result(json.loads(text)))
     viewer.addTransceiver("video", direction="recvonly")
     await viewer.setLocalDescription(await viewer.createOffer())
-    await session.peer.setRemoteDescription(viewer.localDescription)
-    session.peer.addTrack(session.track)
-    await session.peer.setLocalDescription(await session.peer.createAnswer())
-    await viewer.setRemoteDescription(session.peer.localDescription)
+    await peer.connection.setRemoteDescription(viewer.localDescription)
+    peer.connection.addTrack(peer.track)
+    await peer.connection.setLocalDescription(await peer.connection.createAnswer())
+    await viewer.setRemoteDescription(peer.connection.localDescription)
     return await asyncio.wait_for(stopped, 20)
 
 
 @pytest.mark.parametrize("what", ["encoder", "decoder"])
-async def test_a_codec_that_fails_ends_the_session_and_the_peer_is_told(
+async def test_a_codec_that_fails_ends_the_stream_and_the_peer_is_told(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -83,25 +78,19 @@ async def test_a_codec_that_fails_ends_the_session_and_the_peer_is_told(
     state = ParameterState.open(ParameterContext(spec, {"height": 512, "width": 512}, tmp_path), None)
     ended = asyncio.Event()
     without_stun = RTCConfiguration(iceServers=[])
-    session = Session(
-        RTCPeerConnection(without_stun),
-        pipelines,
-        state,
-        Nobody(),
-        CandidateFilter([]),
-        on_end=lambda session: ended.set(),
-    )
+    stream = Stream("stream", pipelines, state, Nobody())
+    peer = Peer(RTCPeerConnection(without_stun), stream, CandidateFilter([]), on_end=lambda peer: ended.set())
     viewer = RTCPeerConnection(without_stun)
     if what == "encoder":
-        session.output.put(np.zeros((1, 64, 64, 3), np.uint8))
+        stream.output.put(np.zeros((1, 64, 64, 3), np.uint8))
     else:
         failure = "The camera's video could not be decoded"
         viewer.on(
             "connectionstatechange",
-            lambda: viewer.connectionState == "connected" and session._on_input_ended(failure),
+            lambda: viewer.connectionState == "connected" and peer._on_camera_ended(failure),
         )
 
-    message = await stopped_stream(session, viewer)
+    message = await stopped_stream(peer, viewer)
     await asyncio.wait_for(ended.wait(), 20)
     await viewer.close()
     await pipelines.close()

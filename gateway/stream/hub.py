@@ -1,0 +1,178 @@
+"""Pictures on their way to viewers: how many wait, how fast they are shown, and to whom (api.md 10.2)."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from gateway.serving.interface import Images
+from gateway.waiting import within
+
+_START_FPS = 30.0
+_FPS_RANGE = (1.0, 60.0)
+_CHUNKS_QUEUED = 1.5  # latency budget
+_CATCH_UP = 0.85  # share of the period while more is queued than the next picture
+_SINK_PICTURES = 2  # that wait for a sink; a viewer wants the newest
+
+
+class Sink:
+    """One who is shown a stream's pictures: a viewer, a recorder. It has a small queue of its own.
+
+    Sinks ask for pictures, and the quickest one sets the pace, up to the hub's rate: nothing is generated for
+    nobody, and no task stands between the worker and a viewer. Who asks too seldom misses pictures and slows
+    no other.
+    """
+
+    def __init__(self, hub: "Hub") -> None:
+        self._hub = hub
+        self._queue: deque[Images] = deque(maxlen=_SINK_PICTURES)
+        self.closed = False
+        self.frames_dropped = 0  # not asked for in time
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def offer(self, picture: Images) -> None:
+        """Take a picture that is due now."""
+        self.frames_dropped += len(self._queue) == self._queue.maxlen
+        self._queue.append(picture)
+
+    async def next(self) -> Images | None:
+        """The next picture, when it is due; while the stream is paused the last one again. None: no more."""
+        while not self._queue:
+            if self.closed or self._hub.closed:
+                return None
+            await self._hub.advance(self)
+        return self._queue.popleft()
+
+    def close(self) -> None:
+        """Want no more pictures. Idempotent."""
+        self.closed = True
+        self._queue.clear()
+        self._hub.leave(self)
+
+
+class Hub:
+    """Takes a stream's pictures, paces them once and hands each of them to all sinks.
+
+    input_fps: rate of the stream's own source, or None; nothing is shown faster than it arrives.
+    """
+
+    def __init__(self, input_fps: Callable[[], float | None]) -> None:
+        self._input_fps = input_fps
+        self._queue: deque[Images] = deque()
+        self._next: Images | None = None  # left the queue, but is not due yet
+        self._sinks: list[Sink] = []
+        self._turn = asyncio.Lock()  # held by the sink that waits for the next picture, on behalf of all
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._chunk_frames = 1
+        self._rates: deque[tuple[float, int]] = deque(maxlen=2)  # (seconds, frames) of the last chunks
+        self._due = 0.0  # when the next picture is to be shown, monotonic seconds
+        self.last: Images | None = None  # newest picture that was shown
+        self.paused = False
+        self.closed = False
+        self.frames_out = 0
+        self.frames_dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def _paced(self) -> bool:
+        """Whether pictures come in bursts that have to be spread; single ones come at their source's pace."""
+        return self._chunk_frames > 1
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at which pictures are shown."""
+        seconds = sum(s for s, _ in self._rates)
+        frames = sum(n for _, n in self._rates)
+        pipeline = frames / seconds if seconds > 0 else _START_FPS
+        target = min(pipeline, self._input_fps() or pipeline)
+        return min(_FPS_RANGE[1], max(_FPS_RANGE[0], target))
+
+    def join(self) -> Sink:
+        """A new sink; the newest picture waits for it already."""
+        sink = Sink(self)
+        if self.last is not None:
+            sink.offer(self.last)
+        self._sinks.append(sink)
+        return sink
+
+    def leave(self, sink: Sink) -> None:
+        """Show `sink` no more pictures."""
+        if sink in self._sinks:
+            self._sinks.remove(sink)
+        self._arrived.set()  # whoever waits looks again, and may be this one
+
+    async def wait_room(self) -> None:
+        """Until another chunk may be generated without exceeding the latency budget."""
+        while len(self._queue) > (_CHUNKS_QUEUED - 1) * self._chunk_frames and not self.closed:
+            self._taken.clear()
+            await self._taken.wait()
+
+    def expect_chunks_of(self, frames: int) -> None:
+        """Another pipeline begins, whose chunks have `frames` pictures."""
+        self._chunk_frames = frames
+        self._rates.clear()
+
+    def chunk_done(self, seconds: float, frames: int) -> None:
+        """A chunk of `frames` pictures took `seconds` from its request to its last picture."""
+        if frames:
+            self._chunk_frames = frames
+            self._rates.append((seconds, frames))
+
+    def put(self, images: Images) -> None:
+        """Queue uint8 [T, H, W, 3] pictures; beyond the budget whole old chunks go, so motion stays even."""
+        self._queue.extend(images)
+        self._arrived.set()
+        limit = max(2, int(_CHUNKS_QUEUED * self._chunk_frames)) + len(images)
+        while len(self._queue) > limit:
+            for _ in range(min(self._chunk_frames, len(self._queue))):
+                self._queue.popleft()
+                self.frames_dropped += 1
+
+    def clear(self) -> None:
+        self._queue.clear()
+        self._arrived.set()  # whoever waits for a picture looks again: a pause may have begun
+        self._taken.set()
+
+    def close(self) -> None:
+        """No more pictures will come; wakes whoever waits for one."""
+        self.closed = True
+        self._arrived.set()
+        self._taken.set()
+
+    async def advance(self, sink: Sink) -> None:
+        """Show the next picture to all sinks, when it is due. For a sink that has none left to look at."""
+        async with self._turn:
+            while self._next is None:
+                if self.closed or sink.closed or len(sink):  # another one advanced in the meantime
+                    return
+                await self._take()
+            if self._paced:
+                await asyncio.sleep(self._delay())
+            self.last, self._next = self._next, None
+            for each in self._sinks:
+                each.offer(self.last)
+            now = time.monotonic()
+            period = (1.0 if not self._queue else _CATCH_UP) / self.fps
+            self._due = max(self._due, now - period) + period  # no burst after a late picture
+
+    async def _take(self) -> None:
+        """Wait for something that may be a picture, and make it the next one to be shown."""
+        if self._queue:
+            self._next = self._queue.popleft()
+            self.frames_out += 1
+            self._taken.set()
+            return
+        self._arrived.clear()
+        timeout = self._delay() if self.paused and self.last is not None else None
+        try:
+            await within(self._arrived.wait(), timeout)
+        except asyncio.TimeoutError:
+            self._next = self.last
+
+    def _delay(self) -> float:
+        return max(0.0, self._due - time.monotonic())

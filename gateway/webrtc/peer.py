@@ -1,0 +1,146 @@
+"""One WebRTC connection, and what it binds to a stream: a camera, a viewer, its data channels (api.md 8)."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpReceiver
+
+from gateway.errors import Problem
+from gateway.stream.parts import parameter_error
+from gateway.stream.stream import Stream
+from gateway.webrtc.aiortc_patches.decoding import DecodedVideo
+from gateway.webrtc.channels import Channels
+from gateway.webrtc.signalling import CandidateFilter
+from gateway.webrtc.track import GeneratedTrack
+
+logger = logging.getLogger(__name__)
+
+_LINGER_S = 2.0  # between `stream_stopped` and the end of the connection
+_MAX_REFUSALS = 5
+
+
+class Peer:
+    """One WebRTC connection. It holds the stream that its offer made: one ends with the other."""
+
+    def __init__(
+        self,
+        connection: RTCPeerConnection,
+        stream: Stream,
+        candidates: CandidateFilter,
+        on_end: Callable[["Peer"], None],
+    ) -> None:
+        self.id = stream.id
+        self.connection = connection
+        self.stream = stream
+        self.closed = False
+        self.candidates = candidates
+        self.adding_candidates = asyncio.Lock()
+        self._on_end = on_end
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._camera: DecodedVideo | None = None
+        self._refused: set[str] = set()  # what was said of pictures that are too large
+        self._is_heard = False
+        self._closing: asyncio.Task[None] | None = None
+        self.channels = Channels(self.id, stream.update_by_messages, self._end_abuse)
+        self.track = GeneratedTrack(stream.output.join(), on_demand=stream.begin)
+        self.track.on("ended", self._on_sender_ended)
+        stream.add_control(self.channels)
+        stream.on_stopped(self._on_stream_stopped)
+        connection.on("datachannel", self._on_channel)
+        connection.on("connectionstatechange", self._on_connection_state)
+
+    @property
+    def connected(self) -> bool:
+        return self.connection.connectionState == "connected"
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run `work` as a task that ends with the peer."""
+        task = asyncio.create_task(work, name=f"{name}-{self.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("[%s] Task %s failed", self.id, task.get_name(), exc_info=task.exception())
+
+    def _on_stream_stopped(self) -> None:
+        if not self.closed:
+            self.spawn(self._close_later(), "stop")
+
+    async def _close_later(self) -> None:
+        await asyncio.sleep(_LINGER_S)  # for the peer to read why
+        await self.close()
+
+    async def close(self) -> None:
+        """End the stream and the connection, free everything. Idempotent.
+
+        Goes on when the caller is cancelled: a page that is left hangs up before its DELETE is answered.
+        """
+        if self._closing is None:
+            self.closed = True
+            self._closing = asyncio.create_task(self._close(asyncio.current_task()), name=f"close-{self.id}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self, caller: "asyncio.Task[Any] | None") -> None:
+        logger.info("[%s] Closing the session", self.id)
+        self.track.stop()
+        tasks = [task for task in self._tasks if task is not caller]
+        for task in tasks:
+            task.cancel()
+        try:
+            await self.stream.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.connection.close()
+        finally:
+            self._on_end(self)
+
+    def receive(self, receiver: RTCRtpReceiver) -> None:
+        """Feed the stream with the peer's video."""
+        self._camera = DecodedVideo(self.stream.input, self._on_too_large, self._on_camera_ended)
+        self._camera.attach(receiver)
+        self.stream.take_source(self._camera)
+
+    def _on_too_large(self, text: str) -> None:
+        """Pictures are refused; said once for each size, of which an honest camera has few."""
+        if text not in self._refused and len(self._refused) < _MAX_REFUSALS:
+            self._refused.add(text)
+            logger.info("[%s] %s", self.id, text)
+            problem = Problem(loc=["input_mode"], msg=text, type="picture_too_large")
+            self.stream.notify(parameter_error([problem]))
+
+    def _on_camera_ended(self, error: str | None) -> None:
+        if self._camera is not None:
+            self.stream.drop_source(self._camera)
+        if error is not None:
+            self.stream.stop(error)
+        else:
+            logger.debug("[%s] The peer's video ended", self.id)
+
+    def _on_sender_ended(self) -> None:
+        """The track to the peer was stopped; if not by us, a picture could not be shown or encoded."""
+        if not self.closed and self.connected:
+            self.stream.stop(self.track.failure or "The video could not be encoded, see the server's log")
+
+    def _on_channel(self, channel: RTCDataChannel) -> None:
+        if not self._is_heard:
+            self._is_heard = True
+            self.spawn(self.channels.run(), "messages")
+        self.channels.add(channel)
+
+    def _end_abuse(self) -> None:
+        if not self.closed and not self.stream.stopped:
+            logger.warning("[%s] Too many data channels", self.id)
+            self.stream.stop("Too many data channels: one is enough.")
+
+    def _on_connection_state(self) -> None:
+        logger.info("[%s] Connection %s", self.id, self.connection.connectionState)
+        if self.connection.connectionState in ("closed", "failed") and not self.closed:
+            self.spawn(self.close(), "close")
+
+
+def peer_metrics(peer: Peer) -> dict[str, Any]:
+    """One element of GET /api/v1/session/metrics."""
+    return {**peer.stream.metrics(), "connection_state": peer.connection.connectionState}
