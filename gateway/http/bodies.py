@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.serving.interface import ServedPlan
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="allow")
@@ -97,6 +99,7 @@ class PipelineStatus(BaseModel):
     produces_audio: bool
     pipeline_ids: list[str]
     loading_pipeline_id: str | None
+    load_plan: ServedPlan | None = Field(description="null without engines, or while nothing is loaded")
 
 
 class PipelineSchemas(BaseModel):

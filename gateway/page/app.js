@@ -10,7 +10,7 @@ import { bindFullscreen, saveSnapshot } from "./screen.js";
 import { Settings } from "./settings.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
 import { Stream, StreamError } from "./stream.js";
-import { describe, hideToken, Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
+import { describe, describePlan, hideToken, Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const IDLE_POLL_MS = 4_000;
@@ -102,8 +102,9 @@ function renderLoaded(entry) {
   const isChosen = Boolean(loaded) && loaded.pipeline_id === entry?.id;
   const changed = isChosen && controls.differsFrom(params);
   const size = isChosen && params?.width && entry.requires_models ? `, ${params.width} × ${params.height}` : "";
+  const plan = describePlan(loaded?.load_plan);
   const held = loaded
-    ? `Loaded: ${controls.nameOf(loaded.pipeline_id)}${size}.`
+    ? `Loaded: ${controls.nameOf(loaded.pipeline_id)}${size}${plan && ` (${plan})`}.`
     : loading
       ? `Loading ${controls.nameOf(loading.loading_pipeline_id)}.`
       : (failure ?? (online ? "Nothing is loaded." : ""));

@@ -118,6 +118,15 @@ export class Progress {
   }
 }
 
+/** "ONNX Runtime on the CPU, 8 streams, 0.7 GB". plan: `load_plan` of the server's status, null without engines. */
+export function describePlan(plan) {
+  if (!plan?.engines.length) return "";
+  const [{ runtime, device }] = plan.engines;
+  const parts = [`${runtime === "tensorrt" ? "TensorRT" : "ONNX Runtime"} on the ${device === "cpu" ? "CPU" : "GPU"}`];
+  if (plan.sessions !== null) parts.push(plan.sessions === 1 ? "1 stream" : `${plan.sessions} streams`);
+  return [...parts, `${(plan.memory.total_bytes / 1e9).toFixed(1)} GB`].join(", ");
+}
+
 const whole = (value) => (value === null || value === undefined ? "–" : String(Math.round(value)));
 
 /** stats: of the meter, or null. */

@@ -119,6 +119,7 @@ class Pipelines:
             "produces_audio": False,
             "pipeline_ids": [loaded.spec.id] if loaded else [],
             "loading_pipeline_id": target.spec.id if target else None,
+            "load_plan": self._serving.load_plan if loaded else None,
         }
 
     def note_lora_scales(self, scales: Iterable[Mapping[str, Any]]) -> None:

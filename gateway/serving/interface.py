@@ -6,7 +6,7 @@ behaviour (states, errors, limits) can be tested with a serving side that is slo
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,52 @@ class Availability:
     max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
     note: str = ""  # a line for users about the weights
     examples: tuple[str, ...] = ()  # prompts that the weights understand
+
+
+@dataclass(frozen=True, slots=True)
+class ServedEngine:
+    """An engine, and where it runs.
+
+    backend         in the pipeline's own process, or as a model of the same Triton server
+    runtime         what runs it: ONNX Runtime its graph, or TensorRT its plan
+    device          cpu, or cuda:0, or cuda:0,1 when it is there on each of these
+    """
+
+    name: str
+    backend: Literal["onnxruntime", "triton"]
+    runtime: Literal["onnxruntime", "tensorrt"]
+    device: str
+    weights_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServedMemory:
+    """Memory that was computed before the load, in bytes.
+
+    kind            memory, or GPU memory
+    total_bytes     with one stream; each further one takes `session_bytes`
+    parts           by purpose, with one stream
+    """
+
+    kind: str
+    total_bytes: int
+    session_bytes: int
+    parts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPlan:
+    """How the engines of a loaded pipeline are served, for people.
+
+    make_room       engines that leave the memory while the text encoder is in it
+    sessions        how many streams may run at once; null: nobody can tell
+    """
+
+    engine_set: str
+    engines: list[ServedEngine]
+    make_room: list[str]
+    sessions: int | None
+    memory: ServedMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +204,10 @@ class Serving(Protocol):
 
     async def unload(self) -> None:
         """Unload what is loaded and wait until it is gone. Idempotent."""
+
+    @property
+    def load_plan(self) -> ServedPlan | None:
+        """How what is loaded is served; None: nothing is loaded, or a pipeline without engines."""
 
     def open_session(self) -> ServingSession:
         """A new, independent stream on the loaded pipeline."""

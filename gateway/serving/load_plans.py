@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from gateway.serving.engine_sets import FoundSet
+from gateway.serving.interface import ServedEngine, ServedMemory, ServedPlan
 from streaming.engines.load_plan import Backend, BackendChoice, LoadPlan
-from streaming.engines.memory_plan import GPU, IN_PROCESS, MODEL_PROCESSES, Placement
+from streaming.engines.manifest import EngineManifest
+from streaming.engines.memory_plan import GPU, IN_PROCESS, MODEL_PROCESSES, MemoryPlan, Placement
 from streaming.specs import LOAD_CHOICES
 
 
@@ -36,3 +38,25 @@ def placement_of(plan: LoadPlan) -> Placement:
     if plan.gpus:
         return GPU
     return IN_PROCESS if plan.backend == "onnxruntime" else MODEL_PROCESSES
+
+
+def served_plan(
+    plan: LoadPlan, manifests: Mapping[str, EngineManifest], memory: MemoryPlan, sessions: int | None
+) -> ServedPlan:
+    """What the status shows of a load: without paths, which are nobody's business outside this machine.
+
+    manifests: of all its engines, by name. sessions: how many have room.
+    """
+    device = f"cuda:{','.join(map(str, plan.gpus))}" if plan.gpus else "cpu"
+    return ServedPlan(
+        engine_set=memory.name,
+        engines=[
+            ServedEngine(name, plan.backend, plan.variant, device, manifest.bytes)
+            for name, manifest in manifests.items()
+        ],
+        make_room=list(plan.make_room),
+        sessions=sessions,
+        memory=ServedMemory(
+            memory.placement.memory, memory.total(), memory.per_session, dict(memory.parts())
+        ),
+    )

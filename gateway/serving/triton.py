@@ -24,8 +24,15 @@ from tritonclient.utils import InferenceServerException
 from gateway.embedded.server import EmbeddedTriton
 from gateway.serving.engine_checks import checked_manifests, why_refused
 from gateway.serving.engine_sets import EngineSets
-from gateway.serving.interface import Availability, ChunkFailed, ServingError, ServingLost, StageCallback
-from gateway.serving.load_plans import plan_load
+from gateway.serving.interface import (
+    Availability,
+    ChunkFailed,
+    ServedPlan,
+    ServingError,
+    ServingLost,
+    StageCallback,
+)
+from gateway.serving.load_plans import plan_load, served_plan
 from gateway.serving.memory import Memory
 from gateway.serving.shared_frames import SharedFrames
 from gateway.serving.triton_models import (
@@ -88,7 +95,7 @@ class TritonServing:
         self._memory = Memory(
             self.gpu_memory_bytes, on_cpu=embedded is not None, limit_bytes=memory_limit_bytes
         )
-        self._sessions: int | None = None  # how many have room beside what is loaded
+        self._served: ServedPlan | None = None  # of the newest load, None without engines
         self._loaded: list[str] = []  # models that are or may be on the server, in the order of loading
         self._model: str | None = None  # the pipeline's, while it can be used
         self._watched: list[str] = []  # models that have to answer as long as the pipeline is loaded
@@ -132,13 +139,17 @@ class TritonServing:
                 return Availability(True)
             if self._engines is not None:
                 found = self._engines.availability(spec)
-                is_loaded = self._model == spec.id
-                return replace(found, max_sessions=self._sessions) if is_loaded else found
+                plan = self.load_plan if self._model == spec.id else None
+                return found if plan is None else replace(found, max_sessions=plan.sessions)
         return Availability(
             False,
             f"Pipeline '{spec.id}' is not part of this version of wanstream: there is no model "
             f"'{spec.id}' in the model repository.",
         )
+
+    @property
+    def load_plan(self) -> ServedPlan | None:
+        return self._served if self._model is not None else None
 
     @property
     def on_gpu(self) -> bool:
@@ -158,7 +169,7 @@ class TritonServing:
                 on_stage("Waiting until Triton has unloaded what was there before...")
                 await self._unload()
             await self._unload_leftovers(client)  # of a gateway that came and went since this one connected
-            parameters, plan = load_params, None
+            parameters, plan, self._served = load_params, None, None
             if spec.loop is not None:
                 plan = await self._load_engines(client, spec, load_params, on_stage)
                 parameters = plan.as_parameters()
@@ -195,17 +206,17 @@ class TritonServing:
         engines, plan, manifests = await asyncio.to_thread(_decide, sets, spec, load_params)
         chosen = await self._memory.fit(engines, manifests, spec, plan)
         on_stage(chosen.summary)
-        self._sessions = chosen.sessions
+        plan = plan.model_copy(update={"make_room": chosen.make_room})
+        self._served = served_plan(plan, manifests, chosen.plan, chosen.sessions)
         if plan.backend == "triton":
-            names = chosen.make_room or tuple(manifests)
-            if chosen.make_room:
+            names = plan.make_room or tuple(manifests)
+            if plan.make_room:
                 self._loaded.append(engines.text_encoder)  # it may be there when all has to go
             for number, name in enumerate(names, 1):
                 on_stage(f"Loading engine {number} of {len(names)}: {name}...")
                 await self._load_engine(client, manifests[name], plan)
         directories = {"engine_set": plan.engine_set, "models": plan.models}
-        named = {key: self._path_for_models(path) for key, path in directories.items()}
-        return plan.model_copy(update=named | {"make_room": chosen.make_room})
+        return plan.model_copy(update={key: self._path_for_models(path) for key, path in directories.items()})
 
     async def _load_engine(
         self, client: InferenceServerClient, manifest: EngineManifest, plan: LoadPlan

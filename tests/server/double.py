@@ -14,12 +14,29 @@ from typing import Any
 import numpy as np
 
 from benchmarks.frame_numbers import draw_number
-from gateway.serving.interface import Availability, Chunk, ChunkFailed, Images, ServingError, StageCallback
+from gateway.serving.interface import (
+    Availability,
+    Chunk,
+    ChunkFailed,
+    Images,
+    ServedEngine,
+    ServedMemory,
+    ServedPlan,
+    ServingError,
+    StageCallback,
+)
 from streaming.specs import PipelineSpec
 from streaming.triton.protocol import Meta
 from streaming.triton.sessions import NO_PICTURES
 
 FRAMES_PER_CHUNK = 4
+SERVED = ServedPlan(
+    engine_set="plain_pictures",
+    engines=[ServedEngine("plain_pictures", "triton", "tensorrt", "cuda:0", 1_000_000_000)],
+    make_room=[],
+    sessions=8,
+    memory=ServedMemory("GPU memory", 2_340_000_000, 40_000_000, {"weights": 1_000_000_000}),
+)
 
 Prompts = list[dict[str, Any]]
 
@@ -171,6 +188,7 @@ class DoubleServing:
     def __init__(self, faults: Faults | None = None) -> None:
         self.faults = faults or Faults()
         self.sessions: list[DoubleSession] = []
+        self.load_plan: ServedPlan | None = None
         self._size: tuple[int, int] | None = None
         self._on_lost: Callable[[str], None] = lambda text: None
 
@@ -202,9 +220,10 @@ class DoubleServing:
         if self.faults.load_error is not None:
             raise ServingError(self.faults.load_error)
         self._size = int(load_params["height"]), int(load_params["width"])
+        self.load_plan = None if spec.loop is None else SERVED
 
     async def unload(self) -> None:
-        self._size = None
+        self._size = self.load_plan = None
 
     def open_session(self) -> DoubleSession:
         assert self._size is not None, "a session was opened without a loaded pipeline"
@@ -220,7 +239,7 @@ class DoubleServing:
 
     def lose(self, text: str) -> None:
         """Die under the users."""
-        self._size = None
+        self._size = self.load_plan = None
         self._on_lost(text)
 
 

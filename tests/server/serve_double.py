@@ -18,7 +18,7 @@ from gateway.app import create_app
 from gateway.config import Config, Directories
 from gateway.logs import setup_logging
 from gateway.server import bind, serve
-from gateway.serving.interface import Availability, Serving, ServingSession, StageCallback
+from gateway.serving.interface import Availability, ServedPlan, Serving, ServingSession, StageCallback
 from streaming.specs import PipelineSpec
 from tests.server.double import DoubleServing, Faults, relative_paths
 from tests.server.double_process import CONTROL
@@ -57,6 +57,10 @@ class SplitServing:
     @property
     def on_gpu(self) -> bool:
         return self._active.on_gpu
+
+    @property
+    def load_plan(self) -> ServedPlan | None:
+        return self._active.load_plan
 
     async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
         await self._for(spec).check(spec, load_params)

@@ -54,6 +54,12 @@ async def test_a_prompt_becomes_video_of_the_exported_size(demo_server: ServerPr
 
     assert (status["load_params"]["height"], status["load_params"]["width"]) == (HEIGHT, WIDTH)
     assert {(f.height, f.width) for f in frames} == {(HEIGHT, WIDTH)}
+    plan = status["load_plan"]
+    assert {(e["backend"], e["runtime"], e["device"]) for e in plan["engines"]} == {
+        ("onnxruntime", "onnxruntime", "cpu")
+    }
+    assert plan["sessions"] >= 1
+    assert sum(plan["memory"]["parts"].values()) == plan["memory"]["total_bytes"]
 
 
 async def test_parameters_change_while_it_streams(demo_server: ServerProcess) -> None:

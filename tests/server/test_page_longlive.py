@@ -104,6 +104,7 @@ async def test_a_prompt_becomes_video_of_the_loaded_size(
         stats = await page.evaluate("wanstream.stats")
         status = await pipeline_status(demo_server.client)
 
+        await expect(page.locator("#loaded")).to_contain_text("(ONNX Runtime on the CPU, ")
         assert (status["load_params"]["width"], status["load_params"]["height"]) == (WIDTH, HEIGHT)
         assert pictures.sizes == {(WIDTH, HEIGHT)}
         assert (stats["width"], stats["height"]) == (WIDTH, HEIGHT)

@@ -178,6 +178,15 @@ async def test_a_load_that_began_elsewhere_is_shown(browser: Browser, double: Do
         await expect(page.locator("#placeholder-title")).to_have_text("MemFlow")
 
 
+async def test_how_the_server_runs_what_is_loaded_is_told(browser: Browser, double: DoubleProcess) -> None:
+    await load(double.client, "longlive")
+    async with opened(browser, double.url) as page:
+        await expect(page.locator("#loaded")).to_contain_text("(TensorRT on the GPU, 8 streams, 2.3 GB).")
+
+        await load(double.client, "passthrough")
+        await expect(page.locator("#loaded")).to_have_text("Loaded: Passthrough.", timeout=10_000)
+
+
 async def test_a_load_that_failed_on_the_server_is_told(browser: Browser, double: DoubleProcess) -> None:
     double.set_faults(load_error="the disk is on fire")
     await double.client.call("POST", "/api/v1/pipeline/load", json_body={"pipeline_id": "memflow"})

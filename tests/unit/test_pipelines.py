@@ -9,7 +9,15 @@ import pytest
 
 from gateway.pipelines.load_params import LoadRequest
 from gateway.pipelines.state import NothingLoaded, Pipelines, State
-from gateway.serving.interface import Availability, Chunk, Images, ServingError, StageCallback
+from gateway.serving.interface import (
+    Availability,
+    Chunk,
+    Images,
+    ServedMemory,
+    ServedPlan,
+    ServingError,
+    StageCallback,
+)
 from gateway.waiting import to_the_end
 from streaming.specs import SPECS, PipelineSpec
 
@@ -62,6 +70,7 @@ class SlowServing:
         return Availability(True)
 
     on_gpu = True
+    load_plan: ServedPlan | None = None
 
     async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
 
@@ -146,6 +155,20 @@ async def test_a_finished_load_shows_its_parameters(pipelines: Pipelines, servin
     assert status["status"] == "loaded"
     assert status["pipeline_ids"] == ["passthrough"]
     assert status["load_params"] == {"height": 512, "width": 512}
+
+
+async def test_the_load_plan_is_shown_only_while_its_pipeline_is_loaded(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    serving.load_plan = plan = ServedPlan("a_set", [], [], 8, ServedMemory("memory", 2, 1, {}))
+    pipelines.request_load(request("longlive"))
+    loading = pipelines.status()["load_plan"]
+    await loaded_with(pipelines, serving, request("longlive"))
+    loaded = pipelines.status()["load_plan"]
+
+    await pipelines.unload()
+
+    assert (loading, loaded, pipelines.status()["load_plan"]) == (None, plan, None)
 
 
 async def test_an_equal_request_does_nothing(pipelines: Pipelines, serving: SlowServing) -> None:
