@@ -160,3 +160,79 @@ def test_lost_packets_do_not_take_the_place_of_new_ones() -> None:
 
     assert at_once == 50
     assert 20 <= later <= 25
+
+
+def narrow_viewer(estimate: int) -> Viewer:
+    """One whose network lost half of what was sent, and who reports `estimate` since."""
+    viewer = Viewer()
+    viewer.watch(5_000_000)
+    viewer.link.lost(0.5)
+    viewer.link.report(estimate)
+    return viewer
+
+
+def seconds_without_loss(viewer: Viewer, seconds: int, estimate: int) -> list[int]:
+    """What is wanted after each second of one large picture, a report of loss and one of the estimate."""
+    wanted = []
+    for _ in range(seconds):
+        viewer.now += 1.0
+        viewer.link.sent(13_700)
+        viewer.link.lost(0.0)
+        viewer.link.report(estimate)
+        wanted.append(viewer.wanted)
+    return wanted
+
+
+def test_the_rate_climbs_to_the_floor_while_the_estimate_stands_still_and_nothing_is_lost() -> None:
+    viewer = narrow_viewer(150_000)
+
+    wanted = seconds_without_loss(viewer, 20, 150_000)
+
+    assert wanted[1] < 150_000
+    assert wanted == sorted(wanted)
+    assert wanted[-1] == 5_000_000
+
+
+def test_a_rate_that_climbed_too_far_steps_back_and_waits() -> None:
+    viewer = narrow_viewer(150_000)
+    high = seconds_without_loss(viewer, 8, 150_000)[-1]
+
+    viewer.link.lost(0.06)
+    after = viewer.wanted
+    waiting = seconds_without_loss(viewer, 6, 150_000)
+    again = seconds_without_loss(viewer, 1, 150_000)[0]
+
+    assert 150_000 < after < 0.75 * high
+    assert waiting == [after] * 6
+    assert again > after
+
+
+def test_an_estimate_that_falls_ends_the_climb() -> None:
+    viewer = narrow_viewer(150_000)
+    seconds_without_loss(viewer, 8, 150_000)
+
+    viewer.link.report(120_000)
+
+    assert viewer.wanted <= 120_000
+
+
+def test_an_estimate_that_moves_by_itself_is_followed() -> None:
+    viewer = narrow_viewer(1_000_000)
+
+    for estimate in (1_050_000, 1_100_000, 1_150_000, 1_200_000, 1_250_000):
+        wanted = seconds_without_loss(viewer, 1, estimate)
+
+    assert wanted == [round(0.85 * 1_250_000)]
+
+
+def test_key_frames_are_rare_on_a_narrow_network_only() -> None:
+    wide, narrow = Viewer(), narrow_viewer(150_000)
+
+    sent = []
+    for viewer in (wide, narrow):
+        viewer.link.may_send_key_frame()
+        at_once = viewer.link.may_send_key_frame()
+        viewer.now += 1.1
+        sent.append((at_once, viewer.link.may_send_key_frame()))
+
+    assert sent == [(True, True), (False, True)]

@@ -15,7 +15,7 @@ from gateway.webrtc.aiortc_patches.members import require_members
 from gateway.webrtc.rate import LinkRate
 
 require_members(rtcpeerconnection, "RTCRtpSender")
-require_members(RTCRtpSender, "_handle_rtcp_packet", "_next_encoded_frame", "_retransmit")
+require_members(RTCRtpSender, "_handle_rtcp_packet", "_next_encoded_frame", "_retransmit", "_send_keyframe")
 
 _link: ContextVar[LinkRate] = ContextVar("link")
 
@@ -26,6 +26,7 @@ class InformedSender(RTCRtpSender):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.link = LinkRate()
+        self._owes_key_frame = False
 
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
@@ -38,8 +39,15 @@ class InformedSender(RTCRtpSender):
         if self.link.may_repeat():
             await super()._retransmit(sequence_number)
 
+    def _send_keyframe(self) -> None:
+        """Some viewers ask for each lost packet anew, and each of these pictures loses packets again."""
+        self._owes_key_frame = True
+
     async def _next_encoded_frame(self, codec: RTCRtpCodecParameters) -> Any:
         _link.set(self.link)
+        if self._owes_key_frame and self.link.may_send_key_frame():
+            self._owes_key_frame = False
+            super()._send_keyframe()
         return await super()._next_encoded_frame(codec)
 
 
