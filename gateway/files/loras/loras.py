@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import hashlib
 import logging
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,11 +19,11 @@ from gateway.http.client_names import target_inside
 from gateway.http.uploads import not_stalled
 from gateway.http.validation import quoted
 from gateway.pipelines.load_params import LORA_SUFFIX
+from streaming.engines.manifest import sha256
 
 logger = logging.getLogger(__name__)
 
 _PART: Final = ".part"
-_HASH_PIECE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class Loras:
             raise ApiError(404, f"LoRA '{quoted(name)}' not found")
         url = provenance.get("url")
         clean = {**provenance, "url": None if url is None else without_token(url)}
-        return await self._enter(file, await asyncio.to_thread(_sha256, file.path), clean)
+        return await self._enter(file, await asyncio.to_thread(sha256, file.path), clean)
 
     async def _install(
         self,
@@ -273,14 +272,6 @@ class Loras:
         yield from _scan(self._directory, visited, read_only=False)
         for directory in self._shared:
             yield from _scan(directory, visited, read_only=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_HASH_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _scan(directory: Path, visited: set[Path], *, read_only: bool) -> Iterator[LoraFile]:

@@ -102,7 +102,21 @@ class _Tuned:
         return context
 
 
-class TunedVp8Encoder(Vp8Encoder):
+class _Informed:
+    """What aiortc asks and tells an encoder about the bitrate is the link's to know."""
+
+    _tuned: _Tuned
+
+    @property
+    def target_bitrate(self) -> int:
+        return self._tuned.link.estimate or _limits.bitrate.default
+
+    @target_bitrate.setter
+    def target_bitrate(self, bitrate: int) -> None:
+        self._tuned.link.report(bitrate)
+
+
+class TunedVp8Encoder(_Informed, Vp8Encoder):
     """VP8 with constant bitrate, for pictures of any even size."""
 
     def __init__(self) -> None:
@@ -133,16 +147,8 @@ class TunedVp8Encoder(Vp8Encoder):
             self.picture_id = (self.picture_id + 1) % (1 << 15)
         return payloads, _rtp_timestamp(frame)
 
-    @property
-    def target_bitrate(self) -> int:
-        return self._tuned.link.estimate or _limits.bitrate.default
 
-    @target_bitrate.setter
-    def target_bitrate(self, bitrate: int) -> None:
-        self._tuned.link.report(bitrate)
-
-
-class TunedH264Encoder(H264Encoder):
+class TunedH264Encoder(_Informed, H264Encoder):
     """Constrained baseline H.264 with x264's fastest preset."""
 
     def __init__(self) -> None:
@@ -158,14 +164,6 @@ class TunedH264Encoder(H264Encoder):
     def nal_units(self, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
         """The encoded picture as NAL units without start codes."""
         return self._split_bitstream(self._tuned.encode(frame, force_keyframe))
-
-    @property
-    def target_bitrate(self) -> int:
-        return self._tuned.link.estimate or _limits.bitrate.default
-
-    @target_bitrate.setter
-    def target_bitrate(self, bitrate: int) -> None:
-        self._tuned.link.report(bitrate)
 
 
 def _rtp_timestamp(frame: av.VideoFrame) -> int:
