@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from google.protobuf import json_format, text_format
-from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -53,9 +51,10 @@ from streaming.engines.engine_config import engine_config
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import LoadPlan
 from streaming.engines.machine import gpu_memory_bytes
-from streaming.engines.manifest import EngineManifest
+from streaming.engines.manifest import CONFIG, EngineManifest
 from streaming.engines.records import EngineError
 from streaming.specs import SPECS, PipelineSpec
+from streaming.triton.model_config import MODEL_SOURCE, pipeline_config
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class TritonServing:
         engines: EngineSets | None = None,
         memory_limit_bytes: int | None = None,
     ) -> None:
-        """repository: where the pipelines' `config.pbtxt` are. Give one of external_url and embedded.
+        """repository: where the pipelines' models are. Give one of external_url and embedded.
 
         external_url: host:port of gRPC. metrics_url: http://host:port/metrics, the source of GPU memory.
         engines: what `wanstream-export` wrote, for the pipelines with a model. memory_limit_bytes: what these
@@ -134,7 +133,7 @@ class TritonServing:
                 self._server.lose(f"Triton at {self.url} is gone: {error}")
 
     def availability(self, spec: PipelineSpec) -> Availability:
-        if (self._repository / spec.id / "config.pbtxt").is_file():
+        if (self._repository / spec.id / MODEL_SOURCE).is_file():
             if spec.loop is None:
                 return Availability(True)
             if self._engines is not None:
@@ -169,14 +168,16 @@ class TritonServing:
                 on_stage("Waiting until Triton has unloaded what was there before...")
                 await self._unload()
             await self._unload_leftovers(client)  # of a gateway that came and went since this one connected
-            parameters, plan, self._served = load_params, None, None
+            parameters: Mapping[str, str] = {}  # a pipeline without engines has nothing to be told
+            plan, self._served = None, None
             if spec.loop is not None:
                 plan = await self._load_engines(client, spec, load_params, on_stage)
                 parameters = plan.as_parameters()
             on_stage(f"Loading {spec.name}...")
             self._loaded.append(spec.id)
             self._used.add(spec.id)
-            await answer_of(client.load_model(spec.id, config=self._config(spec.id, parameters)), None)
+            config = json.dumps(pipeline_config(spec.id, parameters))
+            await answer_of(client.load_model(spec.id, config=config), None)
             on_stage("Warming up...")
             await self._warm_up(client, spec.id)
             watched = [spec.id] if plan is not None and plan.make_room else list(self._loaded)
@@ -366,8 +367,10 @@ class TritonServing:
 
     def _own_models(self) -> set[str]:
         """Names of all models that a gateway may have loaded."""
-        repositories = [self._repository] + ([] if self._engines is None else [self._engines.models])
-        return {config.parent.name for root in repositories for config in root.glob("*/config.pbtxt")}
+        pipelines = {source.parent.parent.name for source in self._repository.glob(f"*/{MODEL_SOURCE}")}
+        if self._engines is None:
+            return pipelines
+        return pipelines | {config.parent.name for config in self._engines.models.glob(f"*/{CONFIG}")}
 
     def _model_died(self, client: InferenceServerClient, text: str) -> None:
         """A model process is dead, or the model is gone."""
@@ -383,16 +386,6 @@ class TritonServing:
         self._model, self._watched = None, []
         self._loaded.clear()
         self._on_lost(text)
-
-    def _config(self, name: str, load_params: Mapping[str, Any]) -> str:
-        """Complete model configuration as JSON: an override replaces the file, it is not merged with it."""
-        config = text_format.Parse(
-            (self._repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig()
-        )
-        for key, value in load_params.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            config.parameters[key].string_value = text
-        return json_format.MessageToJson(config, preserving_proto_field_name=True)
 
     async def _warm_up(self, client: InferenceServerClient, name: str) -> None:
         session = TritonSession(client, name, partial(self._model_died, client))

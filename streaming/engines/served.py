@@ -114,7 +114,7 @@ class InTriton:
         return engine
 
     def load(self, name: str) -> None:
-        """As the gateway does: what is in `config.pbtxt` may be another set's choice."""
+        """As the gateway does: what is in the engine's `config.pbtxt` may be another set's choice."""
         config = engine_config(self._manifest(name), self._plan.variant, gpus=self._plan.gpus)
         self._runner.load(name, json.dumps(config))
 

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, TypedDict
 
 CHUNK_LIMIT_S: Final = 300.0  # without a response to a chunk for so long, the serving side counts as dead
-IDLE_LIMIT_S: Final = 330  # silent for longer, a sequence is forgotten; every config.pbtxt says it, too
+IDLE_LIMIT_S: Final = 330  # silent for longer, a sequence is forgotten
 
 
 class Op(str, Enum):

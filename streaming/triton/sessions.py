@@ -60,7 +60,7 @@ class ModelRunner(Protocol):
     def load(self, name: str, config: str | None = None) -> None:
         """Load model `name`; no effect if it is loaded so. As `run`, only in `next_chunk` and `warm_up`.
 
-        config: its configuration as JSON; None: what is in its `config.pbtxt`. Raises WanstreamError.
+        config: its configuration as JSON; None: as its directory says. Raises WanstreamError.
         """
 
     def unload(self, name: str) -> None:
@@ -74,12 +74,12 @@ class ModelRunner(Protocol):
 class LoadContext:
     """What a pipeline gets when it is loaded.
 
-    parameters: `parameters` of config.pbtxt with the overrides of this load, always strings.
+    parameters: `parameters` of the configuration that the load sent, always strings.
     """
 
     parameters: Mapping[str, str]
     models: ModelRunner
-    directory: Path  # of the Triton model, where config.pbtxt lies
+    directory: Path  # of the Triton model
 
 
 class Pipeline(Protocol):

@@ -13,11 +13,10 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc.aio as triton_grpc
-from google.protobuf import json_format, text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from gateway.embedded.leftovers import SHARED_MEMORY
 from gateway.embedded.server import EmbeddedTriton, model_repository
+from streaming.triton.model_config import MODEL_SOURCE, pipeline_config
 from streaming.triton.protocol import FRAMES_OUTPUT, META_OUTPUT, PARAMS_INPUT, VIDEO_INPUT, Meta
 from streaming.triton.sessions import Images
 
@@ -63,33 +62,25 @@ async def running_triton(*repositories: Path, **options: Any) -> AsyncIterator[E
 
 def write_test_models(repository: Path) -> Path:
     """Write models `scripted` (a pipeline) and `doubler` (a plain model) into `repository`."""
-    _write_model(repository, SCRIPTED, text_format.MessageToString(base_config(SCRIPTED)), _SCRIPTED_MODEL)
+    pipeline_file = (model_repository() / PASSTHROUGH / "config.pbtxt").read_text()
+    _write_model(repository, SCRIPTED, pipeline_file, _SCRIPTED_MODEL)
     _write_model(repository, DOUBLER, _DOUBLER_CONFIG, _DOUBLER_MODEL)
     return repository
 
 
 def _write_model(repository: Path, name: str, config: str, source: str) -> None:
-    version = repository / name / "1"
-    version.mkdir(parents=True)
-    (version.parent / "config.pbtxt").write_text(config)
-    (version / "model.py").write_text(source)
-
-
-def base_config(name: str) -> ModelConfig:
-    """The configuration of the product's pipelines, for a model called `name`."""
-    config = text_format.Parse((model_repository() / PASSTHROUGH / "config.pbtxt").read_text(), ModelConfig())
-    config.name = name
-    return config
+    model = repository / name / MODEL_SOURCE
+    model.parent.mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(config)
+    model.write_text(source)
 
 
 def override(name: str, parameters: Mapping[str, str], idle_s: float | None = None) -> str:
     """A whole configuration as JSON, as a load request needs it."""
-    config = base_config(name)
-    for key, value in parameters.items():
-        config.parameters[key].string_value = value
+    config = pipeline_config(name, parameters)
     if idle_s is not None:
-        config.sequence_batching.max_sequence_idle_microseconds = int(idle_s * 1e6)
-    return json_format.MessageToJson(config, preserving_proto_field_name=True)
+        config["sequence_batching"]["max_sequence_idle_microseconds"] = int(idle_s * 1e6)
+    return json.dumps(config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,32 +1,33 @@
 """What Triton is told about the pipelines' models."""
 
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from gateway.embedded.server import model_repository
 from streaming.specs import SPECS
+from streaming.triton.model_config import MODEL_SOURCE, pipeline_config
 from streaming.triton.protocol import CHUNK_LIMIT_S, IDLE_LIMIT_S
 
 
-def config(name: str) -> ModelConfig:
-    return text_format.Parse((model_repository() / name / "config.pbtxt").read_text(), ModelConfig())
-
-
 def test_every_pipeline_has_a_model() -> None:
-    assert {path.parent.name for path in model_repository().glob("*/config.pbtxt")} == set(SPECS)
+    sources = model_repository().glob(f"*/{MODEL_SOURCE}")
+
+    assert {source.parent.parent.name for source in sources} == set(SPECS)
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_models_differ_in_their_name_only(name: str) -> None:
-    expected = config("passthrough")
-    expected.name = name
+def test_the_configuration_is_one_of_triton(name: str) -> None:
+    sent = pipeline_config(name, {"plan": "{}"})
 
-    assert config(name) == expected
+    config = json_format.ParseDict(sent, ModelConfig())  # refuses unknown keys
+    assert (config.name, config.backend) == (name, "python")
+    assert config.model_transaction_policy.decoupled
+    assert config.parameters["plan"].string_value == "{}"
 
 
 def test_a_sequence_outlives_the_longest_chunk() -> None:
-    idle_s = config("passthrough").sequence_batching.max_sequence_idle_microseconds / 1e6
+    idle_s = pipeline_config("passthrough", {})["sequence_batching"]["max_sequence_idle_microseconds"] / 1e6
 
     assert idle_s == IDLE_LIMIT_S
     assert idle_s > CHUNK_LIMIT_S
