@@ -18,7 +18,7 @@ from gateway.errors import ApiError, ValidationFailed
 from gateway.files.assets import Assets
 from gateway.files.loras.loras import Loras
 from gateway.files.models.models import Models
-from gateway.http.auth import require_token
+from gateway.http.auth import Access, guard_access
 from gateway.http.openapi import ApiDocument
 from gateway.http.origins import OriginPolicy, guard_origins
 from gateway.http.page_policy import protect_pages
@@ -96,12 +96,13 @@ def create_app(config: Config, serving: Serving) -> Quart:
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]  # clients show pipelines in the order of the answer
     services = _services(config, serving)
+    access = Access(config)
     app.extensions["wanstream"] = services
     for blueprint in (
         general_blueprint(serving, VERSION, config.git_commit),
         docs_blueprint(),
         logs_blueprint(services.logs),
-        pipelines_blueprint(services.pipelines, services.loader),
+        pipelines_blueprint(services.pipelines, services.loader, access),
         assets_blueprint(services.assets),
         loras_blueprint(services.loras),
         models_blueprint(services.models),
@@ -115,8 +116,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     policy = OriginPolicy(config)
     guard_origins(app, policy)
     protect_pages(app, policy)
-    if config.secrets.access_token is not None:
-        require_token(app, config.secrets.access_token, policy)
+    guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
         app,
         allow_origin=policy.listed if policy.listed and not policy.allows_all else re.compile(""),
@@ -188,7 +188,11 @@ def _run_with_app(app: Quart, services: Services) -> None:
     config = services.config
     begin_with = config.pipeline or config.opening
     autoload = begin_with and Autoload(
-        services.pipelines, services.loader, begin_with, keep=config.pipeline is not None
+        services.pipelines,
+        services.loader,
+        begin_with,
+        config.pipeline_params,
+        keep=config.pipeline is not None,
     )
 
     @app.before_serving

@@ -4,11 +4,13 @@ Nothing else reads `os.environ`, but what hands it on to child processes, and `p
 """
 
 import ipaddress
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from streaming.errors import WanstreamError
 
@@ -76,6 +78,7 @@ class Secrets:
     twilio_account_sid: str | None = field(default=None, repr=False)
     twilio_auth_token: str | None = field(default=None, repr=False)
     access_token: str | None = field(default=None, repr=False)  # WANSTREAM_TOKEN, asked of every client
+    admin_token: str | None = field(default=None, repr=False)  # may change a locked server
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class Config:
     assets_quota_mb: int | None = None  # of all uploaded images and videos; None: the room on the disk
     max_sessions: int | None = None  # None: the pipeline's own default
     pipeline: str | None = None  # to load at the start and to keep loaded (PIPELINE)
+    pipeline_params: Mapping[str, Any] | None = None  # load parameters of `pipeline`; None: its defaults
+    locked: bool = False  # only who has the admin token loads pipelines and changes files
     opening: str | None = None  # to load once at the start
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
@@ -125,6 +130,7 @@ class Config:
         """
         values = {k: v for k, v in (os.environ if env is None else env).items() if v != ""}
         origins = values.get("WANSTREAM_CORS_ORIGINS")
+        _check_lock(values)
         return cls(
             directories=_directories(values),
             secrets=Secrets(
@@ -135,6 +141,7 @@ class Config:
                 twilio_account_sid=values.get("TWILIO_ACCOUNT_SID"),
                 twilio_auth_token=values.get("TWILIO_AUTH_TOKEN"),
                 access_token=values.get("WANSTREAM_TOKEN"),
+                admin_token=values.get("WANSTREAM_ADMIN_TOKEN"),
             ),
             bitrate=_bitrate(values),
             logging=Logging(
@@ -149,7 +156,9 @@ class Config:
             assets_quota_mb=_integer(values, "WANSTREAM_ASSETS_QUOTA_MB", minimum=1),
             max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
             pipeline=values.get("PIPELINE"),
-            demo=_choice(values, "WANSTREAM_DEMO", ("on", "off"), "on") == "on",
+            pipeline_params=_pipeline_params(values),
+            locked=_switch(values, "WANSTREAM_LOCKED", "off"),
+            demo=_switch(values, "WANSTREAM_DEMO", "on"),
             cors_origins=_names(origins) if origins else None,
             trusted_proxies=_networks(values, "WANSTREAM_TRUSTED_PROXIES"),
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
@@ -204,6 +213,38 @@ def _choice(values: Mapping[str, str], name: str, allowed: tuple[str, ...], defa
         if value.lower() == given.strip().lower():
             return value
     raise WanstreamError(f"{name} must be one of {', '.join(allowed)}, not {given!r}.")
+
+
+def _switch(values: Mapping[str, str], name: str, default: str) -> bool:
+    return _choice(values, name, ("on", "off"), default) == "on"
+
+
+def _pipeline_params(values: Mapping[str, str]) -> Mapping[str, Any] | None:
+    name = "WANSTREAM_PIPELINE_PARAMS"
+    if name not in values:
+        return None
+    advice = f'{name} must be a JSON object such as {{"height": 320, "width": 576}}'
+    try:
+        params = json.loads(values[name])
+    except ValueError as error:
+        raise WanstreamError(f"{advice}; it is not JSON: {error}.") from error
+    if not isinstance(params, dict):
+        raise WanstreamError(f"{advice}.")
+    if "PIPELINE" not in values:
+        raise WanstreamError(f"{name} needs PIPELINE, the pipeline that is loaded with these parameters.")
+    return params
+
+
+def _check_lock(values: Mapping[str, str]) -> None:
+    """Raises WanstreamError for a lock without a key to a server on which nothing would ever be loaded."""
+    if _switch(values, "WANSTREAM_LOCKED", "off") and not values.keys() & {
+        "PIPELINE",
+        "WANSTREAM_ADMIN_TOKEN",
+    }:
+        raise WanstreamError(
+            "WANSTREAM_LOCKED needs PIPELINE, which is loaded at the start, or WANSTREAM_ADMIN_TOKEN, with "
+            "which one can be loaded."
+        )
 
 
 def _directories(values: Mapping[str, str]) -> Directories:

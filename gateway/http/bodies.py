@@ -99,6 +99,7 @@ class PipelineStatus(BaseModel):
     produces_audio: bool
     pipeline_ids: list[str]
     loading_pipeline_id: str | None
+    locked: bool = Field(description="whether the server refuses this client's loads and changes of files")
     load_plan: ServedPlan | None = Field(description="null without engines, or while nothing is loaded")
 
 

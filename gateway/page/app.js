@@ -31,6 +31,7 @@ let online = null; // null: not known yet
 let loaded = null; // the server's status answer, when a pipeline is loaded
 let loading = null; // the same, while the server loads one by itself or for someone else
 let failure = null; // why the server's last load failed
+let locked = false; // whether only operators may load pipelines
 let opening = false; // the camera is being asked for
 let input = null; // track of the local video
 let lastFrameAt = 0;
@@ -74,7 +75,7 @@ function render() {
   const busy = opening || (stream.isBusy && !stream.isConnected);
   $("primary").disabled = !busy && !stream.isConnected && (!online || !entry);
   $("load").disabled = busy || !online || !entry;
-  $("unload").hidden = !loaded || busy;
+  $("unload").hidden = !loaded || busy || locked;
   renderLoaded(entry);
   models.choose(entry);
   images.show(entry?.supports_vace, entry && controls.values.vace_enabled);
@@ -108,14 +109,16 @@ function renderLoaded(entry) {
     : loading
       ? `Loading ${controls.nameOf(loading.loading_pipeline_id)}.`
       : (failure ?? (online ? "Nothing is loaded." : ""));
-  const pending = changed
-    ? " Your changes apply after loading again."
-    : stream.isConnected && !isChosen && entry
-      ? ` Switch to use ${entry.name}.`
-      : "";
+  const pending = locked
+    ? " What is loaded here is its operator's choice."
+    : changed
+      ? " Your changes apply after loading again."
+      : stream.isConnected && !isChosen && entry
+        ? ` Switch to use ${entry.name}.`
+        : "";
   setText("loaded", held + pending);
   $("load").textContent = changed ? "Reload" : stream.isConnected ? "Switch" : "Load";
-  $("load").hidden = isChosen && !changed;
+  $("load").hidden = locked || (isChosen && !changed);
   $("load").classList.toggle("accent", Boolean(pending));
   $("defaults").hidden = !entry || !controls.mayReset;
 }
@@ -128,7 +131,12 @@ async function refreshServer() {
     loaded = status.status === "loaded" ? status : null;
     loading = status.status === "loading" ? status : null;
     failure = status.error ?? null;
-    if (!online) await readPipelines(status.pipeline_id ?? status.loading_pipeline_id);
+    locked = status.locked;
+    const held = status.pipeline_id ?? status.loading_pipeline_id;
+    if (!online) {
+      await readPipelines(held);
+      if (locked && held) controls.choose(held);
+    }
     online = true;
     dismiss("offline");
   } catch (error) {

@@ -229,11 +229,21 @@ export class Stream extends EventTarget {
     try {
       answer = await this.#answer(api.load(pipelineId, loadParams, signal));
     } catch (error) {
-      throw error instanceof ApiError ? new StreamError("The pipeline cannot be loaded", error.message, "refused") : error;
+      if (!(error instanceof ApiError)) throw error;
+      if (error.status !== 403 || !(await this.#isHeld(pipelineId, signal))) {
+        throw new StreamError("The pipeline cannot be loaded", error.message, "refused");
+      }
+      answer = { warnings: [`It is used as it is here, with its operator's settings. ${error.message}`] };
     }
     if (answer.warnings?.length) this.#emit("warnings", answer.warnings);
     const status = await this.#untilLoaded(pipelineId, signal);
     this.#emit("loaded", status);
+  }
+
+  /** Whether a locked server has this pipeline, or is about to. */
+  async #isHeld(pipelineId, signal) {
+    const status = await api.status(signal);
+    return status.locked && (status.pipeline_id ?? status.loading_pipeline_id) === pipelineId;
   }
 
   /** The answer to a request; when it takes long, the page says that nothing has come yet. */
@@ -280,6 +290,7 @@ export class Stream extends EventTarget {
         wasLost = true;
         this.#set("loading");
       }
+      if (status.locked && status.status === "not_loaded") continue; // it loads its pipeline by itself
       // A server that was started again knows nothing of this load.
       if (wasLost && status.status === "not_loaded") {
         await api.load(pipelineId, this.#plan.loadParams, signal);

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from gateway.errors import ApiError, ValidationFailed
 from gateway.pipelines.load_service import LoadService
@@ -19,10 +21,20 @@ class Autoload:
     After a loss it is whatever was loaded, by whomever. An unload that somebody asked for is respected.
     """
 
-    def __init__(self, pipelines: Pipelines, loader: LoadService, pipeline_id: str, *, keep: bool) -> None:
+    def __init__(
+        self,
+        pipelines: Pipelines,
+        loader: LoadService,
+        pipeline_id: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        keep: bool,
+    ) -> None:
+        """params: load parameters as a client would send them."""
         self._pipelines = pipelines
         self._loader = loader
         self._id = pipeline_id
+        self._params = params
         self._keep = keep
         self._task: asyncio.Task[None] | None = None
 
@@ -51,7 +63,7 @@ class Autoload:
 
     async def _load(self) -> None:
         try:
-            await self._loader.request({"pipeline_id": self._id})
+            await self._loader.request({"pipeline_id": self._id, "load_params": self._params})
         except (ApiError, ValidationFailed) as error:
             logger.error("The pipeline to begin with, %s, cannot be loaded: %s", self._id, error)
             self._pipelines.reject(str(error))

@@ -36,13 +36,18 @@ class LoadRequest:
     """An accepted request.
 
     params: everything in force, defaults included, in the order that the status shows. warnings: sentences
-    about ignored keys and adjusted values. explicit_size: the client named a height or a width.
+    about ignored keys and adjusted values. chosen: names of those that the client gave.
     """
 
     spec: PipelineSpec
     params: dict[str, Any]
     warnings: list[str]
-    explicit_size: bool
+    chosen: frozenset[str]
+
+    @property
+    def explicit_size(self) -> bool:
+        """Whether the client named a height or a width."""
+        return bool(self.chosen & {"height", "width"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
             f"available: {', '.join(availability.vae_types)}.",
         )
     _require_lora_files([lora["path"] for lora in params.get("loras") or ()], context.lora_directories)
-    return LoadRequest(spec, params, warnings, explicit_size)
+    return LoadRequest(spec, params, warnings, frozenset(values))
 
 
 def default_size(spec: PipelineSpec, availability: Availability) -> tuple[int, int]:

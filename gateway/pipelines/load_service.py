@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ class LoadService:
                     files.append(find_lora(lora["path"], self._lora_directories))
         return files
 
-    async def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def request(self, body: Mapping[str, Any], *, refusal: ApiError | None = None) -> dict[str, Any]:
         """Accept a load and return the answer's body; the status shows it from then on.
 
+        refusal: what to raise when something would change; None: the client may change it.
         Raises ApiError and ValidationFailed; what is loaded stays as it is then.
         """
         await self._pipelines.serving.verify()  # else an equal request might be answered from memory
         async with self._checking:  # the newest request wins, so none may overtake another
             request = parse_load_request(body, await self._context())
+            if refusal is not None:
+                request = self._as_held(request, refusal)
             await self._check(request)
             state = self._pipelines.request_load(request)
         return {
@@ -49,6 +53,15 @@ class LoadService:
             "load_params": request.params,
             "warnings": request.warnings,
         }
+
+    def _as_held(self, request: LoadRequest, refusal: ApiError) -> LoadRequest:
+        """The same with what nobody chose as it is here; `refusal` is raised when that is something else."""
+        held = self._pipelines.held
+        if held is None or held.spec.id != request.spec.id:
+            raise refusal
+        if any(held.params.get(name) != request.params.get(name) for name in request.chosen):
+            raise refusal
+        return replace(request, params=held.params)
 
     async def _context(self) -> LoadContext:
         serving = self._pipelines.serving

@@ -99,6 +99,15 @@ class Pipelines:
         """What will be loaded next."""
         return self._wanted or self._running
 
+    @property
+    def held(self) -> "LoadRequest | Loaded | None":
+        """What the server will have next, else what it has."""
+        return self.coming or self._loaded
+
+    def held_id(self) -> str | None:
+        held = self.held
+        return None if held is None else held.spec.id
+
     def params_in_use(self) -> list[dict[str, Any]]:
         """Load parameters of what is loaded, being loaded or accepted."""
         requests = [self._wanted, self._running, self._loaded]
@@ -174,7 +183,7 @@ class Pipelines:
         if loaded is None:
             return
         logger.error("The loaded pipeline %s is gone: %s", loaded.spec.id, text)
-        self._lost = LoadRequest(loaded.spec, loaded.params, [], False)
+        self._lost = LoadRequest(loaded.spec, loaded.params, [], frozenset())
         self._error = text
         loaded.retired.set()
         self._notify_soon()

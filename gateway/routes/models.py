@@ -8,6 +8,7 @@ from quart_schema import document_querystring, document_request, tag, validate_r
 
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.files.models.models import Models
+from gateway.http.auth import operators_only
 from gateway.http.bodies import Message
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses
@@ -52,6 +53,7 @@ def models_blueprint(models: Models) -> Blueprint:
         return await models.status(pipeline_id)
 
     @bp.post("/download")
+    @operators_only
     @tag(["models"])
     @document_request(DownloadBody)
     @refuses(400, 404, 409, 422)

@@ -30,3 +30,25 @@ def test_a_directory_that_some_part_could_not_use_is_refused_in_a_sentence(
     assert text.isprintable()
     assert len(text) < 500
     assert variable in text
+
+
+@pytest.mark.parametrize(
+    ("env", "problem"),
+    [
+        ({"PIPELINE": "longlive", "WANSTREAM_PIPELINE_PARAMS": "height=320"}, "it is not JSON"),
+        ({"PIPELINE": "longlive", "WANSTREAM_PIPELINE_PARAMS": "[320]"}, "must be a JSON object"),
+        ({"WANSTREAM_PIPELINE_PARAMS": '{"height": 320}'}, "needs PIPELINE"),
+        ({"WANSTREAM_LOCKED": "on"}, "needs PIPELINE"),
+        ({"WANSTREAM_LOCKED": "yes"}, "must be one of on, off"),
+    ],
+    ids=str,
+)
+def test_a_lock_or_load_parameters_that_make_no_sense_are_refused(env: dict[str, str], problem: str) -> None:
+    with pytest.raises(WanstreamError, match=problem):
+        Config.from_env(env)
+
+
+def test_neither_token_is_shown() -> None:
+    config = Config.from_env({"WANSTREAM_TOKEN": "secret-1", "WANSTREAM_ADMIN_TOKEN": "secret-2"})
+
+    assert "secret-" not in repr(config)

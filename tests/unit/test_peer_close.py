@@ -74,7 +74,7 @@ async def test_a_codec_that_fails_ends_the_stream_and_the_peer_is_told(
     monkeypatch.setattr(TunedVp8Encoder, "encode", fail)
     pipelines = Pipelines(SlowServing(), load_timeout_s=60)
     spec = SPECS["passthrough"]
-    pipelines.request_load(LoadRequest(spec, {}, [], explicit_size=False))  # never done: the worker waits
+    pipelines.request_load(LoadRequest(spec, {}, [], chosen=frozenset()))  # never done: the worker waits
     state = ParameterState.open(ParameterContext(spec, {"height": 512, "width": 512}, tmp_path), None)
     ended = asyncio.Event()
     without_stun = RTCConfiguration(iceServers=[])

@@ -109,7 +109,7 @@ class SlowServing:
 
 
 def request(pipeline_id: str, **params: Any) -> LoadRequest:
-    return LoadRequest(SPECS[pipeline_id], params, [], False)
+    return LoadRequest(SPECS[pipeline_id], params, [], frozenset())
 
 
 async def settled(pipelines: Pipelines) -> None:

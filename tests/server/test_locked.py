@@ -1,0 +1,146 @@
+"""A server that loads its pipeline with its operator's parameters, and that viewers cannot change."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, expect
+
+from tests.server.browser import field, notice, opened, start
+from tests.server.double_process import DoubleProcess
+from tests.server.gateway_calls import pipeline_status, wait_status
+from tests.server.peer import Peer
+
+ADMIN = {"Authorization": "Bearer the-operator's"}
+SIZE = {"height": 96, "width": 128}
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
+
+pytest_plugins = "tests.server.page_fixtures"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
+    env = {
+        "PIPELINE": "longlive",
+        "WANSTREAM_PIPELINE_PARAMS": '{"height": 96, "width": 128}',
+        "WANSTREAM_LOCKED": "on",
+        "WANSTREAM_ADMIN_TOKEN": "the-operator's",
+    }
+    process = DoubleProcess(tmp_path_factory.mktemp("locked"), env)
+    yield process
+    process.stop()
+
+
+async def test_the_pipeline_is_loaded_with_the_operator_s_parameters(locked: DoubleProcess) -> None:
+    status = await wait_status(locked.client, "loaded")
+
+    assert status["pipeline_id"] == "longlive"
+    assert status["load_params"] | SIZE == status["load_params"]
+    assert status["locked"] is True
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/api/v1/pipeline/load", {"pipeline_id": "memflow"}),
+        ("POST", "/api/v1/pipeline/load", {"pipeline_id": "longlive", "load_params": {"height": 128}}),
+        ("POST", "/api/v1/pipeline/load", {"pipeline_id": "longlive", "load_params": {"seed": 7}}),
+        ("POST", "/api/v1/pipeline/unload", None),
+        ("POST", "/api/v1/models/download", {"pipeline_id": "longlive"}),
+        ("POST", "/api/v1/loras", {"url": "https://huggingface.co/a/b/resolve/main/c.safetensors"}),
+        ("POST", "/api/v1/lora/upload?filename=a.safetensors", {}),
+        ("POST", "/api/v1/lora/download", {"source": "url", "url": "https://example.org/a.safetensors"}),
+        ("PUT", "/api/v1/lora/a.safetensors/provenance", {"source": "local"}),
+        ("DELETE", "/api/v1/loras/a", None),
+    ],
+)
+async def test_viewers_change_nothing_and_are_told_what_to_do(
+    method: str, path: str, body: object, locked: DoubleProcess
+) -> None:
+    before = await wait_status(locked.client, "loaded")
+
+    answer = await locked.client.call(method, path, json_body=body)
+
+    assert answer.status == 403
+    assert (
+        "locked. Use longlive, which it holds; to change it, send the admin token" in answer.json()["detail"]
+    )
+    assert await pipeline_status(locked.client) == before
+
+
+@pytest.mark.parametrize("params", [None, {}, SIZE, {"height": 96}], ids=str)
+async def test_a_load_of_what_is_there_is_answered_as_ever(
+    params: dict[str, int] | None, locked: DoubleProcess
+) -> None:
+    await wait_status(locked.client, "loaded")
+    body = {"pipeline_ids": ["longlive"], "load_params": params}
+
+    answer = await locked.client.call("POST", "/api/v1/pipeline/load", json_body=body)
+
+    assert (answer.status, answer.json()["status"]) == (200, "loaded")
+    assert answer.json()["load_params"] == (await pipeline_status(locked.client))["load_params"]
+
+
+async def test_viewers_stream_and_upload_pictures(locked: DoubleProcess) -> None:
+    await wait_status(locked.client, "loaded")
+    async with Peer(locked.client) as peer:
+        await peer.connect(PROMPTS)
+        frames = await peer.wait_frames(3)
+
+    assert (frames[-1].width, frames[-1].height) == (128, 96)
+    upload = await locked.client.call("POST", "/api/v1/assets?filename=a.png", body=PNG)
+    assert upload.status == 200
+
+
+async def test_the_page_streams_what_is_there_whatever_its_settings(
+    browser: Browser, locked: DoubleProcess
+) -> None:
+    await wait_status(locked.client, "loaded")
+    async with opened(browser, locked.url) as page:
+        await start(page, "LongLive")
+
+        await expect(notice(page, "Loaded with a remark")).to_contain_text("This server is locked")
+        await expect(page.get_by_role("button", name="Unload")).to_be_hidden()
+        await expect(page.get_by_text("What is loaded here is its operator's choice.")).to_be_visible()
+        await expect(field(page, "Output video")).to_be_visible()
+
+
+async def test_the_operator_changes_it_and_changes_it_back(locked: DoubleProcess) -> None:
+    status = await locked.client.call("GET", "/api/v1/pipeline/status", headers=ADMIN)
+    changed = await locked.client.call("POST", "/api/v1/pipeline/unload", headers=ADMIN)
+    gone = await wait_status(locked.client, "not_loaded")
+
+    body = {"pipeline_id": "longlive", "load_params": SIZE}
+    back = await locked.client.call("POST", "/api/v1/pipeline/load", json_body=body, headers=ADMIN)
+
+    assert status.json()["locked"] is False
+    assert (changed.status, gone["pipeline_id"], back.status) == (200, None, 200)
+    await wait_status(locked.client, "loaded")
+
+
+async def test_a_page_opened_with_the_admin_token_keeps_it(locked: DoubleProcess) -> None:
+    page = await locked.client.call("GET", "/?token=the-operator's")
+    cookie = page.headers["set-cookie"].split(";")[0]
+
+    status = await locked.client.call("GET", "/api/v1/pipeline/status", headers={"Cookie": cookie})
+
+    assert status.json()["locked"] is False
+    assert "the-operator's" not in locked.log
+
+
+async def test_the_admin_token_opens_a_server_that_asks_for_one(tmp_path: Path) -> None:
+    env = {"WANSTREAM_TOKEN": "viewers", "WANSTREAM_ADMIN_TOKEN": "the-operator's", "PIPELINE": "longlive"}
+    server = DoubleProcess(tmp_path, {**env, "WANSTREAM_LOCKED": "on"})
+    headers = {"Authorization": "Bearer viewers"}
+    statuses = [
+        server.client.request("POST", "/api/v1/pipeline/unload", headers=given).status
+        for given in ({}, headers, ADMIN)
+    ]
+    server.stop()
+
+    assert statuses == [401, 403, 200]
