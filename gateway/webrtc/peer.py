@@ -11,8 +11,8 @@ from gateway.errors import Problem
 from gateway.stream.parts import parameter_error
 from gateway.stream.stream import Stream
 from gateway.webrtc.aiortc_patches.decoding import DecodedVideo
+from gateway.webrtc.candidates import CandidateFilter
 from gateway.webrtc.channels import Channels
-from gateway.webrtc.signalling import CandidateFilter
 from gateway.webrtc.track import GeneratedTrack
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,10 @@ from gateway.stream.stream import Stream
 from gateway.stream.worker import StreamObserver
 from gateway.threads import in_parameter_thread
 from gateway.waiting import within
+from gateway.webrtc.candidates import is_name, too_many_candidates
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.peer import Peer, peer_metrics
-from gateway.webrtc.signalling import Offer, is_name, read_offer, too_many_candidates
+from gateway.webrtc.signalling import Offer, read_offer
 
 logger = logging.getLogger(__name__)
 

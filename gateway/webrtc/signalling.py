@@ -1,8 +1,7 @@
-"""Offers and candidates as text: what is refused, and why; what is rewritten so that aiortc takes it."""
+"""Offers as text: what is refused, and why; what is rewritten so that aiortc takes it."""
 
-import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,20 +13,16 @@ from aiortc.sdp import (
     H264Profile,
     MediaDescription,
     SessionDescription,
-    candidate_from_sdp,
     grouplines,
     parse_h264_profile_level_id,
 )
 
 from gateway.errors import ApiError
 from gateway.http.validation import quoted
+from gateway.webrtc.candidates import END_OF_CANDIDATES, CandidateFilter, too_many_candidates
 
-MAX_CANDIDATES: Final = 64  # of a session: each is paired with every local address, and each pair is checked
-_MAX_ENTRIES: Final = 256  # of one request, with those that are of no use
-_MAX_SDP_CHARACTERS: Final = 64 << 10
+MAX_SDP_CHARACTERS: Final = 64 << 10
 _MAX_SDP_SECTIONS: Final = 8  # each may cost a transport with sockets of its own; clients offer up to three
-_END_OF_CANDIDATES: Final = ""
-_MDNS_NAME: Final = ".local"
 
 _H264_BASELINE: Final = (H264Profile.PROFILE_BASELINE, H264Profile.PROFILE_CONSTRAINED_BASELINE)
 _H264_STAND_IN: Final = "42e01f"  # constrained baseline, which decoders of all profiles read
@@ -35,111 +30,8 @@ _SENDING: Final = ("sendrecv", "sendonly")
 _RECEIVING: Final = ("sendrecv", "recvonly")
 
 
-class CandidateFilter:
-    """Chooses the ICE candidates of one session that are tried: usable, different, and not too many.
-
-    Every one of them makes us send checks to an address that the peer chose, and aioice's work grows with the
-    square of their number.
-    """
-
-    def __init__(self, mids: Sequence[str], bundled: Iterable[str] = ()) -> None:
-        """mids: of the offer's sections, in order. bundled: those that use another section's transport."""
-        self._mids = list(mids)
-        self._own_transport = set(mids) - set(bundled)
-        self._seen: set[tuple[str, str, int]] = set()
-        self.has_names = False  # mDNS names are among the chosen ones
-
-    @property
-    def has_addresses(self) -> bool:
-        """Whether the peer may be reached at all; else it has to reach us."""
-        return bool(self._seen) and not self.has_names
-
-    def choose(self, entries: Sequence[Mapping[str, Any]]) -> tuple[list[RTCIceCandidate | None], int]:
-        """The candidates to try, None for their end, and how many were too many.
-
-        entries: `{candidate, sdpMid, sdpMLineIndex}`. Raises ApiError 400 for unreadable ones.
-        """
-        if len(entries) > _MAX_ENTRIES:
-            raise too_many_candidates(len(entries))
-        chosen: list[RTCIceCandidate | None] = []
-        left_out = 0
-        for candidate in [parse_candidate(entry) for entry in entries]:
-            if candidate is None:
-                chosen.append(None)
-                continue
-            candidate.sdpMid, candidate.sdpMLineIndex = self._mid_of(candidate), None
-            key = (candidate.sdpMid or "", candidate.ip.lower(), candidate.port)
-            if not self._is_usable(candidate) or key in self._seen:
-                continue
-            if len(self._seen) >= MAX_CANDIDATES:
-                left_out += 1
-                continue
-            self._seen.add(key)
-            self.has_names = self.has_names or is_name(candidate)
-            chosen.append(candidate)
-        return chosen, left_out
-
-    def _mid_of(self, candidate: RTCIceCandidate) -> str | None:
-        if candidate.sdpMid in self._mids:
-            return candidate.sdpMid
-        index = candidate.sdpMLineIndex
-        return self._mids[index] if index is not None and 0 <= index < len(self._mids) else None
-
-    def _is_usable(self, candidate: RTCIceCandidate) -> bool:
-        return (
-            candidate.sdpMid in self._own_transport
-            and candidate.protocol.lower() == "udp"
-            and candidate.component == 1  # aioice fails at every check that comes from any other
-            and 0 < candidate.port < 1 << 16
-            and (is_name(candidate) or _is_unicast(candidate.ip))
-        )
-
-
-def is_name(candidate: RTCIceCandidate) -> bool:
-    """Whether an mDNS name stands for the address; looking it up takes a second when nobody answers."""
-    return candidate.ip.lower().endswith(_MDNS_NAME)
-
-
-def too_many_candidates(count: int) -> ApiError:
-    return ApiError(
-        400, f"Too many ICE candidates: a session takes at most {MAX_CANDIDATES}, {count} are left out"
-    )
-
-
-def _is_unicast(text: str) -> bool:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:  # names an interface of the peer's machine, not of ours
-            return False
-        address = address.ipv4_mapped or address
-    is_broadcast = isinstance(address, ipaddress.IPv4Address) and address.is_reserved
-    return not (address.is_multicast or address.is_unspecified or is_broadcast)
-
-
-def parse_candidate(entry: Mapping[str, Any]) -> RTCIceCandidate | None:
-    """An aiortc candidate from `{candidate, sdpMid, sdpMLineIndex}`; None for end-of-candidates.
-
-    Raises ApiError 400.
-    """
-    text = re.sub(r"^(a=)?candidate:", "", entry["candidate"].strip())
-    if text == _END_OF_CANDIDATES:
-        return None
-    if entry.get("sdpMid") is None and entry.get("sdpMLineIndex") is None:
-        raise ApiError(400, "Invalid ICE candidate: neither sdpMid nor sdpMLineIndex is given")
-    try:
-        candidate = candidate_from_sdp(text)
-    except Exception as error:  # the parser asserts and indexes its way through the text
-        raise ApiError(400, f"Invalid ICE candidate: '{quoted(text)}' cannot be parsed") from error
-    candidate.sdpMid = entry.get("sdpMid")
-    candidate.sdpMLineIndex = entry.get("sdpMLineIndex")
-    return candidate
-
-
 @dataclass(slots=True)
-class _Section:
+class Section:
     """One media section of an offer."""
 
     lines: list[str]
@@ -155,30 +47,33 @@ class _Section:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An offer that can show video.
+    """An offer that we answer.
 
     sdp: as aiortc takes it: without candidates, without the sections of which nothing can be used, and with
     H.264 of any profile called baseline. viewer: mid of the section that shows our video. camera: mid of the
-    one that brings the peer's.
+    one that brings the peer's. unread: mids of those that may send, although nothing of it is used. actpass:
+    mids of those that leave it to us who begins DTLS.
     """
 
     sdp: str
-    viewer: str
+    viewer: str | None
     camera: str | None
+    unread: frozenset[str]
+    actpass: frozenset[str]
     candidates: list[RTCIceCandidate | None]
     filter: CandidateFilter
-    _sections: list[_Section] = field(repr=False)
+    _sections: Sequence[Section] = field(repr=False)
 
     def direction(self, mid: str | None) -> str:
         """What our side of a section does."""
-        match (mid == self.viewer, mid is not None and mid == self.camera):
+        match (mid is not None and mid == self.viewer, mid is not None and mid == self.camera):
             case (True, True):
                 return "sendrecv"
             case (True, False):
                 return "sendonly"
             case (False, True):
                 return "recvonly"
-        return "inactive"
+        return "recvonly" if mid in self.unread else "inactive"
 
     def complete(self, answer: str) -> str:
         """aiortc's answer, with the client's H.264 profiles and the refused sections in their places."""
@@ -191,6 +86,52 @@ class Offer:
         return _join(head, sections)
 
 
+class Sections:
+    """The media sections of an offer. Those that are `kept` are answered, the others refused."""
+
+    def __init__(self, sdp: str) -> None:
+        """Raises ApiError 400 for a text that is no offer."""
+        if len(sdp) > MAX_SDP_CHARACTERS:
+            raise invalid(f"longer than {MAX_SDP_CHARACTERS >> 10} KiB")
+        self._head, self._groups = grouplines(sdp)
+        if len(self._groups) > _MAX_SDP_SECTIONS:
+            raise invalid(f"more than {_MAX_SDP_SECTIONS} media sections")
+        self._all, self.bundle = _parse(self._head, self._groups)
+        _keep_usable(self._all)
+
+    def __iter__(self) -> Iterator[Section]:
+        return iter(self._all)
+
+    def of(self, kind: str) -> list[Section]:
+        """Those of one kind: audio, video, application."""
+        return [section for section in self._all if section.media.kind == kind]
+
+    def answered(
+        self, *, viewer: Section | None = None, camera: Section | None = None, unread: Iterable[Section] = ()
+    ) -> Offer:
+        """The offer, to be answered; what is none of these is inactive. Raises ApiError 400."""
+        kept = [section for section in self._all if section.kept]
+        for section in kept:
+            _check_transport(section)
+        bundle = [mid for mid in self.bundle if any(section.mid == mid for section in kept)]
+        candidates = CandidateFilter([section.mid for section in self._all], bundle[1:])
+        chosen, left_out = candidates.choose(_candidates_of(self._groups, self._all))
+        if left_out:
+            raise too_many_candidates(left_out)
+        text = _join(_with_bundle(self._head, bundle), [section.lines for section in kept])
+        actpass = frozenset(s.mid for s in kept if s.media.dtls is not None and s.media.dtls.role == "auto")
+        return Offer(
+            sdp=text,
+            viewer=viewer.mid if viewer else None,
+            camera=camera.mid if camera else None,
+            unread=frozenset(section.mid for section in unread),
+            actpass=actpass,
+            candidates=chosen,
+            filter=candidates,
+            _sections=self._all,
+        )
+
+
 def read_offer(sdp: str, kind: str) -> Offer:
     """Refuse offers that could never show a picture, with a reason; prepare the others.
 
@@ -198,45 +139,31 @@ def read_offer(sdp: str, kind: str) -> Offer:
     """
     if kind != "offer":
         raise ApiError(400, f"The type must be 'offer', not '{quoted(kind, 40)}'")
-    if len(sdp) > _MAX_SDP_CHARACTERS:
-        raise _invalid(f"longer than {_MAX_SDP_CHARACTERS >> 10} KiB")
-    head, groups = grouplines(sdp)
-    if len(groups) > _MAX_SDP_SECTIONS:
-        raise _invalid(f"more than {_MAX_SDP_SECTIONS} media sections")
-    sections, bundle = _parse(head, groups)
-    _keep_usable(sections)
-    viewer, camera = _viewer_and_camera(sections)
-    kept = [section for section in sections if section.kept]
-    for section in kept:
-        _check_transport(section)
-    bundle = [mid for mid in bundle if any(section.mid == mid for section in kept)]
-    candidates = CandidateFilter([section.mid for section in sections], bundle[1:])
-    chosen, left_out = candidates.choose(_candidates_of(groups, sections))
-    if left_out:
-        raise too_many_candidates(left_out)
-    text = _join(_with_bundle(head, bundle), [section.lines for section in kept])
-    return Offer(text, viewer.mid, camera.mid if camera else None, chosen, candidates, sections)
+    sections = Sections(sdp)
+    viewer, camera = _viewer_and_camera(sections.of("video"))
+    return sections.answered(viewer=viewer, camera=camera)
 
 
-def _invalid(reason: str) -> ApiError:
+def invalid(reason: str) -> ApiError:
+    """The refusal of an offer that cannot be read, or not be used."""
     return ApiError(400, f"Invalid SDP offer: {reason}")
 
 
-def _parse(head: list[str], groups: list[list[str]]) -> tuple[list[_Section], list[str]]:
+def _parse(head: list[str], groups: list[list[str]]) -> tuple[list[Section], list[str]]:
     """The sections, and the mids that share the first one's transport. Raises ApiError 400."""
     default = next((line[2:] for line in head if line[2:] in DIRECTIONS), "sendrecv")
     rewritten = [_prepared(lines, str(index), default) for index, lines in enumerate(groups)]
     try:
         description = SessionDescription.parse(_join(head, [lines for lines, _ in rewritten]))
     except Exception as error:  # the parser raises whatever the malformed text makes it run into
-        raise _invalid(f"{type(error).__name__} while parsing") from error
+        raise invalid(f"{type(error).__name__} while parsing") from error
     sections = [
-        _Section(lines, media.rtp.muxId, media, profiles)
+        Section(lines, media.rtp.muxId, media, profiles)
         for (lines, profiles), media in zip(rewritten, description.media, strict=True)
     ]
     mids = [section.mid for section in sections]
     if len(set(mids)) < len(mids):
-        raise _invalid("two media sections have the same mid")
+        raise invalid("two media sections have the same mid")
     groups_of_mids = (group.items for group in description.group if group.semantic == "BUNDLE")
     return sections, [str(mid) for mid in next(groups_of_mids, [])]
 
@@ -276,7 +203,7 @@ def _is_baseline(profile: str) -> bool:
         return False
 
 
-def _keep_usable(sections: list[_Section]) -> None:
+def _keep_usable(sections: list[Section]) -> None:
     """Mark the sections that aiortc can negotiate; the first data section only."""
     has_data = False
     for section in sections:
@@ -289,34 +216,34 @@ def _keep_usable(sections: list[_Section]) -> None:
             section.kept = has_data = media.profile == "DTLS/SCTP" or media.sctp_port is not None
 
 
-def _viewer_and_camera(sections: list[_Section]) -> tuple[_Section, _Section | None]:
+def _viewer_and_camera(sections: list[Section]) -> tuple[Section, Section | None]:
     """The first section that can show our video, and the first that brings the peer's."""
     video = [section for section in sections if section.media.kind == "video"]
     if not video:
-        raise _invalid("no video section; add a video transceiver before the offer")
+        raise invalid("no video section; add a video transceiver before the offer")
     usable = [section for section in video if section.kept]
     if not usable:
-        raise _invalid(
+        raise invalid(
             "no common video codec; offer VP8 or H264 (H264 with packetization-mode=1, of any profile)"
         )
     viewer = next((section for section in usable if section.direction in _RECEIVING), None)
     if viewer is None:
         directions = " and ".join(dict.fromkeys(section.direction for section in usable))
-        raise _invalid(
+        raise invalid(
             f"the video section is {directions}, so nothing could be shown; offer sendrecv or recvonly"
         )
     return viewer, next((section for section in usable if section.direction in _SENDING), None)
 
 
-def _check_transport(section: _Section) -> None:
+def _check_transport(section: Section) -> None:
     ice, dtls = section.media.ice, section.media.dtls
     if not (ice and ice.usernameFragment and ice.password):
-        raise _invalid(f"section '{quoted(section.mid, 40)}' has no a=ice-ufrag or no a=ice-pwd")
+        raise invalid(f"section '{quoted(section.mid, 40)}' has no a=ice-ufrag or no a=ice-pwd")
     if not (dtls and dtls.fingerprints):
-        raise _invalid(f"section '{quoted(section.mid, 40)}' has no a=fingerprint or no a=setup")
+        raise invalid(f"section '{quoted(section.mid, 40)}' has no a=fingerprint or no a=setup")
 
 
-def _candidates_of(groups: list[list[str]], sections: list[_Section]) -> list[dict[str, Any]]:
+def _candidates_of(groups: list[list[str]], sections: list[Section]) -> list[dict[str, Any]]:
     """The candidates in an offer as trickled ones, with their end."""
     entries = [
         {"candidate": line, "sdpMid": section.mid}
@@ -325,7 +252,7 @@ def _candidates_of(groups: list[list[str]], sections: list[_Section]) -> list[di
         if line.startswith("a=candidate:")
     ]
     ended = any(line.startswith("a=end-of-candidates") for lines in groups for line in lines)
-    return [*entries, *([{"candidate": _END_OF_CANDIDATES}] if ended else [])]
+    return [*entries, *([{"candidate": END_OF_CANDIDATES}] if ended else [])]
 
 
 def _with_bundle(head: list[str], bundle: list[str]) -> list[str]:
@@ -345,7 +272,7 @@ def _with_profiles(lines: list[str], profiles: Mapping[str, str]) -> list[str]:
     return restored
 
 
-def _refused(section: _Section) -> list[str]:
+def _refused(section: Section) -> list[str]:
     media = section.media
     formats = " ".join(map(str, media.fmt))
     m_line = f"m={media.kind} 0 {media.profile} {formats}"

@@ -15,8 +15,8 @@ from gateway.pipelines.state import Pipelines
 from gateway.stream.parameters import ParameterContext, ParameterState
 from gateway.stream.stream import Stream
 from gateway.webrtc.aiortc_patches.codecs import TunedVp8Encoder, install_encoders
+from gateway.webrtc.candidates import CandidateFilter
 from gateway.webrtc.peer import Peer
-from gateway.webrtc.signalling import CandidateFilter
 from streaming.specs import SPECS
 from tests.unit.test_pipelines import SlowServing
 

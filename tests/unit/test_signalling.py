@@ -8,7 +8,8 @@ from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import SessionDescription
 
 from gateway.errors import ApiError
-from gateway.webrtc.signalling import MAX_CANDIDATES, CandidateFilter, Offer, parse_candidate, read_offer
+from gateway.webrtc.candidates import MAX_CANDIDATES, CandidateFilter, parse_candidate
+from gateway.webrtc.signalling import Offer, read_offer
 
 HOST = "candidate:1 1 UDP 2122252543 192.0.2.1 54321 typ host"
 NAME = "candidate:2 1 udp 2122252543 b3c2f0c4-0000-4000-8000-000000000000.local 54321 typ host"
