@@ -46,6 +46,7 @@ _FORMATS: Final[dict[str, tuple[str, str]]] = {
     ".ogg": ("audio/ogg", "ogg"),
 }
 SUFFIXES: Final = tuple(sorted(_FORMATS))  # lower case
+_VIDEO_SUFFIXES: Final = tuple(s for s in SUFFIXES if _FORMATS[s][0].startswith("video/"))
 IMAGE_SUFFIXES: Final = frozenset(s for s, (kind, _) in _FORMATS.items() if kind.startswith("image/"))
 
 
@@ -106,7 +107,7 @@ def check_decodable(path: Path) -> None:
     except MediaError:
         raise
     except Exception as error:  # as above
-        raise _damaged(error) from error
+        raise damaged(error) from error
 
 
 @lru_cache(maxsize=256)
@@ -129,7 +130,7 @@ def thumbnail(path: Path, version: tuple[int, int]) -> bytes:
     except MediaError:
         raise
     except Exception as error:  # as above
-        raise _damaged(error) from error
+        raise damaged(error) from error
     return output.getvalue()
 
 
@@ -140,6 +141,21 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
             return stream
     what = "only sound, no picture" if container.streams.audio else "no picture"
     raise MediaError(f"there is {what} in it: choose a video")
+
+
+def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """A video file for reading, and the film in it. Close the former.
+
+    Raises MediaError, and whatever a broken file makes a decoder run into.
+    """
+    if kind_of(path) != "video":
+        raise MediaError("it is no video: choose one of " + ", ".join(_VIDEO_SUFFIXES))
+    container = av.open(str(path), format=_FORMATS[path.suffix.lower()][1])
+    try:
+        return container, video_stream(container)
+    except MediaError:
+        container.close()
+        raise
 
 
 def rgb_picture(frame: av.VideoFrame) -> Picture:
@@ -218,5 +234,6 @@ def _first_frame(path: Path) -> av.VideoFrame | av.AudioFrame:
         return next(container.decode(stream))
 
 
-def _damaged(error: Exception) -> MediaError:
+def damaged(error: Exception) -> MediaError:
+    """What to say of a file whose decoder failed with `error`."""
     return MediaError(f"it cannot be decoded ({type(error).__name__}); it may be damaged")

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from gateway.errors import Problem
+from gateway.stream.video_input import Feed
 
 
 class Source(Protocol):
-    """Where a stream's input pictures come from: a camera, a file. It pushes them into `Stream.input`."""
+    """Where a stream's input pictures come from: a camera, a file. It is given to `Stream.take_source`."""
+
+    def start(self, feed: Feed) -> None:
+        """Push pictures into `feed`, on the event loop's thread, from now on."""
 
     def stop(self) -> None:
         """Push no more pictures: another source takes over, or the stream ends. Idempotent."""

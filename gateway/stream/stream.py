@@ -13,7 +13,7 @@ from gateway.stream.hub import Hub
 from gateway.stream.parameter_checks import Validated
 from gateway.stream.parameters import ParameterState, check_messages
 from gateway.stream.parts import Control, Source
-from gateway.stream.video_input import VideoInput
+from gateway.stream.video_input import Feed, VideoInput
 from gateway.stream.worker import StreamObserver, StreamStoppedError, StreamWorker
 from gateway.threads import in_parameter_thread
 
@@ -36,7 +36,7 @@ class Stream:
         self.stopped = False  # over, and everybody was told
         self.failed = False  # it ended with an error
         self.closed = False
-        self._source: Source | None = None
+        self._sources: list[tuple[Source, Feed]] = []  # the last one is wanted, earlier ones fill in for it
         self._controls: list[Control] = []
         self._on_stopped: list[Callable[[], None]] = []
         self._updating = asyncio.Lock()  # updates take effect in the order in which they came
@@ -47,22 +47,35 @@ class Stream:
             state,
             self.input,
             self.output,
-            lambda: self._source is not None,
+            lambda: bool(self._sources),
             self.notify,
             observer,
         )
         self.worker.set_paused(state.paused)
 
     def take_source(self, source: Source) -> None:
-        """Take input pictures from `source`; the one before is stopped."""
-        before, self._source = self._source, source
-        if before is not None:
-            before.stop()
+        """Take input pictures from `source`; the one before goes on until the first of them is there."""
+        feed = self.input.feed(lambda: self._stop_sources_before(source))
+        self._sources.append((source, feed))
+        source.start(feed)
 
     def drop_source(self, source: Source) -> None:
         """`source` has ended; of no consequence when another one has taken its place."""
-        if self._source is source:
-            self._source = None
+        self._sources = [pair for pair in self._sources if pair[0] is not source]
+
+    def stop_sources(self) -> None:
+        """Take no more input pictures."""
+        stopped, self._sources = self._sources, []
+        for source, feed in stopped:
+            feed.close()
+            source.stop()
+
+    def _stop_sources_before(self, source: Source) -> None:
+        position = next((i for i, pair in enumerate(self._sources) if pair[0] is source), 0)
+        later = self._sources[position:]
+        self._sources = self._sources[:position]
+        self.stop_sources()
+        self._sources = later
 
     def add_control(self, control: Control) -> None:
         """From now on tell `control` what becomes of the stream."""
@@ -140,8 +153,7 @@ class Stream:
         self.closed = True
         self.output.close()
         self.input.close()
-        if self._source is not None:
-            self._source.stop()
+        self.stop_sources()
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)

@@ -13,6 +13,8 @@ from gateway.pipelines.state import Loaded
 from gateway.serving.interface import Images
 from streaming.network.video import resize
 
+MAX_PIXELS = 1 << 22  # of a source's picture: 2560x1600 fits, 3840x2160 does not
+
 _RING_REQUESTS = 2  # as many as the choice needs to span the time of a chunk
 _FPS_WINDOW = 30
 _SINGLE_FRAME_BACKLOG = 2  # two frames may arrive at once by jitter alone
@@ -36,10 +38,13 @@ def fit(frame: av.VideoFrame, size: Size | None, reformatter: VideoReformatter) 
     picture: Images = (
         reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray().astype(np.uint8, copy=False)
     )
+    return shrink(picture, size)
+
+
+def shrink(picture: Images, size: Size | None) -> Images:
+    """`fit` for uint8 [H, W, 3] RGB."""
     height, width = picture.shape[:2]
-    if size is None:
-        return picture
-    return _resized(picture, min(height, size[0]), min(width, size[1]))
+    return picture if size is None else _resized(picture, min(height, size[0]), min(width, size[1]))
 
 
 def _resized(picture: Images, height: int, width: int) -> Images:
@@ -59,9 +64,9 @@ def stack(pictures: list[Images]) -> Images:
 
 
 class VideoInput:
-    """The newest pictures of a peer's camera; the oldest is dropped when the ring is full.
+    """The newest pictures of a stream's source; the oldest is dropped when the ring is full.
 
-    Read by the thread that decodes: `wanted` and `size`.
+    Sources come and go, each with a `Feed` of its own.
     """
 
     def __init__(self, in_video_mode: Callable[[], bool]) -> None:
@@ -82,6 +87,15 @@ class VideoInput:
         spec, params = loaded.spec, loaded.params
         size = (params["height"], params["width"]) if spec.loop is not None else None
         self.expect(spec.video_frames_per_request, size)
+
+    def feed(self, on_first: Callable[[], None]) -> "Feed":
+        """The way in for another source. on_first: called once, with its first picture."""
+        return Feed(self, on_first)
+
+    def begin_feed(self) -> None:
+        """The pictures of another source begin: those of the one before are of no use now."""
+        self._ring.clear()
+        self._arrivals.clear()
 
     def clear(self) -> None:
         self._ring.clear()
@@ -140,3 +154,48 @@ class VideoInput:
     def wake(self) -> None:
         """End `wait`: pictures are not wanted any more."""
         self._arrived.set()
+
+
+class Feed:
+    """The way of one source's pictures into a stream's ring.
+
+    Its first picture takes the place of the source before, whose pictures go on to arrive until then: no
+    black and no freeze in between. Read by the thread that decodes: `wanted` and `size`.
+    """
+
+    def __init__(self, ring: VideoInput, on_first: Callable[[], None]) -> None:
+        self._ring = ring
+        self._on_first: Callable[[], None] | None = on_first
+        self.closed = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether pictures are of any use now; the others need not be decoded."""
+        return not self.closed and self._ring.wanted
+
+    @property
+    def size(self) -> Size | None:
+        """What pictures are to be fitted to; None: they stay as they are."""
+        return self._ring.size
+
+    def push(self, picture: Images, size: Size | None) -> None:
+        """Add uint8 [H, W, 3] RGB that was fitted to `size`."""
+        if not self.closed:
+            self._begin()
+            self._ring.push(picture, size)
+
+    def skip(self) -> None:
+        """A picture arrived of which no use is made; it counts."""
+        if not self.closed:
+            self._begin()
+            self._ring.skip()
+
+    def close(self) -> None:
+        """Let no more pictures in: another source has taken over, or this one has ended. Idempotent."""
+        self.closed = True
+
+    def _begin(self) -> None:
+        on_first, self._on_first = self._on_first, None
+        if on_first is not None:
+            self._ring.begin_feed()
+            on_first()

@@ -99,7 +99,7 @@ class Peer:
 
     def receive(self, receiver: RTCRtpReceiver) -> None:
         """Feed the stream with the peer's video."""
-        self._camera = DecodedVideo(self.stream.input, self._on_too_large, self._on_camera_ended)
+        self._camera = DecodedVideo(self._on_too_large, self._on_camera_ended)
         self._camera.attach(receiver)
         self.stream.take_source(self._camera)
 

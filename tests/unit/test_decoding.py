@@ -55,7 +55,8 @@ class Camera:
         self.key_frames_asked = 0
         self.ring = VideoInput(lambda: self.mode == "video")
         self.ring.expect(frames, size)
-        self.source = DecodedVideo(self.ring, self.refused.append, lambda text: None)
+        self.source = DecodedVideo(self.refused.append, lambda text: None)
+        self.source.start(self.ring.feed(lambda: None))
         self.decoder = VideoDecoder(self.source, self._call, self._ask, lambda: self.now)
 
     def send(self, codec: RTCRtpCodecParameters, frames: Iterator[JitterFrame], behind: int = 0) -> None:
@@ -245,9 +246,9 @@ async def test_the_thread_survives_until_its_end_and_says_why() -> None:
     packets: queue.Queue[Any] = queue.Queue()
     unknown = RTCRtpCodecParameters("video/AV9", clockRate=90000, payloadType=97)
     packets.put((unknown, JitterFrame(b"\x10", 0)))
+    source = DecodedVideo(print, ended.put_nowait)
+    source.start(ring.feed(lambda: None))
 
-    await asyncio.to_thread(
-        _decoder_worker, asyncio.get_running_loop(), packets, DecodedVideo(ring, print, ended.put_nowait)
-    )
+    await asyncio.to_thread(_decoder_worker, asyncio.get_running_loop(), packets, source)
 
     assert "internal error" in str(await ended.get())

@@ -23,7 +23,7 @@ from aiortc.rtcrtpreceiver import RemoteStreamTrack
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 
-from gateway.stream.video_input import VideoInput, fit
+from gateway.stream.video_input import MAX_PIXELS, Feed, fit
 from gateway.webrtc.aiortc_patches.members import require_members
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ require_members(rtcrtpreceiver, "decoder_worker")
 require_members(RTCRtpReceiver, "_send_rtcp_pli")
 require_members(RemoteStreamTrack("video"), "_queue")
 
-MAX_PIXELS = 1 << 22  # 2560x1600 fits, 3840x2160 does not
 _MAX_LAG = 30  # pictures that wait for a slow decoder before it skips to the next key frame
 _KEY_FRAME_WAIT_S = 3.0  # then whatever comes is decoded: some senders refresh without key frames
 _ASK_AGAIN_S = 0.5
@@ -45,22 +44,23 @@ _stock_worker = rtcrtpreceiver.decoder_worker
 class DecodedVideo(asyncio.Queue[Any]):
     """Where the decoder of one track leaves its pictures, in place of the queue of aiortc's track.
 
-    Nothing waits in it: pictures go straight to `video`, the ring of the stream whose source this is.
+    Nothing waits in it: pictures go straight to `feed`, into the ring of the stream whose source this is.
     """
 
-    def __init__(
-        self, video: VideoInput, on_refused: Callable[[str], None], on_end: Callable[[str | None], None]
-    ) -> None:
+    def __init__(self, on_refused: Callable[[str], None], on_end: Callable[[str | None], None]) -> None:
         """on_refused(text): a picture is too large. on_end(text): no more will come, or why they cannot.
 
         Both are called on the event loop.
         """
         super().__init__()
-        self.video = video
+        self.feed: Feed | None = None  # before it starts, pictures are left
         self.on_refused = on_refused
         self.on_end = on_end
         self.stopped = False
         self._receiver: RTCRtpReceiver | None = None
+
+    def start(self, feed: Feed) -> None:
+        self.feed = feed
 
     def attach(self, receiver: RTCRtpReceiver) -> None:
         """Take the pictures of a receiver that has not begun yet."""
@@ -128,7 +128,8 @@ class VideoDecoder:
     ) -> None:
         """call(function, *arguments): run it on the event loop. ask_key_frame: ask the peer for one."""
         self._target = target
-        self._video = target.video
+        assert target.feed is not None, "a source is started before its first picture"
+        self._feed = target.feed
         self._call = call
         self._ask = ask_key_frame
         self._clock = clock
@@ -145,11 +146,11 @@ class VideoDecoder:
 
         Raises DecodingFailed when it has been of no use for a long time.
         """
-        if self._target.stopped or not self._video.wanted:
+        if self._target.stopped or not self._feed.wanted:
             self._decoder = None  # its pictures are the largest part of a stream's memory
             self._fails_since = None
             if not self._target.stopped:
-                self._call(self._video.skip)
+                self._call(self._feed.skip)
             return
         if codec.name != self._codec:
             self._codec, self._decoder = codec.name, None
@@ -185,7 +186,7 @@ class VideoDecoder:
 
     def _refuse(self, width: int, height: int) -> None:
         self._fails_since = None
-        self._call(self._video.skip)
+        self._call(self._feed.skip)
         self._call(
             self._target.on_refused,
             f"Pictures of {width}x{height} pixels are too large: at most {MAX_PIXELS / 1e6:.1f} million "
@@ -204,8 +205,8 @@ class VideoDecoder:
             return
         for frame in frames:
             self._fails_since = None
-            size = self._video.size
-            self._call(self._video.push, fit(frame, size, self._reformatter), size)
+            size = self._feed.size
+            self._call(self._feed.push, fit(frame, size, self._reformatter), size)
 
     def _note_failure(self, error: av.FFmpegError) -> None:
         logger.debug("A picture could not be decoded: %s", error)
