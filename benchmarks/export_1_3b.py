@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.results import REPOSITORY, add_out_option, write_result
 from export.checkpoints.demo import random_weights, write_demo_models
-from export.graphs.transformer import WAN_1_3B
 from export.graphs.vae import VaeConfig
 from export.onnx.jobs import Request
 from export.onnx.run import export_pipeline
 from export.onnx.store import EngineStore, Resources
+from streaming.checkpoints.config import WAN_1_3B
 from streaming.engines.units import in_units
 
 SIZE = (128, 192)

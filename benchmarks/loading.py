@@ -22,7 +22,8 @@ from torch import nn
 from benchmarks.blocks import MB, status_bytes
 from benchmarks.results import REPOSITORY, add_out_option, write_result
 from export.checkpoints.checkpoints import checkpoint_shapes, load_weights, open_checkpoint
-from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer
+from export.graphs.transformer import TextKV, Transformer
+from streaming.checkpoints.config import WAN_1_3B, WAN_14B
 
 CONFIGS = {"1.3B": WAN_1_3B, "14B": WAN_14B}
 BOUND = 1.3

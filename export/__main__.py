@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from export.checkpoints.demo import ensure_demo_models
 from export.fp8.quantization import ModelOpt
-from export.onnx.jobs import PRECISIONS, TRANSFORMER_FILES, VAE_FILES, Request, Size
+from export.onnx.jobs import PRECISIONS, Request, Size
 from export.onnx.options import directory_options, engine_store, parse_sizes
 from export.onnx.outline import outline
 from export.onnx.run import export_pipeline, set_name
 from export.onnx.verify import verify_set
+from streaming.checkpoints.files import TRANSFORMER_FILES, VAE_FILES
 from streaming.engines.demo import DEMO_MODELS, read_demo
 from streaming.engines.manifest import Form
 from streaming.engines.units import in_units

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from export.checkpoints.demo import random_weights, write_demo_models
-from export.graphs.transformer import TransformerConfig
 from export.graphs.vae import VaeConfig
-from export.onnx.jobs import TRANSFORMER_FILES, Request
+from export.onnx.jobs import Request
 from export.onnx.run import export_pipeline
 from export.onnx.store import EngineStore
+from streaming.checkpoints.config import TransformerConfig
+from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
 from streaming.engines.load_plan import LoadPlan
 from streaming.engines.manifest import CONFIG, MANIFEST, ONNX_FILE

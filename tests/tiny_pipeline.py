@@ -11,10 +11,11 @@ from torch import Tensor
 
 from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
 from export.onnx.in_process import stream_sizes
+from streaming.checkpoints.config import TransformerConfig
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel
 from streaming.specs import LONGLIVE, CachedKeys, PipelineSpec

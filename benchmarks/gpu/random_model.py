@@ -12,9 +12,10 @@ from benchmarks.blocks import compiled
 from benchmarks.random_weights import fill_random
 from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
-from export.graphs.transformer import WAN_1_3B, TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
+from streaming.checkpoints.config import WAN_1_3B, TransformerConfig
 from streaming.engines.engine import Engine, Engines, TorchEngine, VaeEngines
 from streaming.network.model import ModelSizes, StreamModel
 from streaming.specs import CachedKeys, PipelineSpec

@@ -22,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from export.graphs.layers import Linear
-from streaming.engines.stand_ins import stand_in
-from streaming.errors import WanstreamError
+from streaming.checkpoints.files import CheckpointError, require_file
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +32,6 @@ ZIP_MAGIC = b"PK\x03\x04"  # .pt files since torch 1.6; only these can be memory
 MAPPED_BYTES = 128 * 2**20  # read from one mapping before it is renewed
 NAMED_KEYS = 8  # so many keys stand in an error message, of which there may be a thousand
 DAMAGED = "The file is damaged or incomplete: delete it and download it again."
-
-
-class CheckpointError(WanstreamError):
-    """A checkpoint file cannot be read or does not fit the model."""
 
 
 class Entry(NamedTuple):
@@ -94,17 +89,6 @@ def open_checkpoint(path: Path, entry: str | tuple[str, ...] | None = None, pref
     else:
         raise CheckpointError(f"Checkpoint '{path}' must be a .safetensors, .pt or .pth file.")
     return Checkpoint(path, _by_model_key(path, entries, prefix), read)
-
-
-def require_file(path: Path) -> None:
-    """Raises CheckpointError if the file is absent, or a web page or pointer in its place."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"Checkpoint '{path}' does not exist. Download the models: download_models --pipeline PIPELINE."
-        )
-    what = stand_in(path)
-    if what is not None:
-        raise CheckpointError(f"Checkpoint '{path}' is {what}.")
 
 
 def checkpoint_shapes(*modules: nn.Module) -> dict[str, Shape]:

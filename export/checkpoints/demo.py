@@ -23,9 +23,11 @@ from torch import Tensor
 
 from export.checkpoints.checkpoints import Shape, checkpoint_shapes
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
-from export.onnx.jobs import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, Size
+from export.onnx.jobs import Size
+from streaming.checkpoints.config import TransformerConfig
+from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES
 from streaming.engines.demo import DEMO, TRAINED_CONFIG, DemoInfo, read_demo, trained_directory
 from streaming.engines.manifest import file_info, fingerprint
 

@@ -1,37 +1,39 @@
 """From a component's checkpoint file to its module; all dimensions come from the file."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from export.checkpoints.checkpoints import Checkpoint, CheckpointError, load_weights, open_checkpoint
+from export.checkpoints.checkpoints import Checkpoint, load_weights, open_checkpoint
+from export.checkpoints.lora_merge import builtin_adapter, merge
 from export.graphs.taehv import TinyVae, TinyVaeConfig, keep_last_grow_channels
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
-from export.graphs.transformer import TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder
-from streaming.specs import VaeType
+from streaming.checkpoints.config import TransformerConfig
+from streaming.checkpoints.files import CheckpointError, TransformerFiles
+from streaming.specs import CachedKeys, VaeType
 
 Config = TypeVar("Config")
 PRUNED = 0.75  # of the widths, in the light VAE
 
 
-def read_config(path: Path) -> TransformerConfig:
-    """The transformer's sizes from config.json. Raises WanstreamError if it is absent, damaged or foreign."""
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"'{path}' does not exist. Download the models: download_models --pipeline PIPELINE."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' is damaged ({error}). Delete it and download it again.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"'{path}' holds no JSON object. Delete it and download it again.")
-    return TransformerConfig.from_json(values)
+def open_transformer(models: Path, files: TransformerFiles) -> Checkpoint:
+    """The weights of a pipeline's transformer in the directory of models, its own adapter merged in."""
+    base = open_checkpoint(models / files.weights, files.entry)
+    if files.adapter is None:
+        return base
+    name, alpha = files.adapter
+    return merge(base, builtin_adapter(open_checkpoint(models / name, "generator_lora"), alpha))
+
+
+def transformer_modules(config: TransformerConfig, cached: CachedKeys) -> tuple[Transformer, TextKV]:
+    """The networks of these sizes without weights, on the meta device. cached: of the pipeline's loop."""
+    with torch.device("meta"):
+        return Transformer(config, cached is CachedKeys.UNROTATED), TextKV(config)
 
 
 def published_vae(vae_type: VaeType) -> Autoencoder:
@@ -42,7 +44,12 @@ def published_vae(vae_type: VaeType) -> Autoencoder:
         return TinyVae(TinyVaeConfig(normalized=vae_type == "lighttae"))
 
 
-def load_vae(path: Path, vae_type: VaeType, dtype: torch.dtype = torch.float32) -> Autoencoder:
+def load_vae(
+    path: Path,
+    vae_type: VaeType,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Autoencoder:
     """The autoencoder of a .pth file. Raises CheckpointError if the file is none of this type."""
     checkpoint = open_checkpoint(path)
     if vae_type in ("wan", "lightvae"):
@@ -57,8 +64,8 @@ def load_vae(path: Path, vae_type: VaeType, dtype: torch.dtype = torch.float32) 
         with torch.device("meta"):
             vae = tiny = TinyVae(tiny_config)
         checkpoint = keep_last_grow_channels(checkpoint, tiny)
-    load_weights(checkpoint, vae, dtype=dtype)
-    return vae
+    load_weights(checkpoint, vae, dtype=dtype, device=device)
+    return vae.to(device)  # what is no parameter, too
 
 
 def published_text_encoder(seq_len: int) -> TextEncoder:
@@ -67,7 +74,9 @@ def published_text_encoder(seq_len: int) -> TextEncoder:
         return TextEncoder(TextEncoderConfig(seq_len=seq_len))
 
 
-def load_text_encoder(path: Path, seq_len: int, dtype: torch.dtype = torch.float32) -> TextEncoder:
+def load_text_encoder(
+    path: Path, seq_len: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> TextEncoder:
     """The UMT5 encoder of a file, of any floating type, float8 too. Raises CheckpointError if it is none.
 
     seq_len: the transformer's `text_len`, in tokens
@@ -76,8 +85,8 @@ def load_text_encoder(path: Path, seq_len: int, dtype: torch.dtype = torch.float
     config = _config(checkpoint, TextEncoderConfig.from_shapes, "UMT5 encoder", seq_len=seq_len)
     with torch.device("meta"):
         encoder = TextEncoder(config)
-    load_weights(checkpoint, encoder, dtype=dtype)
-    return encoder
+    load_weights(checkpoint, encoder, dtype=dtype, device=device)
+    return encoder.to(device)  # what is no parameter, too
 
 
 def _config(checkpoint: Checkpoint, from_shapes: Callable[..., Config], what: str, **options: Any) -> Config:

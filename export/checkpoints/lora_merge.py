@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from export.checkpoints.checkpoints import Checkpoint, CheckpointError
+from export.checkpoints.checkpoints import Checkpoint
+from streaming.checkpoints.files import CheckpointError
 
 PREFIX = "base_model.model."
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"

@@ -4,11 +4,7 @@ Network: wan.md 2 and 3. Inputs and outputs: serving.md 8.2. `Transformer` and `
 parameters of one checkpoint. What depends only on the prompt is in `TextKV`; it runs when the prompt changes.
 """
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,77 +12,9 @@ from torch import Tensor, nn
 
 from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, rotate
 from export.graphs.signature import Signature, TensorSpec, cache_specs
-from streaming.errors import WanstreamError
-from streaming.network.tokens import PATCH, Patch
+from streaming.checkpoints.config import TransformerConfig
 
 RopeTables = tuple[Tensor, Tensor]  # cos, sin
-
-
-@dataclass(frozen=True, slots=True)
-class TransformerConfig:
-    """Sizes of a Wan2.1 text-to-video transformer. Defaults are what config.json of the weights omits."""
-
-    dim: int
-    ffn_dim: int
-    num_heads: int
-    num_layers: int
-    freq_dim: int = 256
-    text_dim: int = 4096
-    text_len: int = 512
-    in_dim: int = 16
-    out_dim: int = 16
-    patch_size: Patch = PATCH
-    eps: float = 1e-6
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> "TransformerConfig":
-        """Read the config.json beside the weights; keys that are not ours are ignored (wan.md 2.1).
-
-        Raises WanstreamError if a size is missing, or the file asks for a network that this one is not.
-        """
-        for key, supported in SUPPORTED.items():
-            if values.get(key, supported) != supported:
-                raise WanstreamError(
-                    f"config.json has {key} = {values[key]!r}; only {supported!r} works. "
-                    "Use a Wan2.1 text-to-video model."
-                )
-        fields = dataclasses.fields(TransformerConfig)
-        missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-        if missing:
-            raise WanstreamError(f"config.json lacks {', '.join(missing)}. Download it again.")
-        known = {f.name: values[f.name] for f in fields if f.name in values}
-        if isinstance(known.get("patch_size"), list):
-            known["patch_size"] = tuple(known["patch_size"])
-        config = TransformerConfig(**known)
-        problem = config._problem()
-        if problem is not None:
-            raise WanstreamError(f"config.json is wrong: {problem}. Download it again.")
-        return config
-
-    def _problem(self) -> str | None:
-        """Why no network can have these sizes."""
-        for name in (f.name for f in dataclasses.fields(self) if f.type == "int" or f.type is int):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                return f"{name} must be a positive integer, not {size!r}"
-        if self.dim % (2 * self.num_heads):
-            return f"dim {self.dim} does not split into {self.num_heads} heads of even size"
-        if self.freq_dim % 2:
-            return f"freq_dim must be even, not {self.freq_dim}"
-        if not (isinstance(self.patch_size, tuple) and len(self.patch_size) == 3 and self.patch_size[0] == 1):
-            return f"patch_size must be [1, rows, columns], not {self.patch_size!r}"
-        return None
-
-
-# What the network below does and other members of the family do not.
-SUPPORTED = {"model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
-
-WAN_1_3B = TransformerConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
-WAN_14B = TransformerConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 
 
 class SelfAttention(nn.Module):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from export.checkpoints.checkpoints import checkpoint_shapes
 from export.graphs.layers import Linear
 from export.graphs.text_encoder import TextEncoder
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import WanVae
 from export.nano.text import tokenizer
+from streaming.checkpoints.config import TransformerConfig
 from streaming.engines.demo import DemoInfo
 
 STORED: Final = torch.float16

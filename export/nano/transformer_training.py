@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, LatentScale
 from export.nano.captured import Graphs
 from export.nano.films import CHUNK, CHUNKS, FilmBank
 from export.nano.optim import MuonAdam
 from export.nano.text import TEXT_LEN
 from export.nano.world import CPU
+from streaming.checkpoints.config import TransformerConfig
 from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 
 CONFIG: Final = TransformerConfig(

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from export.checkpoints.load import load_text_encoder, load_vae
 from export.graphs.signature import Signature
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import AutoencoderGraph, DecoderGraph, EncoderGraph
-from export.onnx.jobs import TEXT_ENCODER, TOKENIZER, VAE_FILES, Request
+from export.onnx.jobs import Request
+from streaming.checkpoints.config import TransformerConfig
+from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, VAE_FILES
 from streaming.conditioning.tokenizer import PromptTokenizer
 from streaming.engines.engine import Engine, Engines, TorchEngine, VaeEngines
 from streaming.network.model import ModelSizes, StreamModel

@@ -9,21 +9,30 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import nn
 
-from export.checkpoints.checkpoints import Checkpoint, load_weights, open_checkpoint, require_file
+from export.checkpoints.checkpoints import Checkpoint, load_weights, open_checkpoint
 from export.checkpoints.load import (
     load_text_encoder,
     load_vae,
+    open_transformer,
     published_text_encoder,
     published_vae,
-    read_config,
+    transformer_modules,
 )
-from export.checkpoints.lora_merge import builtin_adapter, merge
 from export.graphs.signature import Signature
-from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
+from streaming.checkpoints.config import TransformerConfig
+from streaming.checkpoints.files import (
+    TEXT_ENCODER,
+    TRANSFORMER_FILES,
+    VAE_FILES,
+    TransformerFiles,
+    read_config,
+    require_file,
+)
 from streaming.engines.manifest import AxisRange, Form, Kind
 from streaming.errors import WanstreamError
-from streaming.specs import SPECS, TEMPORAL_FACTOR, CachedKeys, LoopSpec, OnPromptChange, VaeType
+from streaming.specs import SPECS, TEMPORAL_FACTOR, LoopSpec, OnPromptChange, VaeType
 
 Precision = Literal["fp32", "fp16", "bf16", "fp8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -35,50 +44,6 @@ DTYPES: Final[dict[Precision, torch.dtype]] = {
 }
 Size = tuple[int, int]  # height, width in pixels
 Profile = Mapping[str, AxisRange]
-
-_BASE: Final = "Wan2.1-T2V-1.3B"
-TOKENIZER: Final = f"{_BASE}/google/umt5-xxl"
-TEXT_ENCODER: Final = "WanVideo_comfy/umt5-xxl-enc-fp8_e4m3fn.safetensors"
-VAE_FILES: Final[dict[VaeType, str]] = {
-    "wan": f"{_BASE}/Wan2.1_VAE.pth",
-    "lightvae": "Autoencoders/lightvaew2_1.pth",
-    "tae": "Autoencoders/taew2_1.pth",
-    "lighttae": "Autoencoders/lighttaew2_1.pth",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TransformerFiles:
-    """Where a pipeline's transformer lies below the directory of models.
-
-    entry     state dict of the file, where it holds several; the first one of several names that is there
-    adapter   file of the adapter that belongs to the weights, and its alpha
-    published   what the released files hold
-    """
-
-    weights: str
-    entry: str | tuple[str, ...] | None = None
-    adapter: tuple[str, float] | None = None
-    config: str = f"{_BASE}/config.json"
-    published: TransformerConfig = WAN_1_3B
-
-
-TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
-    "longlive": TransformerFiles(
-        "LongLive-1.3B/models/longlive_base.pt", "generator", ("LongLive-1.3B/models/lora.pt", 256.0)
-    ),
-    "streamdiffusionv2": TransformerFiles("StreamDiffusionV2/wan_causal_dmd_v2v/model.pt", "generator"),
-    # A flat file, or one with several state dicts: the authors' script prefers the averaged weights.
-    "reward-forcing": TransformerFiles(
-        "Reward-Forcing-T2V-1.3B/rewardforcing.pt", ("generator_ema", "generator")
-    ),
-    "memflow": TransformerFiles("MemFlow/base.pt", "generator", ("MemFlow/lora.pt", 256.0)),
-    "krea-realtime-video": TransformerFiles(
-        "krea-realtime-video/krea-realtime-video-14b.safetensors",
-        config="Wan2.1-T2V-14B/config.json",
-        published=WAN_14B,
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +218,7 @@ def _transformer(
     request: Request, loop: LoopSpec, files: TransformerFiles, config: TransformerConfig
 ) -> Component:
     weights = request.models / files.weights
-    adapter = None if files.adapter is None else request.models / files.adapter[0]
+    adapters = () if files.adapter is None else (request.models / files.adapter[0],)
     sizes = {
         "layers": config.num_layers,
         "heads": config.num_heads,
@@ -269,14 +234,10 @@ def _transformer(
     profiles = tuple(_profile(loop, tokens, dynamic_cache=not one_size) for tokens in dict.fromkeys(frames))
 
     def checkpoint() -> Checkpoint:
-        base = open_checkpoint(weights, files.entry)
-        if adapter is None or files.adapter is None:
-            return base
-        return merge(base, builtin_adapter(open_checkpoint(adapter, "generator_lora"), files.adapter[1]))
+        return open_transformer(request.models, files)
 
     def published() -> tuple[Transformer, TextKV]:
-        with torch.device("meta"):
-            return Transformer(config, loop.cached_keys is CachedKeys.UNROTATED), TextKV(config)
+        return transformer_modules(config, loop.cached_keys)
 
     def load() -> tuple[Transformer, TextKV]:
         modules = published()
@@ -308,7 +269,7 @@ def _transformer(
         profiles=(),
         facts=sizes,
     )
-    sources = (weights, request.models / files.config, *(() if adapter is None else (adapter,)))
+    sources = (weights, request.models / files.config, *adapters)
     return Component(sources, request.precision, checkpoint, load, published, (transformer, text_kv))
 
 

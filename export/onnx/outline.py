@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 
 from export.fp8.quantization import is_quantized
-from export.onnx.jobs import DTYPES, TRANSFORMER_FILES, Component, Request, components_of
+from export.onnx.jobs import DTYPES, Component, Request, components_of
 from export.onnx.run import PlannedEngine, engine_set, manifest_of
 from export.onnx.store import EngineStore
 from export.tensorrt.engine_build import build_plan, timing_cache
+from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.machine import Machine
 from streaming.engines.manifest import ONNX_FILE, EngineManifest, FileInfo

@@ -24,17 +24,18 @@ import torch
 import export.fp8.quantization
 import export.graphs
 import export.onnx.onnx_export
-from export.checkpoints.load import read_config
 from export.fp8.calibration import record_stream
 from export.fp8.quantization import FP8_OPS, ModelOpt, quantize_fp8
 from export.graphs.signature import Signature, TensorSpec
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import Autoencoder
 from export.onnx.in_process import stream_sizes
-from export.onnx.jobs import DTYPES, TOKENIZER, TRANSFORMER_FILES, Component, Graph, Request, components
+from export.onnx.jobs import DTYPES, Component, Graph, Request, components
 from export.onnx.onnx_export import ALLOWED_OPS, OPSET, check_onnx, check_parity, export_onnx
 from export.onnx.repository import write_onnxruntime_model
 from export.onnx.store import EngineStore, Resources
+from streaming.checkpoints.config import TransformerConfig
+from streaming.checkpoints.files import TOKENIZER, TRANSFORMER_FILES, read_config
 from streaming.conditioning.tokenizer import PromptTokenizer
 from streaming.engines.demo import DEMO, read_demo
 from streaming.engines.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet, read_engine_set

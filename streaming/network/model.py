@@ -10,9 +10,10 @@ from torch import Tensor
 from streaming.cache.ema_sink import EmaSink
 from streaming.cache.kv_cache import KVCache, Ring, Slots
 from streaming.cache.memory_bank import MemoryBank
+from streaming.checkpoints.config import PATCH, Patch
 from streaming.conditioning.prompts import Encode
 from streaming.engines.engine import Engine, Engines
-from streaming.network.tokens import PATCH, Patch, unpatchify
+from streaming.network.tokens import unpatchify
 from streaming.network.transformer import LatentTransformer
 from streaming.schedule import FlowSchedule
 from streaming.specs import CachedKeys, LoopSpec

@@ -10,9 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-Patch = tuple[int, int, int]  # latent frames (always 1), rows, columns of one token
+from streaming.checkpoints.config import PATCH, Patch
 
-PATCH: Patch = (1, 2, 2)  # of every Wan2.1 model
 ROPE_BASE = 10_000.0
 MAX_POSITIONS = 1024  # of the reference's tables: a stream must restart before this frame (wan.md 3.5)
 

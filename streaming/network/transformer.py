@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streaming.network.tokens import PATCH, Patch, patchify, rope_tables, time_sinusoid, unpatchify
+from streaming.checkpoints.config import PATCH, Patch
+from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 
 HIDDEN = -1e4  # key bias of a slot that must not be attended to; its weight is exactly 0 in a float32 softmax
 

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from export.onnx.jobs import TRANSFORMER_FILES
+from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.specs import PASSTHROUGH, SPECS, PipelineSpec
 from tests.engines import BROKEN_VAE, SIZE
 from tests.server.browser import field, notice, opened, sessions_end, start, state

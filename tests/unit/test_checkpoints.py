@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export.checkpoints.checkpoints import CheckpointError, checkpoint_shapes, load_weights, open_checkpoint
+from export.checkpoints.checkpoints import checkpoint_shapes, load_weights, open_checkpoint
 from export.graphs.layers import LayerNorm, Linear
-from export.graphs.transformer import WAN_1_3B, WAN_14B, TextKV, Transformer
+from export.graphs.transformer import TextKV, Transformer
+from streaming.checkpoints.config import WAN_1_3B, WAN_14B
+from streaming.checkpoints.files import CheckpointError
 
 State = dict[str, Tensor]
 Save = Callable[[State, Path], None]

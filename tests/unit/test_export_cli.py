@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 
 from export.__main__ import main
 from export.checkpoints.demo import ensure_demo_models
-from export.onnx.jobs import TRANSFORMER_FILES
 from export.onnx.store import EngineStore
+from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.demo import DEMO
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import ONNX_FILE

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.signature import Signature
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
+from streaming.checkpoints.config import TransformerConfig
 from tests.random_weights import randomized
 from tests.unit.graph_rules import assert_exportable
 

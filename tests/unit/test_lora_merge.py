@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.checkpoints.checkpoints import CheckpointError, load_weights, open_checkpoint
+from export.checkpoints.checkpoints import load_weights, open_checkpoint
 from export.checkpoints.lora_merge import LowRank, builtin_adapter, merge
 from export.graphs.layers import Linear
+from streaming.checkpoints.files import CheckpointError
 
 KEY = "blocks.0.ffn.0"
 OUT, IN, RANK = 5, 4, 2

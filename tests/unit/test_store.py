@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 from export.__main__ import main
-from export.checkpoints.checkpoints import CheckpointError
 from export.onnx.jobs import Request
 from export.onnx.run import export_pipeline, exporter_version, made_otherwise
 from export.onnx.store import EngineStore, Resources, StoreError
 from export.onnx.verify import verify_set
+from streaming.checkpoints.files import CheckpointError
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
 from streaming.engines.manifest import MANIFEST, ONNX_FILE, read_manifest
 from streaming.engines.records import EngineError

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.checkpoints.checkpoints import CheckpointError, checkpoint_shapes
+from export.checkpoints.checkpoints import checkpoint_shapes
 from export.checkpoints.load import load_text_encoder
 from export.graphs.layers import Linear
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig, relative_position_bucket
+from streaming.checkpoints.files import CheckpointError
 from streaming.errors import WanstreamError
 from tests.random_weights import randomized
 

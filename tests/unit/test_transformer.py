@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig, empty_caches, pad_prompt
+from export.graphs.transformer import TextKV, Transformer, empty_caches, pad_prompt
+from streaming.checkpoints.config import TransformerConfig
 from streaming.errors import WanstreamError
 from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 from streaming.network.transformer import HIDDEN, LatentTransformer, visible

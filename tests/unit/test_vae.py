@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from export.checkpoints.checkpoints import CheckpointError, checkpoint_shapes
+from export.checkpoints.checkpoints import checkpoint_shapes
 from export.checkpoints.load import load_vae
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, Caches, DecoderGraph, EncoderGraph, decode, encode
+from streaming.checkpoints.files import CheckpointError
 from streaming.errors import WanstreamError
 from streaming.network.video import TINY_GROUPS, WAN_GROUPS, FrameGroups
 from streaming.specs import VaeType

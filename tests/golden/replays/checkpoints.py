@@ -9,8 +9,9 @@ from torch import nn
 from export.checkpoints.checkpoints import Shape, checkpoint_shapes
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig
+from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
+from streaming.checkpoints.config import TransformerConfig
 from tests.golden.case import GoldenCase
 
 Shapes = Mapping[str, Shape]

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from export.checkpoints.checkpoints import load_weights
 from export.graphs.signature import Signature
-from export.graphs.transformer import TextKV, Transformer, TransformerConfig, pad_prompt
+from export.graphs.transformer import TextKV, Transformer, pad_prompt
 from export.onnx.in_process import stream_sizes
+from streaming.checkpoints.config import Patch, TransformerConfig
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel
-from streaming.network.tokens import Patch, unpatchify
+from streaming.network.tokens import unpatchify
 from streaming.network.video import WAN_GROUPS
 from streaming.noise import Draw, SeededNoise
 from streaming.specs import CachedKeys

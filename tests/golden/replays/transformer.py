@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from export.checkpoints.checkpoints import load_weights
-from export.graphs.transformer import (
-    SelfAttention,
-    TextKV,
-    Transformer,
-    TransformerConfig,
-    empty_caches,
-    pad_prompt,
-)
+from export.graphs.transformer import SelfAttention, TextKV, Transformer, empty_caches, pad_prompt
+from streaming.checkpoints.config import TransformerConfig
 from streaming.network.tokens import rope_tables
 from streaming.network.transformer import LatentTransformer, visible
 from streaming.schedule import FlowSchedule
