@@ -111,12 +111,6 @@ class EmbeddedTriton:
         assert self._paths is not None, "a server that runs has its directory"
         return self._paths.of(path)
 
-    @property
-    def http_url(self) -> str:
-        """host:port. Raises EmbeddedTritonError when the server does not run."""
-        self._started()
-        return f"{_ADDRESS}:{self._http_port}"
-
     async def preflight(self) -> TritonInstallation:
         """Check that the server can run here. Raises EmbeddedTritonError with the remedy."""
         for path in self.repositories:
