@@ -73,9 +73,9 @@ class PipelineNode(_Body):
 class LoadBody(_Body):
     """One of `pipeline_id`, `pipeline_ids`, `pipelines`; the other keys are optional."""
 
-    pipeline_id: str | None = Field(None, examples=["longlive"])
-    pipeline_ids: list[str] | None = Field(None, examples=[["longlive"]])
     pipelines: list[PipelineNode] | None = None
+    pipeline_ids: list[str] | None = Field(None, examples=[["longlive"]])
+    pipeline_id: str | None = Field(None, examples=["longlive"])
     load_params: dict[str, Any] | None = None
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.http.bodies import LoadBody
 from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.http.validation import FilePath, Integer, Number, Seed, check, located, quoted
 from gateway.serving.interface import Availability, Combination, fp8_remedy
@@ -155,20 +156,7 @@ def lora_adapters(spec: PipelineSpec, params: Mapping[str, Any]) -> list[dict[st
     return adapters
 
 
-class _Node(BaseModel):
-    node_id: str
-    pipeline_id: str
-    load_params: dict[str, Any] | None = None
-
-
-class _Body(BaseModel):
-    pipelines: list[_Node] | None = None
-    pipeline_ids: list[str] | None = None
-    pipeline_id: str | None = None
-    load_params: dict[str, Any] | None = None
-
-
-_BODY: Final = TypeAdapter(_Body)
+_BODY: Final = TypeAdapter(LoadBody)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +167,7 @@ class _Choice:
     warnings: list[str]
 
 
-def _choose(body: _Body) -> _Choice:
+def _choose(body: LoadBody) -> _Choice:
     """One pipeline and its load parameters, out of the three forms. Raises ApiError 400."""
     forms: dict[str, list[str]] = {}
     if body.pipelines is not None:
@@ -202,7 +190,7 @@ def _choose(body: _Body) -> _Choice:
     return _Choice(ids[0], *_load_params(body))
 
 
-def _load_params(body: _Body) -> tuple[Mapping[str, Any], Loc, list[str]]:
+def _load_params(body: LoadBody) -> tuple[Mapping[str, Any], Loc, list[str]]:
     given = [
         (node.load_params, ("body", "pipelines", i, "load_params"))
         for i, node in enumerate(body.pipelines or ())

@@ -21,7 +21,8 @@ def test_what_is_served_is_in_the_wheel(names: set[str]) -> None:
     page = {f"gateway/page/{path.name}" for path in (ROOT / "gateway/page").glob("*.html")}
     weights = {f"export/nano/weights/{path.name}" for path in (ROOT / "export/nano/weights").iterdir()}
 
-    assert page and page <= names
+    assert page
+    assert page <= names
     assert weights <= names
     assert {"model_repository/longlive/config.pbtxt", "model_repository/longlive/1/model.py"} <= names
 
