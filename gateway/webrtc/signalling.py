@@ -44,6 +44,11 @@ class Section:
     def direction(self) -> str:
         return self.media.direction or "sendrecv"
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the peer wants it at all."""
+        return self.media.port != 0 or "a=bundle-only" in self.lines
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -208,11 +213,10 @@ def _keep_usable(sections: list[Section]) -> None:
     has_data = False
     for section in sections:
         media = section.media
-        disabled = media.port == 0 and "a=bundle-only" not in section.lines
         if media.kind in ("audio", "video"):
             common = find_common_codecs(CODECS[media.kind], media.rtp.codecs)
-            section.kept = not disabled and any(not is_rtx(codec) for codec in common)
-        elif media.kind == "application" and not has_data and not disabled:
+            section.kept = section.enabled and any(not is_rtx(codec) for codec in common)
+        elif media.kind == "application" and not has_data and section.enabled:
             section.kept = has_data = media.profile == "DTLS/SCTP" or media.sctp_port is not None
 
 

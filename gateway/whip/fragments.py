@@ -1,0 +1,60 @@
+"""The SDP fragments in which WHIP and WHEP clients trickle candidates (RFC 8840)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.errors import ApiError
+from gateway.webrtc.candidates import END_OF_CANDIDATES, parse_candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """What a fragment says. mid None: of whichever section shares the connection.
+
+    credentials: ICE user fragments and passwords. candidates: (text, mid); those that cannot be read are left
+    out. ended: no more will come.
+    """
+
+    credentials: frozenset[str]
+    candidates: tuple[tuple[str, str | None], ...]
+    ended: bool
+
+    def entries(self, mids: Mapping[str, str], default: str) -> list[dict[str, Any]]:
+        """The candidates as a `CandidateFilter` takes them.
+
+        mids: of all sections, with the mid that stands for each on the connection. default: for those that
+        name no section, or none that we know.
+        """
+        entries = [
+            {"candidate": text, "sdpMid": mids.get(mid or "", default)} for text, mid in self.candidates
+        ]
+        return [*entries, *([{"candidate": END_OF_CANDIDATES}] if self.ended else [])]
+
+
+def read_fragment(text: str) -> Fragment:
+    """What is of use in a fragment, and nothing else: clients differ in what they write around it."""
+    credentials: set[str] = set()
+    candidates: list[tuple[str, str | None]] = []
+    ended = False
+    mid: str | None = None
+    for line in map(str.strip, text.splitlines()):
+        name, _, value = line.partition(":")
+        if line.startswith("m="):
+            mid = None
+        elif name == "a=mid":
+            mid = value
+        elif name in ("a=ice-ufrag", "a=ice-pwd"):
+            credentials.add(value)
+        elif name == "a=candidate" and _is_readable(line):
+            candidates.append((line, mid))
+        elif name == "a=end-of-candidates":
+            ended = True
+    return Fragment(frozenset(credentials), tuple(candidates), ended)
+
+
+def _is_readable(line: str) -> bool:
+    try:
+        return parse_candidate({"candidate": line, "sdpMid": ""}) is not None
+    except ApiError:
+        return False
