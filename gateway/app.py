@@ -41,6 +41,7 @@ from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving.interface import Serving
+from gateway.stream.streams import Streams
 from gateway.threads import separate_threads
 from gateway.webrtc.aiortc_patches.codecs import install_encoders
 from gateway.webrtc.aiortc_patches.consent import install_patient_consent
@@ -63,6 +64,7 @@ class Services:
     config: Config
     pipelines: Pipelines
     loader: LoadService
+    streams: Streams
     sessions: Sessions
     metrics: Metrics
     assets: Assets
@@ -108,8 +110,8 @@ def create_app(config: Config, serving: Serving) -> Quart:
         models_blueprint(services.models),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
-        sessions_blueprint(services.sessions, serving),
-        operations_blueprint(services.pipelines, services.sessions, services.metrics, config.pipeline),
+        sessions_blueprint(services.streams, services.sessions, serving),
+        operations_blueprint(services.pipelines, services.streams, services.metrics, config.pipeline),
     ):
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
@@ -139,15 +141,15 @@ def _services(config: Config, serving: Serving) -> Services:
     loader = LoadService(pipelines, config.directories.lora_directories)
     ice = IceServers.from_config(config)
     metrics = Metrics()
-    sessions = Sessions(
-        pipelines, ice, metrics, config.directories.assets, config.max_sessions, config.connect_timeout_s
-    )
-    metrics.watch(pipelines, sessions)
+    streams = Streams(pipelines, metrics, config.directories.assets, config.max_sessions)
+    sessions = Sessions(streams, ice, config.connect_timeout_s)
+    metrics.watch(pipelines, streams, sessions)
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
         config=config,
         pipelines=pipelines,
         loader=loader,
+        streams=streams,
         sessions=sessions,
         metrics=metrics,
         assets=Assets(config.directories.assets, quota_bytes),
@@ -208,6 +210,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
     async def stop() -> None:
         steps: list[Callable[[], Any]] = [
             *([autoload.close] if autoload else []),
+            services.streams.close,
             services.sessions.close,
             services.pipelines.close,
             services.models.close,

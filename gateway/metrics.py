@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.pipelines.state import Pipelines, State
+from gateway.stream.streams import Streams
 from gateway.webrtc.sessions import Sessions
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,9 +36,9 @@ class Metrics:
     def chunk_failed(self, pipeline: str) -> None:
         self._failed.labels(pipeline).inc()
 
-    def watch(self, pipelines: Pipelines, sessions: Sessions) -> None:
+    def watch(self, pipelines: Pipelines, streams: Streams, sessions: Sessions) -> None:
         """Read these services at each scrape. Call once."""
-        self._registry.register(_ServiceCollector(pipelines, sessions))
+        self._registry.register(_ServiceCollector(pipelines, streams, sessions))
 
     async def exposition(self, pipelines: Pipelines) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -57,8 +58,9 @@ class _Constant(Collector):
 
 
 class _ServiceCollector(Collector):
-    def __init__(self, pipelines: Pipelines, sessions: Sessions) -> None:
+    def __init__(self, pipelines: Pipelines, streams: Streams, sessions: Sessions) -> None:
         self._pipelines = pipelines
+        self._streams = streams
         self._sessions = sessions
 
     def collect(self) -> Iterable[Metric]:
@@ -70,7 +72,7 @@ class _ServiceCollector(Collector):
         yield GaugeMetricFamily("wanstream_sessions", "Open sessions", value=len(live))
         fps = [peer.stream.output.fps for peer in live if peer.connected]
         yield GaugeMetricFamily("wanstream_sessions_connected", "Sessions with media", value=len(fps))
-        queued = sum(len(peer.stream.output) for peer in live)
+        queued = sum(len(stream.output) for stream in self._streams)
         yield GaugeMetricFamily("wanstream_queued_frames", "Pictures that wait to be shown", value=queued)
         # One series per session would stay in Prometheus for each viewer there ever was.
         yield GaugeMetricFamily(
@@ -83,12 +85,12 @@ class _ServiceCollector(Collector):
             "Pictures per second shown to a connected session, on average",
             value=sum(fps) / len(fps) if fps else 0.0,
         )
-        totals = self._sessions.totals()
+        totals = self._streams.totals()
         for name, text, value in (
             ("wanstream_frames_in", "Frames received from peers", totals.frames_in),
             ("wanstream_frames_out", "Frames sent to peers", totals.frames_out),
             ("wanstream_frames_dropped", "Frames dropped to keep the delay low", totals.frames_dropped),
-            ("wanstream_sessions_opened", "Sessions since the start", totals.sessions),
+            ("wanstream_sessions_opened", "Sessions since the start", self._sessions.opened),
             ("wanstream_stream_errors", "Streams that ended with an error", totals.errors),
         ):
             yield CounterMetricFamily(name, text, value=value)

@@ -7,7 +7,7 @@ from quart_schema import document_response, tag, validate_response
 from gateway.http.openapi import answers
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.pipelines.state import Pipelines
-from gateway.webrtc.sessions import Sessions
+from gateway.stream.streams import Streams
 
 
 class Readiness(BaseModel):
@@ -18,7 +18,7 @@ class Readiness(BaseModel):
 
 
 def operations_blueprint(
-    pipelines: Pipelines, sessions: Sessions, metrics: Metrics, required: str | None
+    pipelines: Pipelines, streams: Streams, metrics: Metrics, required: str | None
 ) -> Blueprint:
     """required: the pipeline that this server is to have loaded; None: that is up to the clients."""
     bp = Blueprint("operations", __name__)
@@ -29,7 +29,7 @@ def operations_blueprint(
     @document_response(Readiness, 503)
     async def ready() -> tuple[Readiness, int]:
         """200 when new viewers can be served, else 503; `/health` only tells that the gateway is alive."""
-        if sessions.draining:
+        if streams.draining:
             return Readiness(ready=False, reason="The server is shutting down"), 503
         serving = pipelines.serving
         if not await serving.is_ready():

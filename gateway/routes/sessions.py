@@ -14,7 +14,7 @@ from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.serving.interface import Images, Serving
-from gateway.stream.stream import Stream
+from gateway.stream.streams import Streams
 from gateway.webrtc.sessions import Sessions
 
 _MIB = 1 << 20
@@ -24,7 +24,7 @@ class FrameQuery(BaseModel):
     quality: int = Field(85, ge=1, le=100, description="of the JPEG")
 
 
-def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
+def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -> Blueprint:
     bp = Blueprint("sessions", __name__, url_prefix="/api/v1/session")
 
     @bp.get("/metrics")
@@ -45,8 +45,7 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
     async def frame() -> Response:
         """The last picture of the newest session as JPEG; `quality` 1 to 100."""
         quality = query_int("quality", 85, minimum=1, maximum=100)
-        outputs = [peer.stream.output for peer in sessions]
-        images = [output.last for output in outputs if output.last is not None]
+        images = [stream.output.last for stream in streams if stream.output.last is not None]
         if not images:
             raise ApiError(404, "No frame available: no session has shown a picture yet")
         return Response(await asyncio.to_thread(_jpeg, images[-1], quality), mimetype="image/jpeg")
@@ -56,7 +55,7 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
     @validate_response(bodies.SessionParameters)
     async def parameters() -> bodies.SessionParameters:
         """Effective parameters of the newest session; empty without one."""
-        newest = _newest(sessions)
+        newest = streams.newest()
         return bodies.SessionParameters(parameters={} if newest is None else newest.state.effective)
 
     @bp.post("/parameters")
@@ -69,13 +68,9 @@ def sessions_blueprint(sessions: Sessions, serving: Serving) -> Blueprint:
         values = await json_object(request)
         if not values:
             raise ApiError(400, "No parameters given: send at least one")
-        return bodies.ParametersApplied.model_validate(await sessions.update_all(values))
+        return bodies.ParametersApplied.model_validate(await streams.update_all(values))
 
     return bp
-
-
-def _newest(sessions: Sessions) -> Stream | None:
-    return max((peer.stream for peer in sessions), key=lambda stream: stream.started, default=None)
 
 
 def _jpeg(image: Images, quality: int) -> bytes:

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -32,8 +33,6 @@ class FileSource:
     It stands still while its stream wants no pictures. Make one with `open_file`.
     """
 
-    kind = "file"
-
     def __init__(self, path: Path, container: InputContainer, video: av.VideoStream, on_lost: OnLost) -> None:
         """on_lost(text): no more pictures come, and why; called on the event loop."""
         self.name = path.name
@@ -54,6 +53,11 @@ class FileSource:
 
     def stop(self) -> None:
         self._stopped.set()
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        size = {"width": self.width, "height": self.height, "fps": self.fps}
+        return {"kind": "file", "name": self.name, **size}
 
     def _run(self, feed: Feed, loop: asyncio.AbstractEventLoop) -> None:
         try:

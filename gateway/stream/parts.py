@@ -1,13 +1,12 @@
-"""What is attached to a stream, whatever carries it: where its pictures come from, who controls it.
-
-Who looks at it is a `Sink` of its `Hub`.
-"""
+"""What is attached to a stream, whatever carries it: where pictures come from, who sees, who controls it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from gateway.errors import Problem
 from gateway.stream.video_input import Feed
+
+Role = Literal["viewer", "controller", "driver"]
 
 
 class Source(Protocol):
@@ -16,12 +15,38 @@ class Source(Protocol):
     def start(self, feed: Feed) -> None:
         """Push pictures into `feed`, on the event loop's thread, from now on."""
 
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What people are told of it: `kind`, `name`; `width`, `height`, `fps` and `state` where it knows."""
+
     def stop(self) -> None:
         """Push no more pictures: another source takes over, or the stream ends. Idempotent."""
 
 
+class Sink(Protocol):
+    """Who takes a stream's pictures, from its `output`: a viewer, a recorder."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What people are told: `kind`, `id`, `since`; `codec`, `width`, `height`, `frames`, `dropped`."""
+
+    async def close(self) -> None:
+        """The stream ends: write what is left. Idempotent; waits for nothing that waits for the stream."""
+
+
 class Control(Protocol):
     """Who changes a stream's parameters, with `Stream.update`, and hears what becomes of the stream."""
+
+    @property
+    def id(self) -> str:
+        """A peer's session id, or the name of what carries it."""
+
+    @property
+    def role(self) -> Role: ...
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
 
     def notify(self, message: Mapping[str, Any]) -> None:
         """Tell whoever controls the stream something (api.md 9.6); returns at once."""

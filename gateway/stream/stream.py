@@ -12,21 +12,32 @@ from gateway.pipelines.state import Pipelines
 from gateway.stream.hub import Hub
 from gateway.stream.parameter_checks import Validated
 from gateway.stream.parameters import ParameterState, check_messages
-from gateway.stream.parts import Control, Source
+from gateway.stream.parts import Control, Sink, Source
 from gateway.stream.video_input import Feed, VideoInput
 from gateway.stream.worker import StreamObserver, StreamStoppedError, StreamWorker
 from gateway.threads import in_parameter_thread
 
 logger = logging.getLogger(__name__)
 
+_FAREWELL_S = 2.0  # between `stream_stopped` and the end: for whoever is told to read why
+
 
 class Stream:
-    """One running generation: one source at a time, any number of sinks (`output.join`) and controls."""
+    """One running generation: one source at a time, any number of sinks and controls.
+
+    It lives as long as somebody holds it, and then for `linger_s`; made by `Streams` only.
+    """
 
     def __init__(
-        self, stream_id: str, pipelines: Pipelines, state: ParameterState, observer: StreamObserver
+        self,
+        stream_id: str,
+        pipelines: Pipelines,
+        state: ParameterState,
+        observer: StreamObserver,
+        linger_s: float = 0.0,
     ) -> None:
         self.id = stream_id
+        self.linger_s = linger_s
         self.state = state
         self.input = VideoInput(lambda: state.input_mode == "video")
         if pipelines.loaded is not None:
@@ -37,8 +48,12 @@ class Stream:
         self.failed = False  # it ended with an error
         self.closed = False
         self._sources: list[tuple[Source, Feed]] = []  # the last one is wanted, earlier ones fill in for it
+        self._sinks: list[Sink] = []
         self._controls: list[Control] = []
-        self._on_stopped: list[Callable[[], None]] = []
+        self._holders: dict[object, Callable[[], bool]] = {}
+        self._on_closed: list[Callable[[], object]] = []
+        self._end: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._updating = asyncio.Lock()  # updates take effect in the order in which they came
         self._running: asyncio.Task[None] | None = None
         self.worker = StreamWorker(
@@ -81,9 +96,62 @@ class Stream:
         """From now on tell `control` what becomes of the stream."""
         self._controls.append(control)
 
-    def on_stopped(self, call: Callable[[], None]) -> None:
-        """Call it once the stream is over, for whatever reason, and its controls were told."""
-        self._on_stopped.append(call)
+    def remove_control(self, control: Control) -> None:
+        """`control` has left. Idempotent."""
+        if control in self._controls:
+            self._controls.remove(control)
+
+    def add_sink(self, sink: Sink) -> None:
+        """Count `sink` among those who take pictures; when the stream ends it is closed first."""
+        self._sinks.append(sink)
+
+    def remove_sink(self, sink: Sink) -> None:
+        """`sink` has left. Idempotent."""
+        if sink in self._sinks:
+            self._sinks.remove(sink)
+
+    @property
+    def source(self) -> Source | None:
+        """Where input pictures are to come from."""
+        return self._sources[-1][0] if self._sources else None
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        return tuple(self._sinks)
+
+    @property
+    def controls(self) -> Sequence[Control]:
+        return tuple(self._controls)
+
+    def hold(self, holder: object, is_connected: Callable[[], bool] = lambda: True) -> None:
+        """Keep the stream alive until `release`. is_connected: else others may have the stream's room."""
+        self._holders[holder] = is_connected
+        self._cancel_end()
+
+    def release(self, holder: object) -> None:
+        """`holder` has no more need of the stream, which ends after the last one. Idempotent."""
+        if self._holders.pop(holder, None) is not None and not self._holders and not self.closed:
+            self.linger()
+
+    def linger(self) -> None:
+        """End the stream in `linger_s`, unless somebody comes to hold it."""
+        self._cancel_end()
+        if self.linger_s > 0:
+            loop = asyncio.get_running_loop()
+            self._end = loop.call_later(self.linger_s, self._end_unheld)
+        else:
+            self._end_unheld()
+
+    @property
+    def may_be_evicted(self) -> bool:
+        """Whether nobody is connected to it who holds it or looks at it."""
+        if self._holders:
+            return not any(is_connected() for is_connected in self._holders.values())
+        return not self._sinks
+
+    def on_closed(self, call: Callable[[], object]) -> None:
+        """Call it when everything is freed."""
+        self._on_closed.append(call)
 
     def notify(self, message: Mapping[str, Any]) -> None:
         """Tell all controls."""
@@ -136,7 +204,7 @@ class Stream:
         return problems
 
     def stop(self, error_message: str | None) -> None:
-        """Tell all controls that the stream is over; whoever holds it closes it. Idempotent."""
+        """Tell all controls that the stream is over; it closes when they could read that. Idempotent."""
         if self.stopped or self.closed:
             return
         self.stopped = True
@@ -145,19 +213,52 @@ class Stream:
             self.failed = True
             message["error_message"] = error_message
         self.notify(message)
-        for call in self._on_stopped:
-            call()
+        self._cancel_end()
+        reason = error_message or "it is over"
+        self._end = asyncio.get_running_loop().call_later(_FAREWELL_S, self._begin_to_close, reason)
 
-    async def close(self) -> None:
-        """End the worker and free all pictures. Idempotent."""
-        self.closed = True
-        self.output.close()
-        self.input.close()
-        self.stop_sources()
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-        self.output.clear()
+    async def close(self, reason: str = "it is not needed any more") -> None:
+        """End everything: sinks, controls, the source, the worker. Idempotent.
+
+        Goes on when the caller is cancelled: a page that is left hangs up before its DELETE is answered.
+        """
+        await asyncio.shield(self._begin_to_close(reason))
+
+    def _begin_to_close(self, reason: str) -> "asyncio.Task[None]":
+        if self._closing is None:
+            logger.info("[%s] The stream ends: %s", self.id, reason)
+            self.closed = True
+            self._cancel_end()
+            self._closing = asyncio.create_task(self._close(), name=f"close-stream-{self.id}")
+        return self._closing
+
+    async def _close(self) -> None:
+        try:
+            await asyncio.gather(*(sink.close() for sink in self._sinks), return_exceptions=True)
+            self.output.close()
+            self.input.close()
+            self.stop_sources()
+            if self._running is not None:
+                self._running.cancel()
+                await asyncio.gather(self._running, return_exceptions=True)
+            self.output.clear()
+        finally:
+            for call in self._on_closed:
+                call()
+
+    def _end_unheld(self) -> None:
+        """Nobody holds the stream any more; whoever still sees it is told."""
+        if self._controls or self._sinks:
+            self.stop(None)
+            if self._running is not None:
+                self._running.cancel()
+        else:
+            self._begin_to_close("nobody holds it")
+
+    def _cancel_end(self) -> None:
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
 
     def metrics(self) -> dict[str, Any]:
         """What GET /api/v1/session/metrics tells about it."""

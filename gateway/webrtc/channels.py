@@ -13,7 +13,7 @@ from aiortc import RTCDataChannel
 from aiortc.exceptions import InvalidStateError
 
 from gateway.errors import Problem
-from gateway.stream.parts import parameter_error
+from gateway.stream.parts import Role, parameter_error
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,9 @@ class Channels:
         """update(messages, together): apply them one by one, or together as one update; what was wrong with
         each, or with all. on_abuse: the peer opens channels without end.
         """
-        self._id = session_id
+        self.id = session_id
+        self.role: Role = "driver"
+        self.label = "browser"
         self._update = update
         self._on_abuse = on_abuse
         self._channels: set[RTCDataChannel] = set()
@@ -139,7 +141,7 @@ class Channels:
             return
         self._outlets = [outlet for outlet in self._outlets if outlet.is_open]
         if self._outlets and channel.label not in PARAMETER_LABELS:
-            logger.info("[%s] Data channel %r is not for parameters", self._id, channel.label[:40])
+            logger.info("[%s] Data channel %r is not for parameters", self.id, channel.label[:40])
             return
         outlet = _Outlet(channel)
         self._outlets.append(outlet)
@@ -164,7 +166,7 @@ class Channels:
             try:
                 await self._handle(batch, together=overflowed or not fits)
             except Exception:  # task boundary: messages must go on to be heard
-                logger.exception("[%s] Parameter messages could not be handled", self._id)
+                logger.exception("[%s] Parameter messages could not be handled", self.id)
 
     async def _handle(self, batch: list[tuple[_Outlet, Message]], *, together: bool) -> None:
         messages = [message for _, message in batch]
@@ -179,7 +181,7 @@ class Channels:
         if not self._rate.exceeded:
             self._rate.exceeded = True
             self._told = set()
-            logger.warning("[%s] Messages come too fast", self._id)
+            logger.warning("[%s] Messages come too fast", self.id)
         [problems] = await self._update(messages, True)
         text = (
             f"Messages come faster than {MESSAGES_PER_SECOND} per second: of those that wait only the newest "

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpReceiver
@@ -17,8 +19,22 @@ from gateway.webrtc.track import GeneratedTrack
 
 logger = logging.getLogger(__name__)
 
-_LINGER_S = 2.0  # between `stream_stopped` and the end of the connection
 _MAX_REFUSALS = 5
+
+
+@dataclass(eq=False)
+class _Viewer:
+    """A peer as a sink of its stream."""
+
+    id: str
+    since: float = field(default_factory=time.time)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        return {"kind": "webrtc", "id": self.id, "since": self.since}
+
+    async def close(self) -> None:
+        """The connection ends after the stream: it has nothing to save."""
 
 
 class Peer:
@@ -46,8 +62,11 @@ class Peer:
         self.channels = Channels(self.id, stream.update_by_messages, self._end_abuse)
         self.track = GeneratedTrack(stream.output.join(), on_demand=stream.begin)
         self.track.on("ended", self._on_sender_ended)
+        self._viewer = _Viewer(self.id)
         stream.add_control(self.channels)
-        stream.on_stopped(self._on_stream_stopped)
+        stream.add_sink(self._viewer)
+        stream.hold(self, lambda: self.connected)
+        stream.on_closed(self._begin_to_close)
         connection.on("datachannel", self._on_channel)
         connection.on("connectionstatechange", self._on_connection_state)
 
@@ -66,23 +85,22 @@ class Peer:
         if not task.cancelled() and task.exception() is not None:
             logger.error("[%s] Task %s failed", self.id, task.get_name(), exc_info=task.exception())
 
-    def _on_stream_stopped(self) -> None:
-        if not self.closed:
-            self.spawn(self._close_later(), "stop")
-
-    async def _close_later(self) -> None:
-        await asyncio.sleep(_LINGER_S)  # for the peer to read why
-        await self.close()
-
     async def close(self) -> None:
-        """End the stream and the connection, free everything. Idempotent.
+        """End the connection, and the stream when nobody else holds it; free everything. Idempotent.
 
         Goes on when the caller is cancelled: a page that is left hangs up before its DELETE is answered.
         """
+        await asyncio.shield(self._begin_to_close())
+
+    def _begin_to_close(self) -> "asyncio.Task[None]":
         if self._closing is None:
             self.closed = True
-            self._closing = asyncio.create_task(self._close(asyncio.current_task()), name=f"close-{self.id}")
-        await asyncio.shield(self._closing)
+            try:
+                caller = asyncio.current_task()
+            except RuntimeError:  # no task at all: a timer
+                caller = None
+            self._closing = asyncio.create_task(self._close(caller), name=f"close-{self.id}")
+        return self._closing
 
     async def _close(self, caller: "asyncio.Task[Any] | None") -> None:
         logger.info("[%s] Closing the session", self.id)
@@ -91,11 +109,22 @@ class Peer:
         for task in tasks:
             task.cancel()
         try:
-            await self.stream.close()
+            await self._leave()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.connection.close()
         finally:
             self._on_end(self)
+
+    async def _leave(self) -> None:
+        """Let go of the stream; when it ends with this, wait until it has."""
+        if self._camera is not None:
+            self._camera.stop()
+            self.stream.drop_source(self._camera)
+        self.stream.remove_control(self.channels)
+        self.stream.remove_sink(self._viewer)
+        self.stream.release(self)
+        if self.stream.closed:
+            await self.stream.close()
 
     def receive(self, receiver: RTCRtpReceiver) -> None:
         """Feed the stream with the peer's video."""

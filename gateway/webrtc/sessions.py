@@ -1,24 +1,17 @@
-"""WebRTC sessions: signalling, limits, clean-up (api.md 8)."""
+"""The table of WebRTC sessions: peers, each bound to a stream; their signalling and clean-up (api.md 8)."""
 
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
-from gateway.errors import ApiError, ValidationFailed
-from gateway.http.validation import located
-from gateway.pipelines.state import Loaded, Pipelines
-from gateway.stream.parameters import ParameterContext, ParameterState
-from gateway.stream.stream import Stream
-from gateway.stream.worker import StreamObserver
-from gateway.threads import in_parameter_thread
+from gateway.errors import ApiError
+from gateway.stream.streams import Streams
 from gateway.waiting import within
 from gateway.webrtc.candidates import is_name, too_many_candidates
 from gateway.webrtc.ice.servers import IceServers
@@ -26,8 +19,6 @@ from gateway.webrtc.peer import Peer, peer_metrics
 from gateway.webrtc.signalling import Offer, read_offer
 
 logger = logging.getLogger(__name__)
-
-_FLUSH_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,46 +28,17 @@ class Answer:
     type: str
 
 
-@dataclass(slots=True)
-class Totals:
-    """Counters over all streams since the start; each was made by one session."""
-
-    sessions: int = 0
-    frames_in: int = 0
-    frames_out: int = 0
-    frames_dropped: int = 0
-    errors: int = 0
-
-    def add(self, stream: Stream) -> None:
-        self.frames_in += stream.input.frames_in
-        self.frames_out += stream.output.frames_out
-        self.frames_dropped += stream.output.frames_dropped
-        self.errors += stream.failed
-
-
 class Sessions:
-    """All sessions of this gateway: peers that hold a stream each."""
+    """All peers of this gateway."""
 
-    def __init__(
-        self,
-        pipelines: Pipelines,
-        ice: IceServers,
-        observer: StreamObserver,
-        assets_directory: Path,
-        max_sessions: int | None,
-        connect_timeout_s: float,
-    ) -> None:
-        self._pipelines = pipelines
+    def __init__(self, streams: Streams, ice: IceServers, connect_timeout_s: float) -> None:
+        self._streams = streams
         self._ice = ice
-        self._observer = observer
-        self._assets_directory = assets_directory
-        self._max_sessions = max_sessions
         self._connect_timeout_s = connect_timeout_s
         self._sessions: dict[str, Peer] = {}
-        self._totals = Totals()  # without the sessions that are still open
         self._empty = asyncio.Event()
         self._empty.set()
-        self.draining = False  # no new sessions
+        self.opened = 0  # since the start
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._sessions.values()))
@@ -89,19 +51,11 @@ class Sessions:
 
         Raises ApiError 400 (no pipeline, unusable offer), 503 (full), ValidationFailed (initial parameters).
         """
-        if self.draining:
-            raise ApiError(503, "The server is shutting down", headers={"Retry-After": "30"})
-        loaded = self._pipelines.loaded
-        if loaded is None:
-            raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
+        loaded = self._streams.require_service()
         offer = read_offer(sdp, kind)
-        context = ParameterContext(loaded.spec, loaded.params, self._assets_directory)
-        state = await in_parameter_thread(ParameterState.open, context, initial_parameters)
-        await self._make_room(loaded)
-        stream = Stream(str(uuid.uuid4()), self._pipelines, state, self._observer)
-        connection = RTCPeerConnection(self._ice.for_server())
-        peer = Peer(connection, stream, offer.filter, self._ended)
-        self._totals.sessions += 1
+        stream = await self._streams.create(parameters=initial_parameters)
+        peer = Peer(RTCPeerConnection(self._ice.for_server()), stream, offer.filter, self._ended)
+        self.opened += 1
         self._empty.clear()
         self._sessions[peer.id] = peer
         try:
@@ -119,9 +73,9 @@ class Sessions:
             await peer.close()
             raise refusal from error
         peer.spawn(self._watchdog(peer), "watchdog")
-        peer.channels.report(state.remarks)
+        peer.channels.report(stream.state.remarks)
         logger.info("[%s] Session opened for %s", peer.id, loaded.spec.id)
-        return Answer(peer.id, answer, connection.localDescription.type)
+        return Answer(peer.id, answer, peer.connection.localDescription.type)
 
     async def _negotiate(self, peer: Peer, offer: Offer) -> str:
         """Bring the connection up to the answer, which is returned."""
@@ -172,73 +126,28 @@ class Sessions:
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no new sessions and wait until the open ones have ended, at most `timeout_s`."""
-        self.draining = True
+        self._streams.draining = True
         with contextlib.suppress(asyncio.TimeoutError):
             await within(self._empty.wait(), timeout_s)
 
-    def totals(self) -> Totals:
-        """Counters over all sessions, open ones included."""
-        totals = replace(self._totals)
-        for peer in self:
-            totals.add(peer.stream)
-        return totals
-
     async def close(self) -> None:
-        """Tell every peer that the stream is over and close all sessions, in parallel."""
-        await asyncio.gather(*(_stop(peer) for peer in self), return_exceptions=True)
-
-    async def update_all(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Apply a partial update to every stream; body of the answer to POST /api/v1/session/parameters.
-
-        Raises ValidationFailed when no key of it could be applied.
-        """
-        streams = [peer.stream for peer in self]
-        reports = await asyncio.gather(*(stream.update(values) for stream in streams))
-        errors = next((report for report in reports if report), [])  # the same pipeline judges alike
-        refused = {str(problem["loc"][0]) for problem in errors if problem["loc"]}
-        applied = {key: value for key, value in values.items() if key not in refused}
-        if errors and not applied:
-            raise ValidationFailed(located(errors, "body"))
-        for stream in streams:
-            stream.notify({"type": "parameters_updated", "parameters": applied})
-        return {"status": "ok", "applied_parameters": applied, "errors": errors}
+        """Close all sessions, in parallel. Their streams have told them before."""
+        await asyncio.gather(*(peer.close() for peer in self), return_exceptions=True)
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Counters by session id."""
         return {peer.id: peer_metrics(peer) for peer in self}
 
     def _ended(self, peer: Peer) -> None:
-        if self._sessions.pop(peer.id, None) is not None:
-            self._totals.add(peer.stream)
+        self._sessions.pop(peer.id, None)
         if not self._sessions:
             self._empty.set()
-
-    async def _make_room(self, loaded: Loaded) -> None:
-        here = self._pipelines.serving.availability(loaded.spec).max_sessions
-        limit = self._max_sessions or loaded.spec.max_sessions or here or 1
-        if len(self._sessions) < limit:
-            return
-        for peer in self:  # the oldest first: younger ones may still connect
-            if not peer.connected and len(self._sessions) >= limit:
-                logger.info("[%s] Evicted: not connected while others wait", peer.id)
-                await peer.close()
-        if len(self._sessions) >= limit:
-            text = f"Maximum number of concurrent sessions ({limit}) reached"
-            raise ApiError(503, text, headers={"Retry-After": "5"})
 
     async def _watchdog(self, peer: Peer) -> None:
         await asyncio.sleep(self._connect_timeout_s)
         if not peer.connected:
             logger.info("[%s] Not connected within %.0f s: dropped", peer.id, self._connect_timeout_s)
             await peer.close()
-
-
-async def _stop(peer: Peer) -> None:
-    """Tell a peer that its stream is over, unless it was told before, and close."""
-    if not peer.stream.stopped:
-        peer.stream.stop(None)
-        await asyncio.sleep(_FLUSH_S)
-    await peer.close()
 
 
 async def _add_candidate(peer: Peer, candidate: RTCIceCandidate | None) -> None:

@@ -82,7 +82,7 @@ async def test_a_file_is_played_in_order_again_and_again(tmp_path: Path, shown: 
     assert max(steps) <= COUNT // 2  # where the machine is late, some are left out; none comes twice or back
     assert 0 not in steps
     assert (shown.began, shown.lost) == (1, [])
-    assert (source.kind, source.name, source.width, source.height, source.fps) == (
+    assert (source.info["kind"], source.name, source.width, source.height, source.fps) == (
         "file",
         "film.mp4",
         160,

@@ -9,6 +9,7 @@ import numpy as np
 
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from gateway.stream.video_input import Feed
 from streaming.specs import SPECS
@@ -26,12 +27,20 @@ class RecordedSource:
     def start(self, feed: Feed) -> None:
         self.feed = feed
 
+    @property
+    def info(self) -> Mapping[str, Any]:
+        return {"kind": "camera", "name": ""}
+
     def stop(self) -> None:
         self.stopped = True
 
 
 class RecordedControl:
-    def __init__(self) -> None:
+    role: Role = "driver"
+    label = "test"
+
+    def __init__(self, name: str = "control") -> None:
+        self.id = name
         self.messages: list[Mapping[str, Any]] = []
 
     def notify(self, message: Mapping[str, Any]) -> None:
@@ -103,7 +112,7 @@ async def test_all_controls_change_parameters_and_are_told_once_that_the_stream_
     over: list[bool] = []
     for control in controls:
         stream.add_control(control)
-    stream.on_stopped(lambda: over.append(True))
+    stream.on_closed(lambda: over.append(True))
 
     problems = [
         await stream.update({"paused": True}),

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import av
@@ -67,6 +67,10 @@ class DecodedVideo(asyncio.Queue[Any]):
         assert isinstance(receiver.track, RemoteStreamTrack)
         self._receiver = receiver
         receiver.track._queue = self
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        return {"kind": "camera", "name": ""}
 
     def stop(self) -> None:
         """Let no more pictures through; what still arrives is not even decoded."""

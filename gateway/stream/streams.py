@@ -1,0 +1,209 @@
+"""All streams of this gateway: the only place where one is made, found, counted and turned out."""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.errors import ApiError, ValidationFailed
+from gateway.http.validation import located, quoted
+from gateway.pipelines.state import Loaded, Pipelines
+from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.stream import Stream
+from gateway.stream.worker import StreamObserver
+from gateway.threads import in_parameter_thread
+from streaming.specs import PipelineSpec
+
+logger = logging.getLogger(__name__)
+
+ALL: Final = "all"  # stands for every stream
+MAIN: Final = "main"  # the stream of addresses that name none; before there is one, the newest
+HEADLESS: Final = "headless"  # the newest stream without a WebRTC peer
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_FLUSH_S: Final = 0.5  # between `stream_stopped` and the end, when the server stops
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters over all streams since the start."""
+
+    streams: int = 0
+    frames_in: int = 0
+    frames_out: int = 0
+    frames_dropped: int = 0
+    errors: int = 0
+
+    def add(self, stream: Stream) -> None:
+        self.frames_in += stream.input.frames_in
+        self.frames_out += stream.output.frames_out
+        self.frames_dropped += stream.output.frames_dropped
+        self.errors += stream.failed
+
+
+class Streams:
+    """The table of streams.
+
+    max_streams: None: as many as the loaded pipeline has room for.
+    """
+
+    def __init__(
+        self,
+        pipelines: Pipelines,
+        observer: StreamObserver,
+        assets_directory: Path,
+        max_streams: int | None,
+    ) -> None:
+        self._pipelines = pipelines
+        self._observer = observer
+        self._assets_directory = assets_directory
+        self._max_streams = max_streams
+        self._streams: dict[str, Stream] = {}
+        self._totals = Totals()  # without the streams that are still there
+        self.draining = False  # no new streams
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._streams.values()))
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def find(self, stream_id: str) -> Stream:
+        """The stream of this id, of one of its peers' session ids, or of an alias. Raises ApiError 404."""
+        stream = self._streams.get(stream_id) or self._by_alias(stream_id) or self._by_control(stream_id)
+        if stream is None or stream.closed:
+            raise ApiError(404, f"Stream {quoted(stream_id, 64)} not found")
+        return stream
+
+    def newest(self) -> Stream | None:
+        return max(self, key=lambda stream: stream.started, default=None)
+
+    def require_service(self) -> Loaded:
+        """What a new stream would be made for. Raises ApiError 503 (the server stops), 400 (no pipeline)."""
+        if self.draining:
+            raise ApiError(503, "The server is shutting down", headers={"Retry-After": "30"})
+        loaded = self._pipelines.loaded
+        if loaded is None:
+            raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
+        return loaded
+
+    async def create(
+        self,
+        stream_id: str | None = None,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        kept: bool = False,
+        linger_s: float = 0.0,
+    ) -> Stream:
+        """A new stream, for the caller to hold.
+
+        stream_id: a name, or None: an id of its own. kept: it holds itself. linger_s: how long it outlives
+        its last holder, and waits for its first. Raises ApiError 400 (no pipeline), 409 (the name is in use),
+        422 (not a name), 503 (full, or the server stops), ValidationFailed (parameters).
+        """
+        loaded = self.require_service()
+        chosen = str(uuid.uuid4()) if stream_id is None else self._checked_name(stream_id)
+        context = ParameterContext(loaded.spec, loaded.params, self._assets_directory)
+        state = await in_parameter_thread(ParameterState.open, context, parameters)
+        await self._make_room(loaded.spec)
+        if chosen in self._streams:  # made while this one waited
+            raise _in_use(chosen)
+        stream = Stream(chosen, self._pipelines, state, self._observer, linger_s)
+        self._streams[chosen] = stream
+        self._totals.streams += 1
+        stream.on_closed(lambda: self._closed(stream))
+        if kept:
+            stream.hold(self)
+        elif linger_s > 0:
+            stream.linger()
+        logger.info("[%s] Stream made for %s", stream.id, loaded.spec.id)
+        return stream
+
+    async def close(self) -> None:
+        """Tell everybody that the streams are over and end them all, in parallel."""
+        self.draining = True
+        streams = list(self)
+        told = [_stop(stream) for stream in streams]
+        if any(told):
+            await asyncio.sleep(_FLUSH_S)
+        ends = (stream.close("the server stops") for stream in streams)
+        await asyncio.gather(*ends, return_exceptions=True)
+
+    async def update_all(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Apply a partial update to every stream; body of the answer to POST /api/v1/session/parameters.
+
+        Raises ValidationFailed when no key of it could be applied.
+        """
+        streams = list(self)
+        reports = await asyncio.gather(*(stream.update(values) for stream in streams))
+        errors = next((report for report in reports if report), [])  # the same pipeline judges alike
+        refused = {str(problem["loc"][0]) for problem in errors if problem["loc"]}
+        applied = {key: value for key, value in values.items() if key not in refused}
+        if errors and not applied:
+            raise ValidationFailed(located(errors, "body"))
+        for stream in streams:
+            stream.notify({"type": "parameters_updated", "parameters": applied})
+        return {"status": "ok", "applied_parameters": applied, "errors": errors}
+
+    def totals(self) -> Totals:
+        """Counters over all streams, those that are still there included."""
+        totals = replace(self._totals)
+        for stream in self:
+            totals.add(stream)
+        return totals
+
+    def _by_alias(self, name: str) -> Stream | None:
+        if name == MAIN:
+            return self.newest()
+        if name == HEADLESS:
+            headless = [
+                stream for stream in self if not any(s.info["kind"] == "webrtc" for s in stream.sinks)
+            ]
+            return max(headless, key=lambda stream: stream.started, default=None)
+        return None
+
+    def _by_control(self, control_id: str) -> Stream | None:
+        found = (s for s in self if any(control.id == control_id for control in s.controls))
+        return next(found, None)
+
+    def _checked_name(self, name: str) -> str:
+        if not _NAME.fullmatch(name) or name in (ALL, HEADLESS):
+            raise ApiError(
+                422,
+                f"'{quoted(name, 64)}' cannot name a stream: use up to 64 of a-z, 0-9, - and _, beginning "
+                f"with a letter or digit; '{ALL}' and '{HEADLESS}' are taken",
+            )
+        if name in self._streams:
+            raise _in_use(name)
+        return name
+
+    async def _make_room(self, spec: PipelineSpec) -> None:
+        here = self._pipelines.serving.availability(spec).max_sessions
+        limit = self._max_streams or spec.max_sessions or here or 1
+        if len(self._streams) < limit:
+            return
+        for stream in self:  # the oldest first: younger ones may still connect
+            if stream.may_be_evicted and len(self._streams) >= limit:
+                await stream.close("nobody is connected to it while others wait")
+        if len(self._streams) >= limit:
+            text = f"Maximum number of concurrent sessions ({limit}) reached"
+            raise ApiError(503, text, headers={"Retry-After": "5"})
+
+    def _closed(self, stream: Stream) -> None:
+        if self._streams.pop(stream.id, None) is not None:
+            self._totals.add(stream)
+
+
+def _stop(stream: Stream) -> bool:
+    """Tell everybody that the stream is over; False: they know already."""
+    known = stream.stopped
+    stream.stop(None)
+    return not known
+
+
+def _in_use(name: str) -> ApiError:
+    return ApiError(409, f"There is a stream '{name}' already: choose another name, or DELETE it first")
