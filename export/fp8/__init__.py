@@ -1,1 +1,1 @@
-"""Transformers in 8 bits, and the twins that they are compared with."""
+"""Transformers in 8 bits, and the references that they are compared with."""

@@ -1,8 +1,8 @@
 """FP8 transformers: Q/DQ pairs around the matrix products of the blocks (serving.md 12).
 
-ModelOpt calibrates the float32 twin of the exported file with calls that a real stream has made; the scales
-that it finds go into the file itself, whose other operations stay bfloat16. ModelOpt wants other versions of
-onnx and ONNX Runtime than we do, so it runs in an environment of its own, as a process.
+ModelOpt calibrates the float32 reference of the exported file with calls that a real stream has made; the
+scales that it finds go into the file itself, whose other operations stay bfloat16. ModelOpt wants other
+versions of onnx and ONNX Runtime than we do, so it runs in an environment of its own, as a process.
 """
 
 import json
@@ -24,7 +24,7 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from export.fp8.float32_twin import save, write_float32_twin
+from export.fp8.float32_reference import save, write_float32_reference
 from export.onnx.onnx_export import ExportError
 from streaming.engines.manifest import Quantization
 from streaming.errors import WanstreamError
@@ -114,14 +114,14 @@ def quantize_fp8(
 
     Raises WanstreamError; the file is then of no use.
     """
-    (work / "twin").mkdir()
-    twin = write_float32_twin(path, work / "twin")
+    (work / "reference").mkdir()
+    reference = write_float32_reference(path, work / "reference")
     nodes = quantized_products(onnx.load(str(path), load_external_data=False).graph)
-    version = modelopt.quantize(twin, list(nodes), calls, work / "quantized.onnx")
+    version = modelopt.quantize(reference, list(nodes), calls, work / "quantized.onnx")
     scales = read_scales(work / "quantized.onnx", nodes)
     insert_pairs(path, scales)
     (work / "check").mkdir()
-    flow = run_unoptimised(write_float32_twin(path, work / "check"), held_out[0])
+    flow = run_unoptimised(write_float32_reference(path, work / "check"), held_out[0])
     error, cosine = difference(flow, held_out[1])
     if not error <= _MOST_ERROR:
         raise ExportError(

@@ -177,9 +177,11 @@ class Build:
         if not missing:
             self.say(f"All {len(manifests)} plans are there, for this machine and these options.")
             return
-        twins = [2 * m.bytes for m in missing if m.precision not in CPU_PRECISIONS] if self.compare else []
-        disk = sum(m.bytes for m in missing) + max(twins, default=0)
-        memory = 3 * max(m.bytes for m in missing) + max(twins, default=0)
+        references = (
+            [2 * m.bytes for m in missing if m.precision not in CPU_PRECISIONS] if self.compare else []
+        )
+        disk = sum(m.bytes for m in missing) + max(references, default=0)
+        memory = 3 * max(m.bytes for m in missing) + max(references, default=0)
         self.say(
             f"{len(missing)} of {len(manifests)} plans to build for {self.machine.gpu} with TensorRT "
             f"{self.machine.tensorrt}: about {in_units(disk)} of disk, {in_units(memory)} of memory."
@@ -215,7 +217,7 @@ class Build:
     def _parity(self, manifest: EngineManifest, content: bytes) -> float:
         """Raises BuildError when the plan computes something else than its graph."""
         plan, allowed = self._plan(manifest), TOLERANCES[manifest.precision]
-        with TemporaryDirectory(prefix="twin-", dir=self.store.root) as work:
+        with TemporaryDirectory(prefix="reference-", dir=self.store.root) as work:
             worst = compare_with_onnx_runtime(
                 self.builder.runner(content), plan, manifest.precision, random_feeds(manifest), Path(work)
             )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from export.fp8.float32_twin import write_float32_twin
+from export.fp8.float32_reference import write_float32_reference
 from export.tensorrt.engine_build import BuildPlan
 from streaming.engines.manifest import CPU_PRECISIONS
 from streaming.errors import WanstreamError
@@ -28,7 +28,7 @@ _WHERE: Final = (
 )
 _HARDWARE: Final = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
 # Largest difference to ONNX Runtime, relative to the largest element of an output. That of bf16 and fp8 is to
-# the float32 twin of the graph: every operation between has 8 bits, and float8 roundings may fall either way.
+# the float32 reference of the graph: all operations between have 8 bits; float8 may round either way.
 TOLERANCES: Final = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "fp8": 1e-1}
 Feeds = Sequence[Mapping[str, Tensor]]  # inputs by name, in their own types, for each call
 
@@ -90,15 +90,15 @@ def compare_with_onnx_runtime(
 ) -> float:
     """Largest difference between a plan and its graph in ONNX Runtime on the CPU, see `largest_difference`.
 
-    A precision that ONNX Runtime does not have there runs as its float32 twin.
+    A precision that ONNX Runtime does not have there runs as its float32 reference.
 
     runner   polygraphy's, of the plan
-    work     an empty directory, for the twin
+    work     an empty directory, for the reference
 
     Raises BuildError.
     """
     source = Path(plan.onnx)
-    graph = source if precision in CPU_PRECISIONS else write_float32_twin(source, work)
+    graph = source if precision in CPU_PRECISIONS else write_float32_reference(source, work)
     return largest_difference(runner, onnx_runner(str(graph), optimised=precision != "fp8"), feeds)
 
 

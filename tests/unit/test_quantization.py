@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 
 from export.__main__ import main
 from export.fp8.calibration import CallRecorder, record_stream
-from export.fp8.float32_twin import write_float32_twin
+from export.fp8.float32_reference import write_float32_reference
 from export.fp8.quantization import ModelOpt, ModelOptError, quantized_products
 from export.graphs.transformer import TextKV, Transformer
 from export.onnx.jobs import Request, components
@@ -137,12 +137,12 @@ def test_the_scales_are_those_of_the_recorded_calls(
     model = onnx.load(str(path))
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     rounds = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
-    plain = write_float32_twin(path, tmp_path)
-    twin = onnx.load(str(plain))
-    twin.graph.output.extend(
+    plain = write_float32_reference(path, tmp_path)
+    reference = onnx.load(str(plain))
+    reference.graph.output.extend(
         onnx.helper.make_tensor_value_info(n.input[0], TensorProto.FLOAT, None) for n in rounds
     )
-    onnx.save(twin, str(plain))
+    onnx.save(reference, str(plain))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(plain), options)
@@ -186,7 +186,7 @@ def test_its_plan_needs_no_flag_and_a_gpu_with_float8(quantized: tuple[EngineSto
     assert described.least_compute_capability == "8.9"
 
 
-def test_a_plan_of_it_is_compared_with_its_float32_twin(
+def test_a_plan_of_it_is_compared_with_its_float32_reference(
     quantized: tuple[EngineStore, EngineSet], tmp_path: Path
 ) -> None:
     """ONNX's reference implementation, with its roundings to bfloat16 and float8, is in the plan's place."""

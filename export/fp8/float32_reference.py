@@ -1,6 +1,6 @@
 """A graph of a reduced precision as the same graph in float32, which ONNX Runtime runs on the CPU.
 
-The twin has the weights of the original, as they were rounded, and its Q/DQ pairs; only what is computed
+The reference has the weights of the original, as they were rounded, and its Q/DQ pairs; only what is computed
 between them is more exact. So it tells what a plan of the original has to give.
 """
 
@@ -16,8 +16,8 @@ from streaming.engines.manifest import ONNX_FILE
 _NARROW: Final = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
 
 
-def write_float32_twin(source: Path, directory: Path) -> Path:
-    """Write the twin of the graph in `source` into an existing, empty directory; returns the file.
+def write_float32_reference(source: Path, directory: Path) -> Path:
+    """Write the reference of the graph in `source` into an existing, empty directory; returns the file.
 
     Both are in memory while this runs: about three times the size of the source.
     """
