@@ -48,6 +48,7 @@ from gateway.webrtc.aiortc_patches.consent import install_patient_consent
 from gateway.webrtc.aiortc_patches.decoding import install_decoder
 from gateway.webrtc.aiortc_patches.guards import install_guards
 from gateway.webrtc.aiortc_patches.jitter_buffer import install_jitter_buffer
+from gateway.webrtc.aiortc_patches.media_ports import install_media_ports
 from gateway.webrtc.aiortc_patches.sender import install_sender
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.sessions import Sessions
@@ -82,6 +83,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     install_sender()
     install_patient_consent()
     install_guards()
+    install_media_ports(config.media_ports, config.public_ips)
     app = Quart(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # `//` is part of an asset's absolute path
     take_bodies_in_pieces(app)

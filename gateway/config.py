@@ -113,6 +113,8 @@ class Config:
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    media_ports: range | None = None  # UDP; None: what the operating system picks
+    public_ips: tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...] = ()  # a NAT's, which passes all on
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
     turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token
     hf_endpoint: str = _HF_ENDPOINT  # the hub, or a mirror of it
@@ -161,6 +163,8 @@ class Config:
             demo=_switch(values, "WANSTREAM_DEMO", "on"),
             cors_origins=_names(origins) if origins else None,
             trusted_proxies=_networks(values, "WANSTREAM_TRUSTED_PROXIES"),
+            media_ports=_ports(values, "WANSTREAM_MEDIA_PORTS"),
+            public_ips=_addresses(values, "WANSTREAM_PUBLIC_IP"),
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
             turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),
             hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
@@ -213,6 +217,32 @@ def _choice(values: Mapping[str, str], name: str, allowed: tuple[str, ...], defa
         if value.lower() == given.strip().lower():
             return value
     raise WanstreamError(f"{name} must be one of {', '.join(allowed)}, not {given!r}.")
+
+
+def _addresses(
+    values: Mapping[str, str], name: str
+) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]:
+    try:
+        return tuple(ipaddress.ip_address(n) for n in _names(values.get(name, "")))
+    except ValueError as error:
+        raise WanstreamError(
+            f"{name} must be an address such as 203.0.113.7, or a comma list: {error}."
+        ) from error
+
+
+def _ports(values: Mapping[str, str], name: str) -> range | None:
+    if name not in values:
+        return None
+    first, dash, last = values[name].partition("-")
+    try:
+        ports = range(int(first), int(last if dash else first) + 1)
+    except ValueError:
+        ports = range(0)
+    if not ports or not 1024 <= ports[0] <= ports[-1] <= 65535:
+        raise WanstreamError(
+            f"{name} must be a range of ports from 1024 to 65535, such as 50000-50199, not {values[name]!r}."
+        )
+    return ports
 
 
 def _switch(values: Mapping[str, str], name: str, default: str) -> bool:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Create the virtual environment and install pinned dependencies, Debian packages included.
 #   scripts/setup.sh serve   what the server on this machine needs, PyTorch and ONNX Runtime for models included
-#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2, promtool)
+#   scripts/setup.sh test    the same, and what the tests need (Chromium, coturn, iproute2, iptables, promtool)
 #   scripts/setup.sh containers   only the Debian packages that build and run the images in `make test-containers`
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -85,11 +85,11 @@ install_modelopt() {
 
 # The tests build and run the images of docker/.
 test_tools() {
-    command -v chromium && command -v turnserver && command -v tc && command -v promtool
+    command -v chromium && command -v turnserver && command -v tc && command -v iptables && command -v promtool
 }
 
 # What pip cannot bring: the interpreter's shared library for Triton's model processes; for the tests a browser, a TURN
-# server, links of limited speed and Prometheus' checker.
+# server, links of limited speed, a NAT and Prometheus' checker.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.embedded.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -100,6 +100,7 @@ install_libraries() {
         command -v turnserver >/dev/null || install_without_service coturn
         command -v promtool >/dev/null || install_without_service prometheus
         command -v tc >/dev/null || apt_install iproute2
+        command -v iptables >/dev/null || apt_install iptables
     fi
 }
 

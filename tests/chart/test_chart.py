@@ -18,6 +18,8 @@ from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 from pydantic import ValidationError
 
+from gateway.config import Config
+
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "wanstream"
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
@@ -127,6 +129,8 @@ def test_the_checks_see_what_is_wrong(chart: Chart) -> None:
         {"replicas": 3},
         {"media": {"mode": "bridge"}},
         {"gateway": {"port": 0}},
+        {"gateway": {"locked": "on"}},
+        {"media": {"ports": "all"}},
         {"triton": {"sharedMemory": "lots"}},
         {"ingress": {"enabled": True}},
         {"httpRoute": {"enabled": True}},
@@ -276,6 +280,27 @@ def test_scaling_counts_the_viewers_of_this_release_alone(chart: Chart) -> None:
     assert float(trigger["metadata"]["threshold"]) == 6
     assert "replicas" not in objects["Deployment"]["spec"]
     assert [endpoint["port"] for endpoint in endpoints] == ["http", "triton-metrics"]
+
+
+def test_a_pod_loads_what_its_operator_chose_and_uses_the_ports_that_are_open(chart: Chart) -> None:
+    values = {
+        "gateway": {"loadParams": {"height": 320, "width": 576}, "locked": True},
+        "media": {"ports": "50000-50199", "publicIP": "203.0.113.7"},
+        "networkPolicy": {"enabled": True},
+    }
+    objects = rendered(chart, values)
+    config = Config.from_env(variables(containers(objects)["gateway"]))
+    (media,) = (
+        port
+        for rule in objects["NetworkPolicy"]["spec"]["ingress"]
+        for port in rule["ports"]
+        if port["protocol"] == "UDP"
+    )
+
+    assert (config.pipeline, config.pipeline_params) == ("longlive", {"height": 320, "width": 576})
+    assert config.locked is True
+    assert [str(address) for address in config.public_ips] == ["203.0.113.7"]
+    assert config.media_ports == range(media["port"], media["endPort"] + 1) == range(50000, 50200)
 
 
 def test_the_host_s_network_is_used_only_where_it_was_asked_for(chart: Chart) -> None:

@@ -1,6 +1,6 @@
 """A gateway process whose GPU pipelines are served by the double, and the handle that tests steer it with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ class DoubleProcess(ServerProcess):
         *,
         triton: bool = False,
         connect_timeout_s: float | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        options = ["--triton"] if triton else []
+        options = [*options, *(["--triton"] if triton else [])]
         if connect_timeout_s is not None:
             options += ["--connect-timeout", str(connect_timeout_s)]
         super().__init__("tests.server.serve_double", home, env, options)

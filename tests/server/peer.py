@@ -1,6 +1,7 @@
 """A WebRTC client for tests, built on aiortc: what a page does, without the page.
 
-`python -m tests.server.peer URL` runs one as a process of its own, which a test may kill.
+`python -m tests.server.peer URL [hidden]` runs one as a process of its own, which a test may kill; a hidden
+one tells no candidates, as browsers tell none that the server can use.
 """
 
 import asyncio
@@ -140,9 +141,9 @@ class Peer:
         if channel is not None:
             await until(lambda: channel.readyState == "open", within_s, "data channel open")
 
-    async def connect(self, initial_parameters: Any = None) -> "Peer":
+    async def connect(self, initial_parameters: Any = None, *, candidates: bool = True) -> "Peer":
         """Offer, accept and wait for the connection."""
-        answer = await self.offer(initial_parameters)
+        answer = await self.offer(initial_parameters, candidates=candidates)
         assert answer.status == 200, f"offer refused: {answer.status} {answer.text}"
         await self.connected()
         return self
@@ -218,9 +219,9 @@ def longest_gap(frames: Sequence[Received], since: float, end: float) -> float:
     return max(b - a for a, b in itertools.pairwise(times))
 
 
-async def _main(url: str) -> None:
+async def _main(url: str, *, hidden: bool) -> None:
     async with Peer(HttpClient(url), source=NumberedCamera()) as peer:
-        await peer.connect({"input_mode": "video"})
+        await peer.connect({"input_mode": "video"}, candidates=not hidden)
         await peer.wait_frames(5)
         sys.stdout.write(f"{peer.session_id}\n")
         sys.stdout.flush()
@@ -228,4 +229,4 @@ async def _main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))
+    asyncio.run(_main(sys.argv[1], hidden="hidden" in sys.argv[2:]))
