@@ -26,6 +26,8 @@ from gateway.http.trailing_slash import without_slash
 from gateway.http.uploads import take_bodies_in_pieces
 from gateway.logs import Logs
 from gateway.metrics import Metrics
+from gateway.osc.paths import SCRIPT, STYLE
+from gateway.osc.server import OscServer
 from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.state import Pipelines
@@ -37,6 +39,7 @@ from gateway.routes.logs import logs_blueprint
 from gateway.routes.loras import loras_blueprint
 from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
+from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
@@ -73,6 +76,7 @@ class Services:
     models: Models
     ice: IceServers
     logs: Logs
+    osc: OscServer
 
 
 def create_app(config: Config, serving: Serving) -> Quart:
@@ -112,6 +116,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         models_blueprint(services.models),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
+        osc_blueprint(services.osc, services.pipelines, services.streams),
         sessions_blueprint(services.streams, services.sessions, serving),
         operations_blueprint(services.pipelines, services.streams, services.metrics, config.pipeline),
     ):
@@ -119,7 +124,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     _answer_errors_as_json(app)
     policy = OriginPolicy(config)
     guard_origins(app, policy)
-    protect_pages(app, policy)
+    protect_pages(app, policy, [SCRIPT], [STYLE])
     guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
         app,
@@ -145,7 +150,9 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics = Metrics()
     streams = Streams(pipelines, metrics, config.directories.assets, config.max_sessions)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
+    osc = OscServer(config.osc, config.osc_address, streams, pipelines)
     metrics.watch(pipelines, streams, sessions)
+    metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
         config=config,
@@ -159,6 +166,7 @@ def _services(config: Config, serving: Serving) -> Services:
         models=Models.from_config(config, lambda spec: serving.availability(spec).available),
         ice=ice,
         logs=Logs(config.directories.logs),
+        osc=osc,
     )
 
 
@@ -205,6 +213,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
         await services.pipelines.serving.start(services.pipelines.lost)
         services.ice.start()
         services.assets.remove_stale()
+        await services.osc.start()
         if autoload:
             await autoload.start()
 
@@ -212,6 +221,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
     async def stop() -> None:
         steps: list[Callable[[], Any]] = [
             *([autoload.close] if autoload else []),
+            services.osc.close,
             services.streams.close,
             services.sessions.close,
             services.pipelines.close,
