@@ -84,6 +84,7 @@ class Secrets:
     twilio_auth_token: str | None = field(default=None, repr=False)
     access_token: str | None = field(default=None, repr=False)  # WANSTREAM_TOKEN, asked of every client
     admin_token: str | None = field(default=None, repr=False)  # may change a locked server
+    turn_secret: str | None = field(default=None, repr=False)  # shared with the TURN servers of turn_urls
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,9 @@ class Config:
     media_ports: range | None = None  # UDP; None: what the operating system picks
     public_ips: tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...] = ()  # a NAT's, which passes all on
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
+    turn_urls: tuple[str, ...] = ()  # for viewers, with credentials made from the secret
+    turn_ttl_s: float = 86400.0  # of these credentials
+    relay_only: bool = False  # viewers are to use TURN servers and nothing else
     turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token
     hf_endpoint: str = _HF_ENDPOINT  # the hub, or a mirror of it
     model_owners: tuple[str, ...] = _MODEL_OWNERS  # whose repositories are asked, in this order
@@ -172,6 +176,7 @@ class Config:
                 twilio_auth_token=values.get("TWILIO_AUTH_TOKEN"),
                 access_token=values.get("WANSTREAM_TOKEN"),
                 admin_token=values.get("WANSTREAM_ADMIN_TOKEN"),
+                turn_secret=values.get("WANSTREAM_TURN_SECRET"),
             ),
             bitrate=_bitrate(values),
             logging=Logging(
@@ -194,6 +199,9 @@ class Config:
             media_ports=_ports(values, "WANSTREAM_MEDIA_PORTS"),
             public_ips=_addresses(values, "WANSTREAM_PUBLIC_IP"),
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
+            turn_urls=_names(values.get("WANSTREAM_TURN_URLS", "")),
+            turn_ttl_s=float(_integer(values, "WANSTREAM_TURN_TTL_S", minimum=60) or 86400),
+            relay_only=_choice(values, "WANSTREAM_ICE_TRANSPORT_POLICY", ("all", "relay"), "all") == "relay",
             turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),
             hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
             model_owners=_names(values.get("WANSTREAM_MODEL_OWNERS", "")) or _MODEL_OWNERS,
