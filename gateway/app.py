@@ -26,8 +26,6 @@ from gateway.http.trailing_slash import without_slash
 from gateway.http.uploads import take_bodies_in_pieces
 from gateway.logs import Logs
 from gateway.metrics import Metrics
-from gateway.osc.paths import SCRIPT, STYLE
-from gateway.osc.server import OscServer
 from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.state import Pipelines
@@ -39,7 +37,6 @@ from gateway.routes.logs import logs_blueprint
 from gateway.routes.loras import loras_blueprint
 from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
-from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
@@ -55,6 +52,9 @@ from gateway.webrtc.aiortc_patches.media_ports import install_media_ports
 from gateway.webrtc.aiortc_patches.sender import install_sender
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.sessions import Sessions
+from gateway.whip.metrics import WhipCollector
+from gateway.whip.publishing import Publishers
+from gateway.whip.routes import whip_blueprint
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,13 @@ class Services:
     loader: LoadService
     streams: Streams
     sessions: Sessions
+    publishers: Publishers
     metrics: Metrics
     assets: Assets
     loras: Loras
     models: Models
     ice: IceServers
     logs: Logs
-    osc: OscServer
 
 
 def create_app(config: Config, serving: Serving) -> Quart:
@@ -105,6 +105,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # clients show pipelines in the order of the answer
     services = _services(config, serving)
     access = Access(config)
+    policy = OriginPolicy(config)
     app.extensions["wanstream"] = services
     for blueprint in (
         general_blueprint(serving, VERSION, config.git_commit),
@@ -116,21 +117,20 @@ def create_app(config: Config, serving: Serving) -> Quart:
         models_blueprint(services.models),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
-        osc_blueprint(services.osc, services.pipelines, services.streams),
+        whip_blueprint(services.publishers, services.ice, access, policy),
         sessions_blueprint(services.streams, services.sessions, serving),
         operations_blueprint(services.pipelines, services.streams, services.metrics, config.pipeline),
     ):
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
-    policy = OriginPolicy(config)
     guard_origins(app, policy)
-    protect_pages(app, policy, [SCRIPT], [STYLE])
+    protect_pages(app, policy)
     guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
         app,
         allow_origin=policy.listed if policy.listed and not policy.allows_all else re.compile(""),
         allow_credentials=True,
-        expose_headers=["Content-Disposition", "Location"],
+        expose_headers=["Content-Disposition", "Location", "Link", "ETag", "Accept-Patch"],
         max_age=600,
     )
     _run_with_app(app, services)
@@ -150,9 +150,9 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics = Metrics()
     streams = Streams(pipelines, metrics, config.directories.assets, config.max_sessions)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
-    osc = OscServer(config.osc, config.osc_address, streams, pipelines)
+    publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
     metrics.watch(pipelines, streams, sessions)
-    metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
+    metrics.add(WhipCollector(publishers))
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
         config=config,
@@ -160,13 +160,13 @@ def _services(config: Config, serving: Serving) -> Services:
         loader=loader,
         streams=streams,
         sessions=sessions,
+        publishers=publishers,
         metrics=metrics,
         assets=Assets(config.directories.assets, quota_bytes),
         loras=Loras.from_config(config, loader.loras_in_use),
         models=Models.from_config(config, lambda spec: serving.availability(spec).available),
         ice=ice,
         logs=Logs(config.directories.logs),
-        osc=osc,
     )
 
 
@@ -213,7 +213,6 @@ def _run_with_app(app: Quart, services: Services) -> None:
         await services.pipelines.serving.start(services.pipelines.lost)
         services.ice.start()
         services.assets.remove_stale()
-        await services.osc.start()
         if autoload:
             await autoload.start()
 
@@ -221,9 +220,9 @@ def _run_with_app(app: Quart, services: Services) -> None:
     async def stop() -> None:
         steps: list[Callable[[], Any]] = [
             *([autoload.close] if autoload else []),
-            services.osc.close,
             services.streams.close,
             services.sessions.close,
+            services.publishers.close,
             services.pipelines.close,
             services.models.close,
             services.ice.close,

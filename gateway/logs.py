@@ -25,9 +25,15 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 
+_SESSION_URL = re.compile(r"(/wh[ie]p/[^/\s\"]+/[\w-]{6})[\w-]+")
+
 
 def redact(text: str) -> str:
-    """`text` without tokens: `token=...`, `HF_TOKEN: ...`, bearer headers and Hugging Face tokens."""
+    """`text` without tokens: `token=...`, `HF_TOKEN: ...`, bearer headers and Hugging Face tokens.
+
+    Of a WHIP or WHEP session's URL, which opens it, the first letters of the secret are left.
+    """
+    text = _SESSION_URL.sub(r"\1***", text)
     return _SECRET.sub(lambda m: f"{m['key']}***" if m["key"] else "***", text)
 
 

@@ -1,6 +1,6 @@
 """Prometheus metrics of the gateway, computed when they are scraped."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -36,13 +36,13 @@ class Metrics:
     def chunk_failed(self, pipeline: str) -> None:
         self._failed.labels(pipeline).inc()
 
+    def add(self, collector: Collector) -> None:
+        """Read `collector`, too, at each scrape."""
+        self._registry.register(collector)
+
     def watch(self, pipelines: Pipelines, streams: Streams, sessions: Sessions) -> None:
         """Read these services at each scrape. Call once."""
         self._registry.register(_ServiceCollector(pipelines, streams, sessions))
-
-    def show_counts(self, name: str, text: str, label: str, counts: Mapping[str, int]) -> None:
-        """Read counts that live elsewhere at each scrape. label: what their keys are called."""
-        self._registry.register(_Counts(name, text, label, counts))
 
     async def exposition(self, pipelines: Pipelines) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -59,20 +59,6 @@ class _Constant(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return [self._metric]
-
-
-class _Counts(Collector):
-    def __init__(self, name: str, text: str, label: str, counts: Mapping[str, int]) -> None:
-        self._name = name
-        self._text = text
-        self._label = label
-        self._counts = counts
-
-    def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
-        for key, value in list(self._counts.items()):
-            family.add_metric([key], value)
-        return [family]
 
 
 class _ServiceCollector(Collector):

@@ -4,13 +4,14 @@ from typing import Any
 
 from quart import Request
 
-from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.errors import Problem, ValidationFailed
+from gateway.http.limited import limited_body
 from gateway.http.strict_json import JsonError, parse_json
 
 __all__ = ["MAX_JSON_BYTES", "JsonError", "json_object", "parse_json"]
 
 MAX_JSON_BYTES = 1 << 20
-_BODY_TIMEOUT_HINT = f"JSON bodies are limited to {MAX_JSON_BYTES // (1 << 20)} MiB"
+_LIMIT = f"JSON bodies are limited to {MAX_JSON_BYTES // (1 << 20)} MiB"
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -18,20 +19,14 @@ async def json_object(request: Request) -> dict[str, Any]:
 
     Raises ApiError 413 for more than 1 MiB, ValidationFailed where the body is absent, not JSON or no object.
     """
-    if (request.content_length or 0) > MAX_JSON_BYTES:
-        raise ApiError(413, f"Request body too large: {_BODY_TIMEOUT_HINT}")
-    body = bytearray()
-    async for piece in request.body:
-        body += piece
-        if len(body) > MAX_JSON_BYTES:
-            raise ApiError(413, f"Request body too large: {_BODY_TIMEOUT_HINT}")
+    body = await limited_body(request, MAX_JSON_BYTES, _LIMIT)
     if not body:
         raise ValidationFailed([Problem(type="missing", loc=["body"], msg="Field required", input=None)])
     if not _is_json(request.mimetype):
-        text = bytes(body[:200]).decode("utf-8", "replace")
+        text = body[:200].decode("utf-8", "replace")
         raise ValidationFailed([_not_an_object(text, "Send JSON with Content-Type: application/json")])
     try:
-        value = parse_json(bytes(body))
+        value = parse_json(body)
     except JsonError as error:
         problem = Problem(
             type="json_invalid",

@@ -19,6 +19,7 @@ from gateway.threads import in_parameter_thread
 
 logger = logging.getLogger(__name__)
 
+_LOST_S = 2.0  # without a picture: another source need not wait for this one
 _FAREWELL_S = 2.0  # between `stream_stopped` and the end: for whoever is told to read why
 
 
@@ -48,6 +49,7 @@ class Stream:
         self.failed = False  # it ended with an error
         self.closed = False
         self._sources: list[tuple[Source, Feed]] = []  # the last one is wanted, earlier ones fill in for it
+        self._source_taken_at = float("-inf")
         self._sinks: list[Sink] = []
         self._controls: list[Control] = []
         self._holders: dict[object, Callable[[], bool]] = {}
@@ -68,11 +70,23 @@ class Stream:
         )
         self.worker.set_paused(state.paused)
 
+    @property
+    def has_live_source(self) -> bool:
+        """Whether its source has sent a picture, or was taken, a moment ago."""
+        newest = max(self._source_taken_at, self.input.last_arrival)
+        return bool(self._sources) and time.monotonic() - newest < _LOST_S
+
     def take_source(self, source: Source) -> None:
         """Take input pictures from `source`; the one before goes on until the first of them is there."""
+        self._source_taken_at = time.monotonic()
         feed = self.input.feed(lambda: self._stop_sources_before(source))
         self._sources.append((source, feed))
         source.start(feed)
+
+    async def look_at_source(self) -> None:
+        """Use its source, unless somebody has chosen whether pictures are used."""
+        if not self.state.input_mode_chosen:
+            await self.update({"input_mode": "video"})
 
     def drop_source(self, source: Source) -> None:
         """`source` has ended; of no consequence when another one has taken its place."""

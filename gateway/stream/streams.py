@@ -72,6 +72,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
+    def get(self, stream_id: str) -> Stream | None:
+        """The stream of this very id, which aliases and session ids are not."""
+        stream = self._streams.get(stream_id)
+        return None if stream is None or stream.closed else stream
+
     def find(self, stream_id: str) -> Stream:
         """The stream of this id, of one of its peers' session ids, or of an alias. Raises ApiError 404."""
         stream = self._streams.get(stream_id) or self._by_alias(stream_id) or self._by_control(stream_id)

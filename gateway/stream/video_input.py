@@ -122,6 +122,11 @@ class VideoInput:
         self.frames_in += 1
 
     @property
+    def last_arrival(self) -> float:
+        """When the newest picture came, monotonic seconds; -inf before the first."""
+        return self._arrivals[-1] if self._arrivals else float("-inf")
+
+    @property
     def fps(self) -> float | None:
         """Frames per second over the last 30 arrivals, 1..60; None before the fifth frame."""
         if len(self._arrivals) < _FPS_MINIMUM_SAMPLES:

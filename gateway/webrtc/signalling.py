@@ -57,7 +57,8 @@ class Offer:
     sdp: as aiortc takes it: without candidates, without the sections of which nothing can be used, and with
     H.264 of any profile called baseline. viewer: mid of the section that shows our video. camera: mid of the
     one that brings the peer's. unread: mids of those that may send, although nothing of it is used. actpass:
-    mids of those that leave it to us who begins DTLS.
+    mids of those that leave it to us who begins DTLS. transports: mid of the section whose connection each
+    section uses, by mid. credentials: ICE user fragments and passwords.
     """
 
     sdp: str
@@ -65,6 +66,8 @@ class Offer:
     camera: str | None
     unread: frozenset[str]
     actpass: frozenset[str]
+    transports: Mapping[str, str]
+    credentials: frozenset[str]
     candidates: list[RTCIceCandidate | None]
     filter: CandidateFilter
     _sections: Sequence[Section] = field(repr=False)
@@ -131,10 +134,21 @@ class Sections:
             camera=camera.mid if camera else None,
             unread=frozenset(section.mid for section in unread),
             actpass=actpass,
+            transports={s.mid: self._transport_of(s, bundle or [kept[0].mid]) for s in self._all},
+            credentials=frozenset(_credentials(kept)),
             candidates=chosen,
             filter=candidates,
             _sections=self._all,
         )
+
+    def _transport_of(self, section: Section, bundle: list[str]) -> str:
+        return section.mid if section.kept and section.mid not in self.bundle else bundle[0]
+
+
+def _credentials(sections: Iterable[Section]) -> Iterator[str]:
+    for section in sections:
+        if section.media.ice is not None:
+            yield from (section.media.ice.usernameFragment or "", section.media.ice.password or "")
 
 
 def read_offer(sdp: str, kind: str) -> Offer:

@@ -20,14 +20,15 @@ class Fragment:
     candidates: tuple[tuple[str, str | None], ...]
     ended: bool
 
-    def entries(self, mids: Mapping[str, str], default: str) -> list[dict[str, Any]]:
+    def entries(self, transports: Mapping[str, str]) -> list[dict[str, Any]]:
         """The candidates as a `CandidateFilter` takes them.
 
-        mids: of all sections, with the mid that stands for each on the connection. default: for those that
-        name no section, or none that we know.
+        transports: as in an `Offer`; candidates of no section, or of one that it does not have, are the first
+        one's.
         """
+        first = next(iter(transports.values()))
         entries = [
-            {"candidate": text, "sdpMid": mids.get(mid or "", default)} for text, mid in self.candidates
+            {"candidate": text, "sdpMid": transports.get(mid or "", first)} for text, mid in self.candidates
         ]
         return [*entries, *([{"candidate": END_OF_CANDIDATES}] if self.ended else [])]
 

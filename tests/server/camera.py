@@ -48,3 +48,16 @@ class PlainCamera(VideoStreamTrack):
         frame = VideoFrame.from_ndarray(self._picture, format="rgb24")
         frame.pts, frame.time_base = await self.next_timestamp()
         return frame
+
+
+class GreyCamera(VideoStreamTrack):
+    """Cheap pictures of any size."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__()
+        self._planes = np.full((height * 3 // 2, width), 128, np.uint8)
+
+    async def recv(self) -> VideoFrame:
+        frame = VideoFrame.from_ndarray(self._planes, format="yuv420p")
+        frame.pts, frame.time_base = await self.next_timestamp()
+        return frame

@@ -2,29 +2,15 @@
 
 import numpy as np
 import pytest
-from aiortc import VideoStreamTrack
 from av import VideoFrame
 
-from tests.server.camera import NumberedCamera
+from tests.server.camera import GreyCamera, NumberedCamera
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load, sessions
 from tests.server.peer import Peer, until
 from tests.server.processes import ServerProcess
 
 VIDEO = {"input_mode": "video"}
-
-
-class GreyCamera(VideoStreamTrack):
-    """Cheap pictures of any size."""
-
-    def __init__(self, width: int, height: int) -> None:
-        super().__init__()
-        self._planes = np.full((height * 3 // 2, width), 128, np.uint8)
-
-    async def recv(self) -> VideoFrame:
-        frame = VideoFrame.from_ndarray(self._planes, format="yuv420p")
-        frame.pts, frame.time_base = await self.next_timestamp()
-        return frame
 
 
 class NarrowCamera(NumberedCamera):

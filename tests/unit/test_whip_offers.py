@@ -213,13 +213,13 @@ def test_a_fragment_tells_candidates_their_sections_and_the_end() -> None:
     assert fragment.credentials == {"abcd", "secret"}
     assert fragment.candidates == ((f"a={HOST}", "0"), (f"a={HOST}", "1"))
     assert fragment.ended
-    assert [entry.get("sdpMid") for entry in fragment.entries({"0": "0", "1": "0"}, "0")] == ["0", "0", None]
+    assert [entry.get("sdpMid") for entry in fragment.entries({"0": "0", "1": "0"})] == ["0", "0", None]
 
 
 def test_candidates_before_any_section_belong_to_the_default_one() -> None:
     fragment = read_fragment(f"a={HOST}")
 
-    assert [entry["sdpMid"] for entry in fragment.entries({"0": "0"}, "v")] == ["v"]
+    assert [entry["sdpMid"] for entry in fragment.entries({"a": "v"})] == ["v"]
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,19 @@ costs one more pair, and the fragments of a message without an end are collected
 
 import logging
 import struct
+from collections.abc import Iterable
 from typing import Any, Final
 
 from aioice import ice, stun
-from aioice.candidate import candidate_priority
+from aioice.candidate import Candidate, candidate_priority
 from aiortc import rtcicetransport
 from aiortc.rtcsctptransport import DataChunk, RTCSctpTransport
 
+from gateway.webrtc.aiortc_patches.members import require_members
+
 logger = logging.getLogger(__name__)
+
+require_members(ice.Connection, "check_incoming", "data_received", "get_component_candidates")
 
 _MAX_REMOTE_CANDIDATES: Final = 128  # those that were signalled, and those that checks came from
 _MAX_QUEUED_DATAGRAMS: Final = 4096
@@ -23,7 +28,25 @@ _MAX_BYTES_BEYOND_WINDOW: Final = 1 << 20  # aiortc peers do not look at the win
 
 
 class GuardedConnection(ice.Connection):
-    """An ICE connection that no datagram of the other side can break or grow."""
+    """An ICE connection that no datagram of the other side can break or grow.
+
+    gathering_s: how long STUN and TURN servers may take to answer. first_address: our address that the peer
+    is known to reach; some peers try only the first one that we name.
+    """
+
+    gathering_s: int = 5
+    first_address: str | None = None
+
+    async def get_component_candidates(
+        self, component: int, addresses: list[str], timeout: int = 0
+    ) -> list[Candidate]:
+        return await super().get_component_candidates(
+            component, self.in_order(addresses), timeout or self.gathering_s
+        )
+
+    def in_order(self, addresses: Iterable[str]) -> list[str]:
+        """Our addresses as they are to be named."""
+        return sorted(addresses, key=lambda address: address != self.first_address)
 
     def check_incoming(
         self, message: stun.Message, addr: tuple[str, int], protocol: ice.StunProtocol

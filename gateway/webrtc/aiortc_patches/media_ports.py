@@ -27,8 +27,6 @@ require_members(ice, "StunProtocol", "server_reflexive_candidate")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_STUN_S = 5.0
-
 
 class _PlacedConnection(GuardedConnection):
     """An ICE connection on chosen ports, with the addresses of a NAT among its candidates."""
@@ -37,10 +35,11 @@ class _PlacedConnection(GuardedConnection):
     public: ClassVar[Sequence[Address]] = ()
 
     async def get_component_candidates(
-        self, component: int, addresses: list[str], timeout: int = 5
+        self, component: int, addresses: list[str], timeout: int = 0
     ) -> list[Candidate]:
         """Those of aioice, on our ports, and the public ones. Raises ApiError 503 when no port is free."""
-        hosts = [h for address in addresses if (h := await self._bind(component, address)) is not None]
+        ordered = self.in_order(addresses)
+        hosts = [h for address in ordered if (h := await self._bind(component, address)) is not None]
         self._protocols += hosts
         if addresses and not hosts:
             raise ApiError(503, _no_port(self.ports), headers={"Retry-After": "5"})
@@ -86,7 +85,7 @@ class _PlacedConnection(GuardedConnection):
             if _is_ipv4(host.local_candidate)
         ]
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), _STUN_S)
+            await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), self.gathering_s)
         done = [task for task in asked if task.done() and not task.cancelled() and task.exception() is None]
         return [task.result()[0] for task in done]
 

@@ -1,0 +1,22 @@
+"""What Prometheus is told of publishers."""
+
+from collections.abc import Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.whip.publishing import Publishers
+
+
+class WhipCollector(Collector):
+    """Reads the publishers at each scrape."""
+
+    def __init__(self, publishers: Publishers) -> None:
+        self._publishers = publishers
+
+    def collect(self) -> Iterable[Metric]:
+        publishers = GaugeMetricFamily(
+            "wanstream_publishers", "Who sends streams their video", labels=["protocol"]
+        )
+        publishers.add_metric(["whip"], len(self._publishers))
+        yield publishers
