@@ -1,10 +1,10 @@
 #!/bin/sh
-# A TURN server for viewers behind strict firewalls (docs/docker.md). The password is in a file of the container, not
-# on the command line, where every user of the machine could read it.
+# A TURN server for viewers behind strict firewalls (docs/docker.md). The secret is in a file of the container, not on
+# the command line, where every user of the machine could read it.
 set -eu
 
-if [ -z "${TURN_PASSWORD:-}" ]; then
-    echo "Set TURN_PASSWORD in the file .env: without it everybody could relay through this machine." >&2
+if [ -z "${TURN_SECRET:-}" ]; then
+    echo "Set WANSTREAM_TURN_SECRET in the file .env: without it everybody could relay through this machine." >&2
     exit 1
 fi
 
@@ -13,8 +13,8 @@ file=$(mktemp)
 cat > "$file" <<EOF
 listening-port=${TURN_PORT:-3478}
 realm=wanstream
-lt-cred-mech
-user=${TURN_USER:-wanstream}:$TURN_PASSWORD
+use-auth-secret
+static-auth-secret=$TURN_SECRET
 fingerprint
 no-cli
 no-tls

@@ -26,6 +26,8 @@ from gateway.http.trailing_slash import without_slash
 from gateway.http.uploads import take_bodies_in_pieces
 from gateway.logs import Logs
 from gateway.metrics import Metrics
+from gateway.osc.paths import SCRIPT, STYLE
+from gateway.osc.server import OscServer
 from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.state import Pipelines
@@ -37,6 +39,7 @@ from gateway.routes.logs import logs_blueprint
 from gateway.routes.loras import loras_blueprint
 from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
+from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
@@ -77,6 +80,7 @@ class Services:
     models: Models
     ice: IceServers
     logs: Logs
+    osc: OscServer
 
 
 def create_app(config: Config, serving: Serving) -> Quart:
@@ -117,6 +121,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         models_blueprint(services.models),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.sessions),
+        osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
         sessions_blueprint(services.streams, services.sessions, serving),
         operations_blueprint(services.pipelines, services.streams, services.metrics, config.pipeline),
@@ -124,7 +129,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
     guard_origins(app, policy)
-    protect_pages(app, policy)
+    protect_pages(app, policy, [SCRIPT], [STYLE])
     guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
         app,
@@ -150,8 +155,10 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics = Metrics()
     streams = Streams(pipelines, metrics, config.directories.assets, config.max_sessions)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
-    publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
+    osc = OscServer(config.osc, config.osc_address, streams, pipelines)
     metrics.watch(pipelines, streams, sessions)
+    metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
+    publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
     metrics.add(WhipCollector(publishers))
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
@@ -167,6 +174,7 @@ def _services(config: Config, serving: Serving) -> Services:
         models=Models.from_config(config, lambda spec: serving.availability(spec).available),
         ice=ice,
         logs=Logs(config.directories.logs),
+        osc=osc,
     )
 
 
@@ -213,6 +221,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
         await services.pipelines.serving.start(services.pipelines.lost)
         services.ice.start()
         services.assets.remove_stale()
+        await services.osc.start()
         if autoload:
             await autoload.start()
 
@@ -220,6 +229,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
     async def stop() -> None:
         steps: list[Callable[[], Any]] = [
             *([autoload.close] if autoload else []),
+            services.osc.close,
             services.streams.close,
             services.sessions.close,
             services.publishers.close,

@@ -21,6 +21,11 @@ _LONGEST_PATH = 3584  # bytes; Linux takes 4095, and files below these directori
 _OTHER_PLACE = (
     "Choose another place with WANSTREAM_HOME, WANSTREAM_ENGINES_DIR or the DAYDREAM_SCOPE_*_DIR variables."
 )
+_OSC_FORMS = "WANSTREAM_OSC must be off, PORT or HOST:PORT, for example 0.0.0.0:9000"
+_PRIVATE = (
+    *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+    *("::1/128", "fc00::/7", "fe80::/10"),
+)
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LOG_FORMATS = ("text", "json")
 
@@ -79,6 +84,7 @@ class Secrets:
     twilio_auth_token: str | None = field(default=None, repr=False)
     access_token: str | None = field(default=None, repr=False)  # WANSTREAM_TOKEN, asked of every client
     admin_token: str | None = field(default=None, repr=False)  # may change a locked server
+    turn_secret: str | None = field(default=None, repr=False)  # shared with the TURN servers of turn_urls
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,22 @@ class Logging:
     json_lines: bool = False  # one JSON object per line instead of text
     verbose: bool = False  # access, framework and WebRTC loggers at INFO too
     quiet: tuple[str, ...] = ()  # loggers of which only errors are kept
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Osc:
+    """Control by OSC, which knows no token.
+
+    enabled: None: unless a token is asked for. port: None: the same number as HTTP's. allow: who is heard.
+    """
+
+    enabled: bool | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    allow: tuple[Network, ...] = tuple(ipaddress.ip_network(network) for network in _PRIVATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +134,13 @@ class Config:
     opening: str | None = None  # to load once at the start
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
-    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
     media_ports: range | None = None  # UDP; None: what the operating system picks
     public_ips: tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...] = ()  # a NAT's, which passes all on
     ice_servers: str | None = field(default=None, repr=False)  # WANSTREAM_ICE_SERVERS, a JSON list
+    turn_urls: tuple[str, ...] = ()  # for viewers, with credentials made from the secret
+    turn_ttl_s: float = 86400.0  # of these credentials
+    relay_only: bool = False  # viewers are to use TURN servers and nothing else
     turn_credentials_url: str = _TURN_CREDENTIALS_URL  # opened with the Hugging Face token
     hf_endpoint: str = _HF_ENDPOINT  # the hub, or a mirror of it
     model_owners: tuple[str, ...] = _MODEL_OWNERS  # whose repositories are asked, in this order
@@ -124,6 +149,13 @@ class Config:
     stream_linger_s: float = 30.0  # how long a stream waits for its WHIP publisher to come back
     drain_s: float = 0.0  # how long SIGTERM waits for open sessions
     git_commit: str = "unknown"
+    osc: Osc = Osc()
+
+    @property
+    def osc_address(self) -> tuple[str, int] | None:
+        """Host and UDP port at which OSC is heard; None: it is not."""
+        enabled = self.secrets.access_token is None if self.osc.enabled is None else self.osc.enabled
+        return (self.osc.host, self.osc.port or self.port) if enabled else None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Config":
@@ -145,6 +177,7 @@ class Config:
                 twilio_auth_token=values.get("TWILIO_AUTH_TOKEN"),
                 access_token=values.get("WANSTREAM_TOKEN"),
                 admin_token=values.get("WANSTREAM_ADMIN_TOKEN"),
+                turn_secret=values.get("WANSTREAM_TURN_SECRET"),
             ),
             bitrate=_bitrate(values),
             logging=Logging(
@@ -167,6 +200,9 @@ class Config:
             media_ports=_ports(values, "WANSTREAM_MEDIA_PORTS"),
             public_ips=_addresses(values, "WANSTREAM_PUBLIC_IP"),
             ice_servers=values.get("WANSTREAM_ICE_SERVERS"),
+            turn_urls=_names(values.get("WANSTREAM_TURN_URLS", "")),
+            turn_ttl_s=float(_integer(values, "WANSTREAM_TURN_TTL_S", minimum=60) or 86400),
+            relay_only=_choice(values, "WANSTREAM_ICE_TRANSPORT_POLICY", ("all", "relay"), "all") == "relay",
             turn_credentials_url=values.get("WANSTREAM_TURN_CREDENTIALS_URL", _TURN_CREDENTIALS_URL),
             hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
             model_owners=_names(values.get("WANSTREAM_MODEL_OWNERS", "")) or _MODEL_OWNERS,
@@ -174,6 +210,7 @@ class Config:
             stream_linger_s=float(_integer(values, "WANSTREAM_STREAM_LINGER_S", minimum=1) or 30),
             connect_timeout_s=float(_integer(values, "WANSTREAM_CONNECT_TIMEOUT_S", minimum=1) or 30),
             drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
+            osc=_osc(values),
         )
 
 
@@ -201,15 +238,26 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _networks(
-    values: Mapping[str, str], name: str
-) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+def _networks(values: Mapping[str, str], name: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(n, strict=False) for n in _names(values.get(name, "")))
     except ValueError as error:
         raise WanstreamError(
             f"{name} must be a comma list of addresses or networks such as 127.0.0.1 or 10.0.0.0/8: {error}."
         ) from error
+
+
+def _osc(values: Mapping[str, str]) -> Osc:
+    allow = _networks(values, "WANSTREAM_OSC_ALLOW") or Osc().allow
+    text = values.get("WANSTREAM_OSC")
+    if text is None:
+        return Osc(allow=allow)
+    if text.strip().lower() == "off":
+        return Osc(enabled=False, allow=allow)
+    host, _, port = text.strip().rpartition(":")
+    if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
+        raise WanstreamError(f"{_OSC_FORMS}; not {text!r}.")
+    return Osc(True, host.strip("[]") or Osc().host, int(port), allow)
 
 
 def _choice(values: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:

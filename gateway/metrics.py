@@ -1,6 +1,6 @@
 """Prometheus metrics of the gateway, computed when they are scraped."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -44,6 +44,10 @@ class Metrics:
         """Read these services at each scrape. Call once."""
         self._registry.register(_ServiceCollector(pipelines, streams, sessions))
 
+    def show_counts(self, name: str, text: str, label: str, counts: Mapping[str, int]) -> None:
+        """Read counts that live elsewhere at each scrape. label: what their keys are called."""
+        self._registry.register(_Counts(name, text, label, counts))
+
     async def exposition(self, pipelines: Pipelines) -> bytes:
         """All metrics in Prometheus' text format."""
         ready = await pipelines.serving.is_ready()
@@ -59,6 +63,20 @@ class _Constant(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return [self._metric]
+
+
+class _Counts(Collector):
+    def __init__(self, name: str, text: str, label: str, counts: Mapping[str, int]) -> None:
+        self._name = name
+        self._text = text
+        self._label = label
+        self._counts = counts
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
+        for key, value in list(self._counts.items()):
+            family.add_metric([key], value)
+        return [family]
 
 
 class _ServiceCollector(Collector):

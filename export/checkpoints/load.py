@@ -1,13 +1,21 @@
 """From a component's checkpoint file to its module; all dimensions come from the file."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from export.checkpoints.checkpoints import Checkpoint, load_weights, open_checkpoint
-from export.checkpoints.lora_merge import builtin_adapter, merge
+from export.checkpoints.lora_merge import (
+    Changes,
+    ScaledAdapter,
+    builtin_adapter,
+    joined,
+    merge,
+    user_adapters,
+)
 from export.graphs.taehv import TinyVae, TinyVaeConfig, keep_last_grow_channels
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer
@@ -17,17 +25,31 @@ from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import CheckpointError, TransformerFiles
 from streaming.specs import CachedKeys, VaeType
 
+logger = logging.getLogger(__name__)
+
 Config = TypeVar("Config")
 PRUNED = 0.75  # of the widths, in the light VAE
 
 
-def open_transformer(models: Path, files: TransformerFiles) -> Checkpoint:
-    """The weights of a pipeline's transformer in the directory of models, its own adapter merged in."""
+def open_transformer(
+    models: Path, files: TransformerFiles, adapters: Sequence[ScaledAdapter] = ()
+) -> Checkpoint:
+    """The weights of a pipeline's transformer in the directory of models, its own adapter merged in.
+
+    adapters: LoRA files to merge as well; what in them is ignored is logged. Raises CheckpointError, and
+    AdapterError for a LoRA file that cannot be used.
+    """
     base = open_checkpoint(models / files.weights, files.entry)
-    if files.adapter is None:
-        return base
-    name, alpha = files.adapter
-    return merge(base, builtin_adapter(open_checkpoint(models / name, "generator_lora"), alpha))
+    changes: list[Changes] = []
+    if files.adapter is not None:
+        name, alpha = files.adapter
+        changes.append(builtin_adapter(open_checkpoint(models / name, "generator_lora"), alpha))
+    if adapters:
+        wanted, warnings = user_adapters(base, adapters)
+        changes.append(wanted)
+        for warning in warnings:
+            logger.warning("%s", warning)
+    return merge(base, joined(changes)) if changes else base
 
 
 def transformer_modules(config: TransformerConfig, cached: CachedKeys) -> tuple[Transformer, TextKV]:

@@ -146,3 +146,39 @@ class ParametersApplied(BaseModel):
     status: Literal["ok"]
     applied_parameters: dict[str, Any]
     errors: list[dict[str, Any]]
+
+
+class OscRefusal(BaseModel):
+    time: float = Field(description="Unix seconds")
+    address: str = Field(description="empty for what was not even OSC")
+    reason: str = Field(description="parse, address, type, range, rate, denied, or refused by the stream")
+
+
+class OscStatus(BaseModel):
+    enabled: bool
+    listening: bool
+    host: str | None
+    port: int | None
+    log_all_messages: bool
+    problem: str | None = Field(description="why it is enabled and does not listen")
+    counts: dict[str, int] = Field(description="messages by result: applied, or why not")
+    recent: list[OscRefusal] = Field(description="the last 50 that were refused")
+
+
+class OscSettings(BaseModel):
+    log_all_messages: bool
+
+
+class OscPath(_Body):
+    """One address; `min`, `max`, `enum`, `default` and `pipeline_id` where there are some."""
+
+    key: str
+    type: str
+    description: str
+    osc_address: str
+
+
+class OscPaths(BaseModel):
+    active: dict[str, list[OscPath]]
+    available: dict[str, list[OscPath]]
+    active_pipeline_ids: list[str]

@@ -5,6 +5,9 @@ markup could neither run nor send anything. Frames: of the same machine, so that
 page in its own; elsewhere a page in a frame could be made to catch clicks that were meant for another one.
 """
 
+import base64
+import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 from quart import Quart, Response
@@ -14,8 +17,6 @@ from gateway.http.origins import OriginPolicy
 # WebRTC needs no entry; `blob:` is for films that the user chose, `data:` for icons of Swagger UI.
 _SOURCES: Final = (
     "default-src 'none'",
-    "script-src 'self'",
-    "style-src 'self'",
     "img-src 'self' blob: data:",
     "media-src 'self' blob:",
     "connect-src 'self'",
@@ -32,13 +33,20 @@ _FRAMES: Final = (
 )
 
 
-def protect_pages(app: Quart, origins: OriginPolicy) -> None:
-    """Send the policy with every page."""
+def protect_pages(app: Quart, origins: OriginPolicy, scripts: Iterable[str], styles: Iterable[str]) -> None:
+    """Send the policy with every page. scripts, styles: those that stand in pages themselves."""
     frames = "*" if origins.allows_all else " ".join([*_FRAMES, *(o for o in origins.listed if "://" in o)])
-    policy = "; ".join([*_SOURCES, f"frame-ancestors {frames}"])
+    own = (_sources("script-src", scripts), _sources("style-src", styles))
+    policy = "; ".join([*_SOURCES, *own, f"frame-ancestors {frames}"])
 
     @app.after_request
     async def add(response: Response) -> Response:
         if response.mimetype == "text/html":
             response.headers["Content-Security-Policy"] = policy
         return response
+
+
+def _sources(directive: str, texts: Iterable[str]) -> str:
+    """Files of this server, and texts by their hash."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+    return " ".join([directive, "'self'", *(f"'sha256-{digest}'" for digest in hashes)])

@@ -99,7 +99,7 @@ export const api = {
       timeoutMs: LOAD_TIMEOUT_MS,
     }),
   unload: () => request("POST", "/api/v1/pipeline/unload", { timeoutMs: UNLOAD_TIMEOUT_MS }),
-  iceServers: async (signal) => (await request("GET", "/api/v1/webrtc/ice-servers", { signal })).iceServers,
+  iceServers: (signal) => request("GET", "/api/v1/webrtc/ice-servers", { signal }),
   offer: (description, initialParameters, signal) =>
     request("POST", "/api/v1/webrtc/offer", {
       body: { sdp: description.sdp, type: description.type, initialParameters },

@@ -30,9 +30,9 @@ export class Connection extends EventTarget {
    * Resolves when the answer is applied; media follows with the "media" event.
    */
   async open(track, initialParameters, signal) {
-    const iceServers = await fetchIceServers(signal);
+    const configuration = await fetchConfiguration(signal);
     signal?.throwIfAborted();
-    this.#peer = new RTCPeerConnection({ iceServers });
+    this.#peer = new RTCPeerConnection(configuration);
     this.#listen();
     this.#channel = this.#peer.createDataChannel("parameters", { ordered: true });
     this.#channel.onopen = () => this.#flush();
@@ -130,13 +130,17 @@ export class Connection extends EventTarget {
   }
 }
 
-async function fetchIceServers(signal) {
+async function fetchConfiguration(signal) {
   try {
-    const servers = await api.iceServers(signal);
+    const { iceServers, iceTransportPolicy } = await api.iceServers(signal);
     // null is not a valid user name for RTCPeerConnection
-    return servers.map((server) => Object.fromEntries(Object.entries(server).filter(([, value]) => value !== null)));
+    const complete = ([, value]) => value !== null;
+    return {
+      iceServers: iceServers.map((server) => Object.fromEntries(Object.entries(server).filter(complete))),
+      iceTransportPolicy,
+    };
   } catch (error) {
     if (signal?.aborted) throw error;
-    return []; // enough on a local network
+    return {}; // enough on a local network
   }
 }

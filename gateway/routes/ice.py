@@ -1,6 +1,6 @@
 """ICE servers for browsers."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from quart import Blueprint
@@ -19,6 +19,7 @@ class IceServerBody(BaseModel):
 
 class IceServersBody(BaseModel):
     iceServers: list[IceServerBody]  # noqa: N815 - the wire's name
+    iceTransportPolicy: Literal["all", "relay"]  # noqa: N815 - as RTCConfiguration has it
 
 
 def ice_blueprint(ice: IceServers) -> Blueprint:
@@ -29,6 +30,7 @@ def ice_blueprint(ice: IceServers) -> Blueprint:
     @validate_response(IceServersBody)
     async def ice_servers() -> tuple[dict[str, Any], int, dict[str, str]]:
         """STUN and TURN servers, with credentials that hold for some minutes."""
-        return {"iceServers": await ice.get()}, 200, {"Cache-Control": "no-store"}
+        body = {"iceServers": await ice.get(), "iceTransportPolicy": ice.policy}
+        return body, 200, {"Cache-Control": "no-store"}
 
     return bp

@@ -85,27 +85,46 @@ _Steps = Annotated[
 ]
 _Paths = Annotated[list[FilePath], Field(max_length=MAX_PROMPTS)]
 
+# The descriptions are for people who look for a control, in the list of OSC addresses.
 _KINDS: Final[dict[str, Any]] = {
-    "input_mode": Literal["text", "video"],
-    "prompts": _Prompts,
-    "prompt_interpolation_method": Interpolation,
-    "transition": _Transition,
-    "denoising_step_list": _Steps,
-    "noise_scale": Annotated[Number, Field(ge=0, le=1)],
-    "noise_controller": bool,
-    "manage_cache": bool,
-    "reset_cache": bool,
-    "kv_cache_attention_bias": Annotated[Number, Field(ge=0.01, le=1)],
-    "base_seed": Seed,
-    "lora_scales": Annotated[list[Any], Field(max_length=_MAX_ENTRIES)],
-    "vace_ref_images": _Paths,
-    "first_frame_image": FilePath,
-    "last_frame_image": FilePath,
+    "input_mode": Annotated[
+        Literal["text", "video"], Field(description="Generate from the prompt alone, or from the input video")
+    ],
+    "prompts": Annotated[_Prompts, Field(description="What to show; several prompts are blended")],
+    "prompt_interpolation_method": Annotated[
+        Interpolation, Field(description="How several prompts are blended; slerp needs exactly two")
+    ],
+    "transition": Annotated[_Transition, Field(description="Move to other prompts over some chunks")],
+    "denoising_step_list": Annotated[
+        _Steps, Field(description="Timesteps of the denoising, each smaller than the one before")
+    ],
+    "noise_scale": Annotated[
+        Number, Field(ge=0, le=1, description="How far the result may move away from the input video")
+    ],
+    "noise_controller": Annotated[
+        bool, Field(description="Adapt the noise to the motion of the input video")
+    ],
+    "manage_cache": Annotated[bool, Field(description="Start with fresh caches when a change needs it")],
+    "reset_cache": Annotated[bool, Field(description="Start the next chunk with fresh caches")],
+    "kv_cache_attention_bias": Annotated[
+        Number, Field(ge=0.01, le=1, description="Weight of past frames in attention; 1 is off")
+    ],
+    "base_seed": Annotated[
+        Seed, Field(description="Seed of the noise, from the next fresh start of the caches")
+    ],
+    "lora_scales": Annotated[
+        list[Any], Field(max_length=_MAX_ENTRIES, description="New scales of loaded LoRA adapters")
+    ],
+    "vace_ref_images": Annotated[_Paths, Field(description="Reference images of the next chunk")],
+    "first_frame_image": Annotated[FilePath, Field(description="Image that the next chunk begins with")],
+    "last_frame_image": Annotated[FilePath, Field(description="Image that the next chunk ends with")],
     "images": _Paths,
-    "vace_context_scale": Annotated[Number, Field(ge=0, le=_MAX_VACE_SCALE)],
-    "vace_enabled": bool,
-    "vace_use_input_video": bool,
-    "paused": bool,
+    "vace_context_scale": Annotated[
+        Number, Field(ge=0, le=_MAX_VACE_SCALE, description="Strength of reference images and control video")
+    ],
+    "vace_enabled": Annotated[bool, Field(description="Let VACE guide the pictures")],
+    "vace_use_input_video": Annotated[bool, Field(description="Whether VACE takes the input video")],
+    "paused": Annotated[bool, Field(description="Stand still: no new chunks, the last picture is repeated")],
     "spout_sender": _Spout,
     "spout_receiver": _Spout,
     "pipeline_ids": list[str],
@@ -187,21 +206,25 @@ def newest_values(messages: Iterable[str | bytes | None]) -> dict[str, Any]:
     newest: dict[str, Any] = {}
     for message in messages:
         try:
-            update = parse_message(message)
+            fold(newest, parse_message(message))
         except JsonError:
             continue
-        if "prompts" in update and "transition" not in update:
-            newest.pop("transition", None)
-        for key, value in update.items():
-            name = _ALIASES.get(key, key)
-            if name not in FIELDS and name not in _FIXED_AT_LOAD:
-                continue
-            if name == "reset_cache":
-                value = value or newest.get(name)
-            if name == "lora_scales":
-                value = _both(newest.get(name), value)
-            newest[name] = value
     return newest
+
+
+def fold(newest: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Put a later update into an earlier one: applied, they do as one what both would do in turn."""
+    if "prompts" in update and "transition" not in update:
+        newest.pop("transition", None)
+    for key, value in update.items():
+        name = _ALIASES.get(key, key)
+        if name not in FIELDS and name not in _FIXED_AT_LOAD:
+            continue
+        if name == "reset_cache":
+            value = value or newest.get(name)
+        if name == "lora_scales":
+            value = _both(newest.get(name), value)
+        newest[name] = value
 
 
 def _both(earlier: Any, later: Any) -> Any:

@@ -23,7 +23,14 @@ from gateway.stream.parameter_checks import (
 from gateway.stream.prompt_hints import PLAIN_WORDS
 from streaming.specs import TEXT, PipelineSpec
 
-__all__ = ["ChunkParameters", "ParameterContext", "ParameterState", "check_messages", "normalised"]
+__all__ = [
+    "ChunkParameters",
+    "ParameterContext",
+    "ParameterState",
+    "check_messages",
+    "normalised",
+    "parameters_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -250,22 +257,27 @@ class ParameterState:
     def _view(self) -> dict[str, Any]:
         """What the loaded pipeline is told; the same keys as long as the pipeline stays."""
         effective, spec = self.effective, self._context.spec
-        keys = ["input_mode"]
-        if spec.supports_prompts:
-            keys += ["prompts", "prompt_interpolation_method", "transition"]
-        if spec.loop is not None:
-            keys += ["denoising_step_list", "noise_scale", "noise_controller", "manage_cache", "base_seed"]
-        if spec.supports_kv_cache_bias:
-            keys += ["kv_cache_attention_bias"]
-        if self._context.vace_loaded:
-            keys += ["vace_context_scale", "vace_enabled", "vace_use_input_video"]
-        view = {key: effective[key] for key in keys}
+        view = {key: effective[key] for key in parameters_of(self._context)}
         if spec.supports_prompts:
             view["prompts"] = normalised(view["prompts"])
             if view["transition"] is not None:
                 target = normalised(view["transition"]["target_prompts"])
                 view["transition"] = {**view["transition"], "target_prompts": target}
         return view
+
+
+def parameters_of(context: ParameterContext) -> list[str]:
+    """Names of the parameters that the pipeline makes use of in every chunk."""
+    spec, keys = context.spec, ["input_mode"]
+    if spec.supports_prompts:
+        keys += ["prompts", "prompt_interpolation_method", "transition"]
+    if spec.loop is not None:
+        keys += ["denoising_step_list", "noise_scale", "noise_controller", "manage_cache", "base_seed"]
+    if spec.supports_kv_cache_bias:
+        keys += ["kv_cache_attention_bias"]
+    if context.vace_loaded:
+        keys += ["vace_context_scale", "vace_enabled", "vace_use_input_video"]
+    return keys
 
 
 def _finish(transition: Mapping[str, Any], values: dict[str, Any]) -> None:

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.place import Place
-from tests.golden.replays import text, transformer, vae
+from tests.golden.replays import lora, text, transformer, vae
 
 REPLAYS: dict[str, Callable[[GoldenCase, Place], None]] = {
     "wan.dit": transformer.replay_bidirectional,
     "wan.causal": transformer.replay_causal,
     "wan.t5_encoder": text.t5_encoder,
+    "lora.formats": lora.replay_formats,
+    "lora.builtin_adapter": lora.replay_builtin,
     "wan.vae_oneshot": vae.oneshot,
     "wan.vae_decode_first": vae.decode_first,
     "wan.vae_decode_stream": vae.decode_stream,

@@ -3,13 +3,24 @@
 from collections.abc import Callable
 
 from tests.golden.case import GoldenCase
-from tests.golden.replays import checkpoints, longlive, memflow, schedule, stream, text, transformer, vae
+from tests.golden.replays import (
+    checkpoints,
+    longlive,
+    lora,
+    memflow,
+    schedule,
+    stream,
+    text,
+    transformer,
+    vae,
+)
 
 Replay = Callable[[GoldenCase], None]
 
 REPLAYS: dict[str, Replay] = {
     **checkpoints.REPLAYS,
     **longlive.REPLAYS,
+    **lora.REPLAYS,
     **memflow.REPLAYS,
     **schedule.REPLAYS,
     **stream.REPLAYS,
@@ -22,9 +33,6 @@ REPLAYS: dict[str, Replay] = {
 # the end of every run.
 NOT_YET: frozenset[str] = frozenset(
     {
-        "lora.builtin_adapter",
-        "lora.formats",
-        "lora.malformed",
         "lora.stacking",
         "vace.causal",
         "vace.chunk_preprocess",

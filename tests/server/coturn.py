@@ -13,7 +13,7 @@ import pytest
 
 from tests.server.processes import free_port
 
-_SECRET = "shared-secret-of-the-tests"
+SECRET = "shared-secret-of-the-tests"
 
 
 class TurnServer:
@@ -28,7 +28,7 @@ class TurnServer:
         self._log_path = directory / "turnserver.log"
         command = [program, "-n", "--verbose", "--log-file=stdout", "--new-log-timestamp"]
         command += ["--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={self.port}"]
-        command += ["--use-auth-secret", f"--static-auth-secret={_SECRET}", "--realm=tests.example"]
+        command += ["--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=tests.example"]
         command += ["--allow-loopback-peers", "--no-cli", "--no-tls", "--no-dtls", "--relay-threads=1"]
         command += [f"--pidfile={directory / 'pid'}", f"--userdb={directory / 'users'}"]
         with self._log_path.open("wb") as log:
@@ -52,7 +52,7 @@ class TurnServer:
         (https://datatracker.ietf.org/doc/html/draft-uberti-behave-turn-rest-00).
         """
         username = f"{int(time.time()) + valid_s}:{name}"
-        digest = hmac.digest(_SECRET.encode(), username.encode(), "sha1")
+        digest = hmac.digest(SECRET.encode(), username.encode(), "sha1")
         return {
             "urls": [f"turn:127.0.0.1:{self.port}?transport={transport}"],
             "username": username,

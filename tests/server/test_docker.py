@@ -211,10 +211,10 @@ def test_secrets_reach_only_what_needs_them(services: dict[str, Any]) -> None:
     given = {name for name, service in services.items() if "env_file" in service}
 
     assert given == {"gateway", "download"}
-    assert services["turn"]["environment"]["TURN_PASSWORD"] == ""
+    assert services["turn"]["environment"]["TURN_SECRET"] == ""
 
 
-def test_the_relay_starts_only_with_a_password_which_no_command_line_shows(tmp_path: Path) -> None:
+def test_the_relay_starts_only_with_a_secret_which_no_command_line_shows(tmp_path: Path) -> None:
     """coturn in place of the image's; it says what it was configured to."""
     program = tmp_path / "turnserver"
     program.write_text('#!/bin/sh\necho "$*"\ncat "$2"\n')
@@ -224,13 +224,13 @@ def test_the_relay_starts_only_with_a_password_which_no_command_line_shows(tmp_p
 
     refused = subprocess.run(command, capture_output=True, text=True, env=env)
     started = subprocess.run(
-        command, capture_output=True, text=True, env=env | {"TURN_PASSWORD": "geheim"}, check=True
+        command, capture_output=True, text=True, env=env | {"TURN_SECRET": "geheim"}, check=True
     )
 
-    assert (refused.returncode, "Set TURN_PASSWORD" in refused.stderr) == (1, True)
+    assert (refused.returncode, "Set WANSTREAM_TURN_SECRET" in refused.stderr) == (1, True)
     options, *lines = started.stdout.splitlines()
     assert "geheim" not in options
-    assert {"user=wanstream:geheim", "lt-cred-mech", "external-ip=192.0.2.1"} < set(lines)
+    assert {"static-auth-secret=geheim", "use-auth-secret", "external-ip=192.0.2.1"} < set(lines)
 
 
 def seconds(duration: str) -> float:

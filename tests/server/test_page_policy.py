@@ -49,6 +49,22 @@ async def test_the_api_s_page_works_within_its_policy(browser: Browser, double: 
         assert said == []
 
 
+async def test_the_page_of_osc_addresses_copies_within_its_policy(
+    browser: Browser, double: DoubleProcess
+) -> None:
+    async with opened(browser, "about:blank") as page:
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=double.url)
+        said = console(page)
+        await page.goto(f"{double.url}/api/v1/osc/docs")
+
+        await page.get_by_role("button", name="/scope/noise_scale").first.click()
+
+        await expect(page.locator("button.copied")).to_have_text("/scope/noise_scale")
+        assert await page.evaluate("navigator.clipboard.readText()") == "/scope/noise_scale"
+        assert await page.locator("body").evaluate("body => getComputedStyle(body).margin") != "8px"
+        assert said == []
+
+
 @contextmanager
 def site(address: str, markup: str) -> Iterator[str]:
     """A web server whose every page is `markup`; its URL."""

@@ -12,7 +12,8 @@ from aioice.ice import CandidatePair
 from aiortc import RTCConfiguration, RTCIceServer, RTCIceTransportPolicy
 
 from tests.local_http import LocalHttp, Reply, Request
-from tests.server.coturn import TurnServer
+from tests.server.browser import chromium, opened, start
+from tests.server.coturn import SECRET, TurnServer
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load
 from tests.server.peer import Peer, until
@@ -20,6 +21,16 @@ from tests.server.peer import Peer, until
 TOKEN = "hf_token-of-the-operator"
 PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
 TRANSPORTS = pytest.mark.parametrize("transport", ["udp", "tcp"])
+
+KEEP_CONNECTIONS = """window.connections = [];
+window.RTCPeerConnection = class extends RTCPeerConnection {
+    constructor(...given) { super(...given); window.connections.push(this); }
+};"""
+CANDIDATES_IN_USE = """async () => {
+    const report = [...(await window.connections.at(-1).getStats()).values()];
+    const pairs = report.filter(entry => entry.type === "candidate-pair" && entry.nominated);
+    return pairs.map(pair => report.find(entry => entry.id === pair.localCandidateId).candidateType);
+}"""
 
 StartGateway = Callable[[Mapping[str, str]], Any]
 
@@ -150,6 +161,36 @@ async def test_stream_flows_through_the_relay_named_in_the_environment(
 
     assert await listed_servers(gateway) == servers
     assert_no_secret(gateway, servers)
+
+
+async def test_the_page_streams_through_the_relay_alone_with_credentials_of_the_shared_secret(
+    turn: TurnServer, start_gateway: StartGateway
+) -> None:
+    env = {
+        "WANSTREAM_TURN_SECRET": SECRET,
+        "WANSTREAM_TURN_URLS": f"turn:127.0.0.1:{turn.port}",
+        "WANSTREAM_ICE_TRANSPORT_POLICY": "relay",
+    }
+    gateway = await start_gateway(env)
+    await stream_through_relay(gateway)
+
+    async with chromium() as browser, opened(browser, gateway.url) as page:
+        await page.add_init_script(KEEP_CONNECTIONS)
+        await page.reload()
+        await start(page, "LongLive")
+        kinds = await page.evaluate(CANDIDATES_IN_USE)
+
+    assert kinds == ["relay"]
+    assert " typ relay " not in await server_candidates(gateway)
+    given = [server for server in await listed_servers(gateway) if server["credential"]]
+    assert_no_secret(gateway, [*given, {"username": SECRET, "credential": SECRET}])
+
+
+async def server_candidates(gateway: DoubleProcess) -> str:
+    async with Peer(gateway.client) as peer:
+        answer = await peer.offer(PROMPTS)
+        await peer.delete()
+    return str(answer.json()["sdp"])
 
 
 @TRANSPORTS

@@ -1,9 +1,12 @@
 """ICE servers: where they come from, how long they hold, which of them our own peers use."""
 
 import asyncio
+import base64
+import hmac
 import json
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -286,6 +289,68 @@ def test_explicit_list_that_cannot_be_used_is_refused_with_an_example(text: str,
         IceServers.from_config(config)
 
 
+async def test_servers_for_viewers_alone_are_not_used_by_our_own_peers(
+    start_stun: Callable[..., Any],
+) -> None:
+    ours, theirs = await start_stun(), await start_stun()
+    servers = [
+        {"urls": f"stun:127.0.0.1:{ours}"},
+        {"urls": f"turn:127.0.0.1:{theirs}", "username": "u", "credential": "c", "clientOnly": True},
+    ]
+    config = Config.from_env({"WANSTREAM_ICE_SERVERS": json.dumps(servers)})
+    ice = IceServers.from_config(config)
+
+    await ice.probe()
+
+    assert [server.urls for server in ice.for_server().iceServers or []] == [[f"stun:127.0.0.1:{ours}"]]
+    assert [server["urls"] for server in await ice.get()] == [server["urls"] for server in servers]
+    assert all(server.keys() == {"urls", "username", "credential"} for server in await ice.get())
+
+
+async def test_credentials_of_a_shared_secret_follow_what_is_listed(service: CredentialService) -> None:
+    env = {
+        "HF_TOKEN": "hf_top-secret",
+        "WANSTREAM_TURN_CREDENTIALS_URL": f"{service.url}/credentials",
+        "WANSTREAM_ICE_SERVERS": '[{"urls": "stun:stun.local:3478"}]',
+        "WANSTREAM_TURN_SECRET": "north",
+        "WANSTREAM_TURN_URLS": "turn:a:3478, turns:a:5349",
+        "WANSTREAM_TURN_TTL_S": "600",
+    }
+
+    listed, made = await IceServers.from_config(Config.from_env(env)).get()
+
+    expires = int(made["username"].partition(":")[0])
+    digest = hmac.digest(b"north", made["username"].encode(), "sha1")
+    assert listed["urls"] == "stun:stun.local:3478"
+    assert made["urls"] == ["turn:a:3478", "turns:a:5349"]
+    assert 500 < expires - time.time() <= 600
+    assert base64.b64decode(made["credential"]) == digest
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("env", "problem"),
+    [
+        ({"WANSTREAM_TURN_SECRET": "s"}, "belong together"),
+        ({"WANSTREAM_TURN_URLS": "turn:a"}, "belong together"),
+        ({"WANSTREAM_TURN_SECRET": "s", "WANSTREAM_TURN_URLS": "a:3478"}, "comma list of turn:"),
+        ({"WANSTREAM_TURN_SECRET": "s", "WANSTREAM_TURN_URLS": "turn:a,http://b"}, "comma list of turn:"),
+        ({"WANSTREAM_TURN_SECRET": "s", "WANSTREAM_TURN_URLS": "stun:a"}, "comma list of turn:"),
+        ({"WANSTREAM_ICE_TRANSPORT_POLICY": "relay"}, "there is none"),
+        (
+            {"WANSTREAM_ICE_TRANSPORT_POLICY": "relay", "WANSTREAM_ICE_SERVERS": '[{"urls": "stun:a"}]'},
+            "there is none",
+        ),
+    ],
+    ids=str,
+)
+def test_relays_that_cannot_be_used_are_refused(env: dict[str, str], problem: str) -> None:
+    with pytest.raises(WanstreamError, match=problem) as caught:
+        IceServers.from_config(Config.from_env(env))
+
+    assert "'s'" not in str(caught.value)
+
+
 async def test_own_peers_use_only_servers_that_answer(start_stun: Callable[..., Any]) -> None:
     answering, silent = await start_stun(), await start_stun(silent=True)
     servers: list[dict[str, Any]] = [
@@ -358,4 +423,4 @@ async def test_route_answers_the_list_and_forbids_storing_it(service: Credential
 
     assert response.status_code == 200
     assert response.headers["Cache-Control"] == "no-store"
-    assert await response.get_json() == {"iceServers": [TURN, STUN_SERVER]}
+    assert await response.get_json() == {"iceServers": [TURN, STUN_SERVER], "iceTransportPolicy": "all"}

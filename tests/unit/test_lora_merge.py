@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from export.checkpoints.checkpoints import load_weights, open_checkpoint
-from export.checkpoints.lora_merge import LowRank, builtin_adapter, merge
+from export.checkpoints.lora_merge import LowRank, added, builtin_adapter, merge
 from export.graphs.layers import Linear
 from streaming.checkpoints.files import CheckpointError
 
@@ -37,7 +37,7 @@ def test_the_change_is_alpha_over_rank_times_up_times_down(alpha: float, seed: i
     weight, down, up = torch.randn(OUT, IN), torch.randn(RANK, IN), torch.randn(OUT, RANK)
     x = torch.randn(3, IN)
 
-    merged = LowRank(down, up, alpha / RANK).merged(weight)
+    merged = added(weight, [LowRank(down, up, alpha / RANK)])
 
     torch.testing.assert_close(x @ merged.T, x @ weight.T + alpha / RANK * ((x @ down.T) @ up.T))
 
@@ -60,7 +60,8 @@ def test_a_torch_file_may_hold_the_adapter_under_its_own_entry(tmp_path: Path) -
     adapter = builtin_adapter(open_checkpoint(tmp_path / "lora.pt", "generator_lora"), alpha=4)
 
     assert adapter.keys() == {f"{KEY}.weight"}
-    assert adapter[f"{KEY}.weight"].scale == 4 / RANK
+    (change,) = adapter[f"{KEY}.weight"]
+    assert change.scale == 4 / RANK
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
-"""Short-lived TURN credentials from the services that hand them out (api.md 8.1)."""
+"""Short-lived TURN credentials: from services that hand them out (api.md 8.1), or from a shared secret."""
 
-from collections.abc import Awaitable, Callable
+import base64
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +14,8 @@ from gateway.config import Secrets
 from gateway.proxies import OutsideTransport, ProxyFailed
 from streaming.errors import WanstreamError
 
-IceServer = dict[str, Any]  # urls: str or list of str, username: str or None, credential: str or None
+# urls: str or list of str, username: str or None, credential: str or None; clientOnly: True, or not there
+IceServer = dict[str, Any]
 
 _REQUEST_TIMEOUT_S: Final = 5.0
 _TTL_S: Final = 600  # asked for, and assumed where the answer does not tell another
@@ -55,6 +59,22 @@ def choose_source(secrets: Secrets, urls: TurnUrls) -> TurnSource | None:
     if secrets.twilio_account_sid and secrets.twilio_auth_token:
         return TurnSource("Twilio", lambda: _from_twilio(secrets, urls))
     return None
+
+
+def from_secret(secret: str, urls: Sequence[str], ttl_s: float) -> TurnSource:
+    """Credentials that a TURN server with the same secret accepts, for viewers only.
+
+    The user name is the time of expiry and a name, the password its HMAC ("TURN REST API", coturn's
+    `use-auth-secret`, draft-uberti-behave-turn-rest-00).
+    """
+
+    async def fetch() -> Credentials:
+        username = f"{int(time.time() + ttl_s)}:viewer"
+        digest = hmac.digest(secret.encode(), username.encode(), "sha1")
+        server = {"urls": list(urls), "username": username, "credential": base64.b64encode(digest).decode()}
+        return Credentials([server | {"clientOnly": True}], ttl_s)
+
+    return TurnSource("the shared secret", fetch)
 
 
 def read_servers(value: Any) -> list[IceServer]:
@@ -144,7 +164,7 @@ def _read_server(entry: Any) -> IceServer | None:
     for key in ("username", "credential"):
         value = entry.get(key)
         server[key] = value if isinstance(value, str) else None
-    return server
+    return server | ({"clientOnly": True} if entry.get("clientOnly") is True else {})
 
 
 def _is_ice_url(url: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.checkpoints.checkpoints import load_weights
+from export.checkpoints.checkpoints import Checkpoint, load_weights
 from export.graphs.transformer import SelfAttention, TextKV, Transformer, empty_caches, pad_prompt
 from streaming.checkpoints.config import TransformerConfig
 from streaming.network.tokens import rope_tables
@@ -20,12 +20,14 @@ from tests.golden.place import Place, in_torch
 CrossKV = Callable[[Tensor], Sequence[Tensor]]
 
 
-def load(case: GoldenCase, place: Place) -> tuple[TransformerConfig, LatentTransformer, CrossKV]:
-    """The two graphs of a case, filled by the loader of real checkpoints."""
+def load(
+    case: GoldenCase, place: Place, weights: Checkpoint | None = None
+) -> tuple[TransformerConfig, LatentTransformer, CrossKV]:
+    """The two graphs of a case, filled by the loader of real checkpoints. weights: others than the case's."""
     config = TransformerConfig.from_json(case.config)
     with torch.device("meta"):
         transformer, text_kv = Transformer(config), TextKV(config)
-    load_weights(case.checkpoint(), transformer, text_kv)
+    load_weights(weights or case.checkpoint(), transformer, text_kv)
 
     def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
         _, B, S, *_ = inputs["kv_00"].shape

@@ -1,0 +1,1 @@
+"""Open Sound Control: parameters of streams by UDP, from lighting desks, faders and patches."""

@@ -1,0 +1,280 @@
+"""The UDP socket that OSC comes in at, and the way from there to streams."""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gateway.config import Osc
+from gateway.errors import ApiError, Problem
+from gateway.http.validation import quoted
+from gateway.osc import addresses
+from gateway.osc.desk import Desk, Surroundings, Values
+from gateway.osc.limits import Limits
+from gateway.osc.wire import Bundle, Impulse, Message, OscError, decode
+from gateway.pipelines.state import Pipelines
+from gateway.stream.parameter_checks import fold
+from gateway.stream.stream import Stream
+from gateway.stream.streams import ALL, Streams
+from gateway.waiting import end
+
+logger = logging.getLogger(__name__)
+
+TICK_S: Final = 0.016  # values are gathered for so long, then applied as one update
+FURTHEST_S: Final = 1.0  # ahead that a bundle's time may lie
+_MAX_WAITING: Final = 256  # bundles whose time has not come
+_MAX_RECENT: Final = 50
+_MAX_LISTENERS: Final = 16
+_MAX_UNREAD: Final = 1000  # commands of a listener that does not read
+_NEWS_S: Final = 0.1  # between two messages to the others about what changed
+_HINTS: Final = ("plain_words",)  # what is no refusal
+
+
+@dataclass(slots=True)
+class _Update:
+    """What came for a stream since the last tick."""
+
+    stream: Stream
+    values: Values = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)  # by parameter
+
+
+class OscServer:
+    """Parameters of streams by OSC.
+
+    Nothing is ever answered: whoever sends may have written any address on it.
+    """
+
+    def __init__(
+        self, settings: Osc, address: tuple[str, int] | None, streams: Streams, pipelines: Pipelines
+    ) -> None:
+        """address: where it listens; None: nowhere."""
+        self.address = address
+        self._streams = streams
+        self._pipelines = pipelines
+        self._limits = Limits(settings.allow)
+        self._transport: asyncio.DatagramTransport | None = None
+        self._problem: str | None = None
+        self._desks: dict[str, Desk] = {ALL: Desk()}
+        self._updates: dict[str, _Update] = {}
+        self._arrived = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._news: dict[str, Values] = {}  # by stream: what changed since its controls were told
+        self._applying: asyncio.Task[None] | None = None
+        self._recent: deque[dict[str, Any]] = deque(maxlen=_MAX_RECENT)
+        self._listeners: set[asyncio.Queue[dict[str, Any]]] = set()
+        self.log_all_messages = False
+        self.counts: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Listen; where that cannot be, the server does without."""
+        self._applying = asyncio.create_task(self._apply_all(), name="osc")
+        if self.address is None:
+            return
+        host, port = self.address
+        loop = asyncio.get_running_loop()
+        try:
+            self._transport, _ = await loop.create_datagram_endpoint(lambda: _Socket(self), self.address)
+        except OSError as error:
+            self._problem = (
+                f"UDP {host}:{port} cannot be had ({error.strerror}): set WANSTREAM_OSC to another port"
+            )
+            logger.warning("OSC is not heard: %s", self._problem)
+            return
+        if host == "localhost" or host.startswith("127.") or host == "::1":
+            logger.info("OSC is heard on UDP %s:%d", host, port)
+        else:
+            logger.warning("OSC is heard on UDP %s:%d: whoever reaches it drives the streams", host, port)
+
+    async def close(self) -> None:
+        """Hear nothing more. Idempotent."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        if self._applying is not None:
+            await end(self._applying)
+
+    def status(self) -> dict[str, Any]:
+        """Body of GET /api/v1/osc/status."""
+        host, port = self.address or (None, None)
+        return {
+            "enabled": self.address is not None,
+            "listening": self._transport is not None,
+            "host": host,
+            "port": port,
+            "log_all_messages": self.log_all_messages,
+            "problem": self._problem,
+            "counts": dict(self.counts),
+            "recent": list(self._recent),
+        }
+
+    def listen(self) -> AsyncIterator[dict[str, Any]]:
+        """What is set from now on, message by message. Raises ApiError 503."""
+        if len(self._listeners) >= _MAX_LISTENERS:
+            text = f"At most {_MAX_LISTENERS} may listen to OSC: close another one"
+            raise ApiError(503, text, {"Retry-After": "5"})
+        return self._commands()
+
+    async def _commands(self) -> AsyncIterator[dict[str, Any]]:
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_MAX_UNREAD)
+        self._listeners.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.discard(queue)
+
+    def receive(self, datagram: bytes, sender: str) -> None:
+        """Take a datagram; whatever it is, it is counted and never raises."""
+        try:
+            self._limits.check(sender, len(datagram))
+            bundles = decode(datagram)
+        except OscError as error:
+            self._refuse(error.reason, str(error) if error.reason == "denied" else "")
+            return
+        for bundle in bundles:
+            self._schedule(bundle)
+
+    def _schedule(self, bundle: Bundle) -> None:
+        ahead = 0.0 if bundle.due is None else bundle.due - time.time()
+        if ahead <= 0:
+            self._take(bundle)
+        elif ahead > FURTHEST_S or len(self._timers) >= _MAX_WAITING:
+            self.counts["time"] += 1
+            self._take(bundle)
+        else:
+            self._later(ahead, lambda: self._take(bundle))
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
+        def due() -> None:
+            self._timers.discard(timer)
+            call()
+
+        timer = asyncio.get_running_loop().call_later(delay_s, due)
+        self._timers.add(timer)
+
+    def _take(self, bundle: Bundle) -> None:
+        """Gather a bundle's values: all of it is applied with the same tick."""
+        for message in bundle.messages:
+            try:
+                self._take_message(message)
+            except OscError as error:
+                self._refuse(error.reason, message.address)
+                if self.log_all_messages:
+                    logger.info("OSC %s: %s", quoted(message.address, 120), error)
+
+    def _take_message(self, message: Message) -> None:
+        target, name = addresses.split(message.address, self._find)
+        streams = list(self._streams) if target == ALL else [self._find(target)]
+        value: Any = None
+        if target == ALL:  # for streams to come, and to be refused as a whole
+            _, value = self._desks[target].read(name, message.arguments, self._around(None))
+        for stream in streams:
+            values, value = self._desk(stream.id).read(name, message.arguments, self._around(stream))
+            update = self._updates.setdefault(stream.id, _Update(stream))
+            fold(update.values, values)
+            update.addresses |= dict.fromkeys(values, message.address)
+        if self._updates:
+            self._arrived.set()
+        self.counts["applied"] += 1
+        self._tell(name, value)
+        if self.log_all_messages:
+            logger.info("OSC %s %s", message.address, quoted(str(message.arguments), 200))
+
+    def _find(self, stream_id: str) -> Stream:
+        try:
+            return self._streams.find(stream_id)
+        except ApiError as error:
+            raise OscError("address", error.detail) from error
+
+    def _desk(self, stream_id: str) -> Desk:
+        desk = self._desks.get(stream_id)
+        if desk is None:
+            alive = {ALL, *(stream.id for stream in self._streams)}
+            self._desks = {key: value for key, value in self._desks.items() if key in alive}
+            desk = self._desks[stream_id] = self._desks[ALL].copy()
+        return desk
+
+    def _around(self, stream: Stream | None) -> Surroundings:
+        return Surroundings(
+            prompts=lambda: [] if stream is None else stream.state.effective["prompts"] or [],
+            adapters=self._adapters,
+        )
+
+    def _adapters(self) -> list[str]:
+        loaded = self._pipelines.loaded
+        adapters = (loaded.lora_adapters() if loaded else None) or []
+        return [adapter["path"] for adapter in adapters if adapter["merge_mode"] == "runtime_peft"]
+
+    def _refuse(self, reason: str, address: str) -> None:
+        self.counts[reason] += 1
+        self._recent.append({"time": time.time(), "address": quoted(address, 120), "reason": reason})
+
+    def _tell(self, key: str, value: Any) -> None:
+        command = {"type": "osc_command", "key": key, "value": True if value is Impulse.IMPULSE else value}
+        for queue in self._listeners:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(command)
+
+    async def _apply_all(self) -> None:
+        """Apply what was gathered, tick by tick; what comes in the meantime is gathered for the next."""
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(TICK_S)
+            self._arrived.clear()
+            updates, self._updates = self._updates, {}
+            await asyncio.gather(*(self._apply(update) for update in updates.values()))
+
+    async def _apply(self, update: _Update) -> None:
+        try:
+            problems = await update.stream.update(update.values)
+        except Exception:  # task boundary: later messages must go on to be heard
+            logger.exception("[%s] Parameters by OSC could not be applied", update.stream.id)
+            return
+        refused = [p for p in problems if p["type"] not in _HINTS]
+        for problem in refused:
+            self._refuse("refused", update.addresses.get(_parameter(problem), ""))
+        names = {_parameter(problem) for problem in refused}
+        applied = {key: value for key, value in update.values.items() if key not in names}
+        if applied:
+            self._tell_others(update.stream, applied)
+
+    def _tell_others(self, stream: Stream, values: Values) -> None:
+        """Tell what changed, at most 10 times per second: faders move faster than anybody looks."""
+        if stream.id in self._news:
+            self._news[stream.id] |= values
+            return
+        stream.notify(_updated(values))
+        self._news[stream.id] = {}
+        self._later(_NEWS_S, lambda: self._tell_rest(stream))
+
+    def _tell_rest(self, stream: Stream) -> None:
+        values = self._news.pop(stream.id)
+        if values:
+            self._tell_others(stream, values)
+
+
+def _updated(values: Values) -> dict[str, Any]:
+    return {"type": "parameters_updated", "parameters": values}
+
+
+def _parameter(problem: Problem) -> str:
+    return str(problem["loc"][0]) if problem["loc"] else ""
+
+
+class _Socket(asyncio.DatagramProtocol):
+    def __init__(self, server: OscServer) -> None:
+        self._server = server
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self._server.receive(data, addr[0])
+
+    def error_received(self, exc: Exception) -> None:
+        logger.debug("OSC: %s", exc)
