@@ -77,7 +77,8 @@ def main(
         given = {key: value for key, value in options.items() if value is not None}
         config = Config.from_env()
         directories = config.directories.with_loras(lora_dirs)
-        config = dataclasses.replace(config, directories=directories, git_commit=git_commit(), **given)
+        commit = git_commit() if config.git_commit == "unknown" else config.git_commit
+        config = dataclasses.replace(config, directories=directories, git_commit=commit, **given)
         if reload:
             _run_with_reload()
         else:

@@ -152,7 +152,7 @@ def _services(config: Config, serving: Serving) -> Services:
     pipelines = Pipelines(serving, config.load_timeout_s)
     loader = LoadService(pipelines, config.directories.lora_directories)
     ice = IceServers.from_config(config)
-    metrics = Metrics()
+    metrics = Metrics(VERSION, config.git_commit)
     streams = Streams(pipelines, metrics, config.directories.assets, config.max_sessions)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
     osc = OscServer(config.osc, config.osc_address, streams, pipelines)

@@ -210,6 +210,7 @@ class Config:
             stream_linger_s=float(_integer(values, "WANSTREAM_STREAM_LINGER_S", minimum=1) or 30),
             connect_timeout_s=float(_integer(values, "WANSTREAM_CONNECT_TIMEOUT_S", minimum=1) or 30),
             drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
+            git_commit=values.get("WANSTREAM_REVISION", "unknown"),
             osc=_osc(values),
         )
 

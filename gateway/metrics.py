@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,8 +17,11 @@ _CHUNK_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 class Metrics:
     """What workers report, and what is read from the services at each scrape."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "", revision: str = "") -> None:
+        """version, revision: of the program."""
         self._registry = CollectorRegistry()
+        build = Info("wanstream_build", "Which program this is", registry=self._registry)
+        build.info({"version": version, "revision": revision})
         self._chunks = Histogram(
             "wanstream_chunk_seconds",
             "Time from a chunk's request to its last picture",
@@ -43,6 +46,7 @@ class Metrics:
     def watch(self, pipelines: Pipelines, streams: Streams, sessions: Sessions) -> None:
         """Read these services at each scrape. Call once."""
         self._registry.register(_ServiceCollector(pipelines, streams, sessions))
+        self.show_counts("wanstream_offers_refused", "Offers that were refused", "reason", streams.refused)
 
     def show_counts(self, name: str, text: str, label: str, counts: Mapping[str, int]) -> None:
         """Read counts that live elsewhere at each scrape. label: what their keys are called."""
@@ -92,6 +96,12 @@ class _ServiceCollector(Collector):
         yield state
         live = list(self._sessions)
         yield GaugeMetricFamily("wanstream_sessions", "Open sessions", value=len(live))
+        limit, draining = self._streams.limit, float(self._streams.draining)
+        yield GaugeMetricFamily("wanstream_sessions_limit", "Streams that have room here", value=limit)
+        yield GaugeMetricFamily("wanstream_draining", "1 when no new sessions are accepted", value=draining)
+        loading = self._pipelines.load_seconds
+        if loading is not None:
+            yield GaugeMetricFamily("wanstream_load_seconds", "What the last load took", value=loading)
         fps = [peer.stream.output.fps for peer in live if peer.connected]
         yield GaugeMetricFamily("wanstream_sessions_connected", "Sessions with media", value=len(fps))
         queued = sum(len(stream.output) for stream in self._streams)

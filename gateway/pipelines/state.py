@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -74,6 +75,7 @@ class Pipelines:
         self._lock = asyncio.Lock()  # one owner of the serving side's model state at a time
         self._lost: LoadRequest | None = None  # what was loaded, as long as nothing else is wanted
         self._changed = asyncio.Condition()
+        self.load_seconds: float | None = None  # of the last load that came to its end
         self._notices: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -281,7 +283,9 @@ class Pipelines:
         logger.info("Loaded %s", request.spec.id)
 
     async def _serve(self, request: LoadRequest) -> None:
+        started = time.monotonic()
         await self._serving.load(request.spec, request.params, self._set_stage)
+        self.load_seconds = time.monotonic() - started
         self._loaded = Loaded(request.spec, request.params)  # in the same step: what is lost now is this one
         self._lost = self._error = None
 

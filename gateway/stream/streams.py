@@ -1,6 +1,7 @@
 """All streams of this gateway: the only place where one is made, found, counted and turned out."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import uuid
@@ -24,6 +25,7 @@ ALL: Final = "all"  # stands for every stream
 MAIN: Final = "main"  # the stream of addresses that name none; before there is one, the newest
 HEADLESS: Final = "headless"  # the newest stream without a WebRTC peer
 
+_REASONS: Final = ("full", "draining", "not_loaded", "invalid")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _FLUSH_S: Final = 0.5  # between `stream_stopped` and the end, when the server stops
 
@@ -65,6 +67,7 @@ class Streams:
         self._streams: dict[str, Stream] = {}
         self._totals = Totals()  # without the streams that are still there
         self.draining = False  # no new streams
+        self.refused = dict.fromkeys(_REASONS, 0)  # offers, by the reason
 
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._streams.values()))
@@ -76,6 +79,26 @@ class Streams:
         """The stream of this very id, which aliases and session ids are not."""
         stream = self._streams.get(stream_id)
         return None if stream is None or stream.closed else stream
+
+    @property
+    def limit(self) -> int:
+        """How many streams there may be of what is loaded."""
+        loaded = self._pipelines.loaded
+        return 0 if loaded is None else self._limit(loaded.spec)
+
+    @contextlib.contextmanager
+    def counting_refusals(self) -> Iterator[None]:
+        """For the answer to an offer: counts it when it is refused."""
+        try:
+            yield
+        except ApiError as error:
+            busy = "draining" if self.draining else "full"
+            missing = "invalid" if self._pipelines.loaded else "not_loaded"
+            self.refused[busy if error.status == 503 else missing] += 1
+            raise
+        except ValidationFailed:
+            self.refused["invalid"] += 1
+            raise
 
     def find(self, stream_id: str) -> Stream:
         """The stream of this id, of one of its peers' session ids, or of an alias. Raises ApiError 404."""
@@ -186,9 +209,12 @@ class Streams:
             raise _in_use(name)
         return name
 
-    async def _make_room(self, spec: PipelineSpec) -> None:
+    def _limit(self, spec: PipelineSpec) -> int:
         here = self._pipelines.serving.availability(spec).max_sessions
-        limit = self._max_streams or spec.max_sessions or here or 1
+        return self._max_streams or spec.max_sessions or here or 1
+
+    async def _make_room(self, spec: PipelineSpec) -> None:
+        limit = self._limit(spec)
         if len(self._streams) < limit:
             return
         for stream in self:  # the oldest first: younger ones may still connect

@@ -51,6 +51,10 @@ class Sessions:
 
         Raises ApiError 400 (no pipeline, unusable offer), 503 (full), ValidationFailed (initial parameters).
         """
+        with self._streams.counting_refusals():
+            return await self._open(sdp, kind, initial_parameters)
+
+    async def _open(self, sdp: str, kind: str, initial_parameters: dict[str, Any] | None) -> Answer:
         loaded = self._streams.require_service()
         offer = read_offer(sdp, kind)
         stream = await self._streams.create(parameters=initial_parameters)

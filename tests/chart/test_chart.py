@@ -276,7 +276,8 @@ def test_scaling_counts_the_viewers_of_this_release_alone(chart: Chart) -> None:
     (trigger,) = objects["ScaledObject"]["spec"]["triggers"]
     endpoints = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
 
-    assert trigger["metadata"]["query"] == 'sum(wanstream_sessions{job="video/demo-wanstream"})'
+    ours = re.findall(r"(\w+)\{job=\"video/demo-wanstream\"", trigger["metadata"]["query"])
+    assert ours == ["wanstream_sessions", "wanstream_offers_refused_total"]
     assert float(trigger["metadata"]["threshold"]) == 6
     assert "replicas" not in objects["Deployment"]["spec"]
     assert [endpoint["port"] for endpoint in endpoints] == ["http", "triton-metrics"]
@@ -366,6 +367,9 @@ def test_alerts_fire_for_what_they_name_and_the_query_counts_right(chart: Chart,
             series("wanstream_sessions", "0 3 3 3 3 3"),
             series("wanstream_sessions", "4 4 4 4 4 4", pod="b"),
             series("wanstream_sessions", "9 9 9 9 9 9", job="video/other"),
+            series("wanstream_offers_refused_total", "0 0 0 0 0 0", reason="full"),
+            series("wanstream_offers_refused_total", "0 0 0 0 0 24", reason="full", pod="b"),
+            series("wanstream_offers_refused_total", "0 60 120 180 240 300", reason="draining", pod="b"),
         ],
         "alert_rule_test": [
             alert(
@@ -383,7 +387,7 @@ def test_alerts_fire_for_what_they_name_and_the_query_counts_right(chart: Chart,
             {
                 "expr": trigger["metadata"]["query"],
                 "eval_time": "5m",
-                "exp_samples": [{"labels": "{}", "value": 7}],
+                "exp_samples": [{"labels": "{}", "value": 9}],
             }
         ],
     }

@@ -25,6 +25,42 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]
     process.stop()
 
 
+async def test_metrics_tell_what_has_room_and_what_was_refused(tmp_path: Path) -> None:
+    env = {"WANSTREAM_MAX_SESSIONS": "1", "WANSTREAM_DRAIN_S": "20", "WANSTREAM_REVISION": "abc123"}
+    server = DoubleProcess(tmp_path, env)
+    nothing_loaded = scrape(server)
+    async with Peer(server.client) as early:
+        await early.offer(PROMPTS)
+    await load(server.client, "longlive", {"height": 96, "width": 128})
+    async with Peer(server.client) as peer, Peer(server.client) as second, Peer(server.client) as third:
+        await peer.connect(PROMPTS)
+        statuses = [(await second.offer(PROMPTS)).status]
+        wrong = {"sdp": "v=0", "type": "offer"}
+        statuses.append((await server.client.call("POST", "/api/v1/webrtc/offer", json_body=wrong)).status)
+        full = scrape(server)
+        server.send_signal(signal.SIGTERM)
+        await until(lambda: scrape(server)["wanstream_draining"] == 1, 3, "draining")
+        statuses.append((await third.offer(PROMPTS)).status)
+        draining = scrape(server)
+    server.stop(None)
+
+    refused = "wanstream_offers_refused_total{reason="
+    assert statuses == [503, 400, 503]
+    assert (nothing_loaded["wanstream_sessions_limit"], nothing_loaded["wanstream_draining"]) == (0, 0)
+    assert "wanstream_load_seconds" not in nothing_loaded
+    assert [name for name in full if name.startswith("wanstream_build_info") and "abc123" in name]
+    assert full["wanstream_sessions_limit"] == 1
+    assert full["wanstream_load_seconds"] > 0
+    assert {
+        name: draining[f"{refused}{name}}}"] for name in ("full", "draining", "not_loaded", "invalid")
+    } == {
+        "full": 1,
+        "draining": 1,
+        "not_loaded": 1,
+        "invalid": 1,
+    }
+
+
 def scrape(server: DoubleProcess) -> dict[str, float]:
     """Value of every sample; labels are written as in the exposition."""
     text = server.client.request("GET", "/metrics").text
