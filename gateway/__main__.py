@@ -21,10 +21,13 @@ from gateway.config import Config
 from gateway.embedded.server import EmbeddedTriton, model_repository
 from gateway.logs import setup_logging
 from gateway.server import bind, serve
+from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.demo import DemoEngines
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
+from gateway.serving.load_plans import LoadPlanner
 from gateway.serving.triton import TritonServing
+from streaming.engines.machine import gpu_memory_bytes, torch_has_cuda
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
 
@@ -121,7 +124,14 @@ def engine_sets(config: Config) -> EngineSets:
     return EngineSets(directories.engines, on_cpu=embedded, demo=demo)
 
 
-def make_serving(config: Config, engines: EngineSets) -> Serving:
+def checkpoints_of(config: Config, engines: EngineSets) -> Checkpoints:
+    """What this server can stream in PyTorch; an external Triton is taken for one with a GPU."""
+    embedded = config.triton_url is None
+    has_gpu = not embedded or (torch_has_cuda() and gpu_memory_bytes() is not None)
+    return Checkpoints(config.directories.models, engines.models, config.pytorch, has_gpu, embedded)
+
+
+def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints | None = None) -> Serving:
     """The serving side that the settings ask for. Raises WanstreamError when they cannot be used."""
     repository = model_repository()
     limit = None if config.memory_limit_mb is None else config.memory_limit_mb * 1_000_000
@@ -136,11 +146,14 @@ def make_serving(config: Config, engines: EngineSets) -> Serving:
             external_url=config.triton_url,
             metrics_url=config.triton_metrics_url,
             engines=engines,
+            checkpoints=checkpoints,
             memory_limit_bytes=limit,
         )
     engines.models.mkdir(parents=True, exist_ok=True)
     triton = EmbeddedTriton([repository, engines.models])
-    return TritonServing(repository, embedded=triton, engines=engines, memory_limit_bytes=limit)
+    return TritonServing(
+        repository, embedded=triton, engines=engines, checkpoints=checkpoints, memory_limit_bytes=limit
+    )
 
 
 def _serve(config: Config, *, open_browser: bool) -> None:
@@ -161,10 +174,11 @@ def _serve(config: Config, *, open_browser: bool) -> None:
 
 async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
     engines = engine_sets(config)
-    opening = engines.opening()
+    checkpoints = checkpoints_of(config, engines)
+    opening = LoadPlanner(engines, checkpoints).opening()
     if config.pipeline is None and opening is not None:
         config = dataclasses.replace(config, opening=opening.id)
-    app = create_app(config, make_serving(config, engines))
+    app = create_app(config, make_serving(config, engines, checkpoints))
     url = page_url(config.host, config.port)
 
     @app.while_serving

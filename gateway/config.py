@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from streaming.engines.load_plan import TorchSettings, TorchSwitches
 from streaming.errors import WanstreamError
 
 _TURN_CREDENTIALS_URL = "https://turn.fastrtc.org/credentials"
@@ -132,6 +133,7 @@ class Config:
     pipeline_params: Mapping[str, Any] | None = None  # load parameters of `pipeline`; None: its defaults
     locked: bool = False  # only who has the admin token loads pipelines and changes files
     opening: str | None = None  # to load once at the start
+    pytorch: TorchSettings = field(default_factory=TorchSettings)  # how checkpoints run without engines
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
     trusted_proxies: tuple[Network, ...] = ()
@@ -194,6 +196,7 @@ class Config:
             pipeline=values.get("PIPELINE"),
             pipeline_params=_pipeline_params(values),
             locked=_switch(values, "WANSTREAM_LOCKED", "off"),
+            pytorch=_pytorch(values),
             demo=_switch(values, "WANSTREAM_DEMO", "on"),
             cors_origins=_names(origins) if origins else None,
             trusted_proxies=_networks(values, "WANSTREAM_TRUSTED_PROXIES"),
@@ -326,6 +329,23 @@ def _check_lock(values: Mapping[str, str]) -> None:
             "WANSTREAM_LOCKED needs PIPELINE, which is loaded at the start, or WANSTREAM_ADMIN_TOKEN, with "
             "which one can be loaded."
         )
+
+
+def _pytorch(values: Mapping[str, str]) -> TorchSettings:
+    def choice(name: str, allowed: tuple[str, ...], default: str) -> str:
+        return _choice(values, f"WANSTREAM_PYTORCH_{name.upper()}", allowed, default)
+
+    switches = {
+        name: choice(name, ("on", "off"), "on" if field.default else "off") == "on"
+        for name, field in TorchSwitches.model_fields.items()
+    }
+    return TorchSettings.model_validate(
+        {
+            "device": choice("device", ("auto", "cpu", "cuda"), "auto"),
+            "precision": choice("precision", ("auto", "fp32", "bf16"), "auto"),
+            "switches": switches,
+        }
+    )
 
 
 def _directories(values: Mapping[str, str]) -> Directories:

@@ -64,7 +64,7 @@ class LoopSpec:
     bank_size: int = 0  # memory bank: frames that are seen beside the window
     record_interval: int | None = None  # chunks between two records in the bank; None: never
     normalise_encoded_video: bool = True  # (z - mean) / std after the VAE encoder
-    vae_types: tuple[str, ...] = get_args(VaeType)  # autoencoders that this pipeline can run with
+    vae_types: tuple[VaeType, ...] = get_args(VaeType)  # autoencoders that this pipeline can run with
 
     def __post_init__(self) -> None:
         rotated = self.cached_keys is CachedKeys.ROTATED
@@ -79,6 +79,11 @@ class LoopSpec:
         """Tokens of the transformer's cache input: the ring (None: of `cache_frames`), the bank, padding."""
         ring = self.cache_frames if ring_frames is None else ring_frames
         return (ring + self.bank_size) * tokens_per_frame + self.padding_keys
+
+    @property
+    def longest_chunk(self) -> int:
+        """Most latent frames of one chunk."""
+        return max(self.first_text_frames, self.first_video_frames, self.frames_per_chunk)
 
     def with_window(self, frames: int) -> "LoopSpec":
         """With this attention window; a cache that is recomputed takes as many clean frames as it leaves."""

@@ -14,7 +14,7 @@ from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
-from export.onnx.in_process import stream_sizes
+from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import TransformerConfig
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel

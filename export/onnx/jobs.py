@@ -275,7 +275,7 @@ def _transformer(
 
 def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool) -> Profile:
     """Sizes of one call. A recache computes up to a whole window at once."""
-    largest = max(loop.first_text_frames, loop.first_video_frames, loop.frames_per_chunk)
+    largest = loop.longest_chunk
     if loop.on_prompt_change is OnPromptChange.RECACHE:
         largest = max(largest, loop.local_attn_size)
     smallest = min(loop.first_text_frames, loop.first_video_frames, loop.frames_per_chunk, 1)

@@ -29,11 +29,11 @@ from export.fp8.quantization import FP8_OPS, ModelOpt, quantize_fp8
 from export.graphs.signature import Signature, TensorSpec
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import Autoencoder
-from export.onnx.in_process import stream_sizes
 from export.onnx.jobs import DTYPES, Component, Graph, Request, components
 from export.onnx.onnx_export import ALLOWED_OPS, OPSET, check_onnx, check_parity, export_onnx
 from export.onnx.repository import write_onnxruntime_model
 from export.onnx.store import EngineStore, Resources
+from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TOKENIZER, TRANSFORMER_FILES, read_config
 from streaming.conditioning.tokenizer import PromptTokenizer

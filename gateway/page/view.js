@@ -122,7 +122,8 @@ export class Progress {
 export function describePlan(plan) {
   if (!plan?.engines.length) return "";
   const [{ runtime, device }] = plan.engines;
-  const parts = [`${runtime === "tensorrt" ? "TensorRT" : "ONNX Runtime"} on the ${device === "cpu" ? "CPU" : "GPU"}`];
+  const names = { tensorrt: "TensorRT", onnxruntime: "ONNX Runtime", pytorch: "PyTorch" };
+  const parts = [`${names[runtime] ?? runtime} on the ${device === "cpu" ? "CPU" : "GPU"}`];
   if (plan.sessions !== null) parts.push(plan.sessions === 1 ? "1 stream" : `${plan.sessions} streams`);
   return [...parts, `${(plan.memory.total_bytes / 1e9).toFixed(1)} GB`].join(", ");
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 from pydantic_core import PydanticCustomError, PydanticKnownError
@@ -58,7 +58,7 @@ class LoadContext:
     vram_gib: total memory of the GPU, None when there is none or nobody can tell.
     """
 
-    availability: Callable[[PipelineSpec], Availability]
+    availability: Callable[[PipelineSpec, BackendChoice], Availability]
     lora_directories: Sequence[Path]  # relative paths are looked up in this order
     vram_gib: float | None = None
 
@@ -74,7 +74,7 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
     if spec is None:
         known = ", ".join(SPECS)
         raise ApiError(404, f"Unknown pipeline: {quoted(choice.pipeline_id)}. Known pipelines: {known}.")
-    availability = context.availability(spec)
+    availability = context.availability(spec, _backend(choice.load_params))
     if not availability.available:
         raise ApiError(400, availability.reason or f"Pipeline {spec.id} cannot be loaded on this server.")
     values, warnings = _checked(spec, choice.load_params, choice.loc)
@@ -105,6 +105,12 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
         )
     _require_lora_files([lora["path"] for lora in params.get("loras") or ()], context.lora_directories)
     return LoadRequest(spec, params, warnings, frozenset(values))
+
+
+def _backend(load_params: Mapping[str, Any]) -> BackendChoice:
+    """What is asked for; a value that is none is refused later, with everything else that is wrong."""
+    asked = load_params.get("backend")
+    return next((known for known in get_args(BackendChoice) if known == asked), "auto")
 
 
 def default_size(spec: PipelineSpec, availability: Availability) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,9 @@ class EngineSets:
 
     def availability(self, spec: PipelineSpec) -> Availability:
         """Whether there are engines for `spec`, and for which sizes."""
-        missing = (
-            [name for name in _PACKAGES if importlib.util.find_spec(name) is None] if self.on_cpu else []
-        )
+        missing = missing_packages(_PACKAGES) if self.on_cpu else []
         if missing:
-            return Availability(
-                False,
-                f"Pipeline '{spec.id}' needs packages that are not installed: {', '.join(missing)}. "
-                "Run: pip install 'wanstream[export]'.",
-            )
+            return Availability(False, packages_reason(spec, missing))
         if not self.on_cpu and not str(self.models).isascii():
             return Availability(
                 False,
@@ -84,7 +78,7 @@ class EngineSets:
         Real weights take long to load and much memory, so they wait until somebody asks.
         """
         for spec in map(SPECS.__getitem__, DEMO_PIPELINES if self._demo is not None else ()):
-            if self.availability(spec).available and not self._has_real(spec):
+            if self.availability(spec).available and not self.has_real(spec):
                 return spec
         return None
 
@@ -98,12 +92,18 @@ class EngineSets:
 
     def waits_for_demo(self, spec: PipelineSpec) -> bool:
         """Whether the engines of `spec` are those of the demonstration, and have to be made first."""
-        if self._demo is None or not self._demo.offers(spec) or self._has_real(spec):
+        if self._demo is None or not self._demo.offers(spec) or self.has_real(spec):
             return False
         return not self._of(spec) or not self._demo.is_current(spec)
 
-    def _has_real(self, spec: PipelineSpec) -> bool:
+    def has_real(self, spec: PipelineSpec) -> bool:
+        """Whether there are engines with real weights."""
         return any(not found.content.demo for found in self._of(spec))
+
+    def has_plans(self, spec: PipelineSpec) -> bool:
+        """Whether real weights are built for a GPU that Triton can use."""
+        plans = (f for f in self._of(spec) if f.content.serve_with == "tensorrt" and not f.content.demo)
+        return not self.on_cpu and any(plans)
 
     def find(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> FoundSet:
         """The set for these load parameters. Raises ServingError that says what to export."""
@@ -140,6 +140,19 @@ class EngineSets:
             known[directory] = last if last and last[0] == version else (version, _read(directory))
         self._known = known
         return [found for _, found in known.values() if found is not None]
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Those that cannot be imported where the gateway runs."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def packages_reason(spec: PipelineSpec, missing: Iterable[str]) -> str:
+    """Why a pipeline cannot be loaded without these packages."""
+    return (
+        f"Pipeline '{spec.id}' needs packages that are not installed: {', '.join(missing)}. "
+        "Run: pip install 'wanstream[export]'."
+    )
 
 
 _Version = tuple[int, ...]

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from streaming.engines.load_plan import Backend, BackendChoice
 from streaming.errors import WanstreamError
 from streaming.specs import PipelineSpec
 from streaming.triton.protocol import Meta
@@ -83,13 +84,13 @@ class ServedEngine:
     """An engine, and where it runs.
 
     backend         in the pipeline's own process, or as a model of the same Triton server
-    runtime         what runs it: ONNX Runtime its graph, or TensorRT its plan
+    runtime         what runs it: ONNX Runtime its graph, TensorRT its plan, or PyTorch its module
     device          cpu, or cuda:0, or cuda:0,1 when it is there on each of these
     """
 
     name: str
-    backend: Literal["onnxruntime", "triton"]
-    runtime: Literal["onnxruntime", "tensorrt"]
+    backend: Backend
+    runtime: Literal["onnxruntime", "tensorrt", "pytorch"]
     device: str
     weights_bytes: int
 
@@ -113,15 +114,20 @@ class ServedMemory:
 class ServedPlan:
     """How the engines of a loaded pipeline are served, for people.
 
+    engine_set      its name; null: a checkpoint runs without engines
     make_room       engines that leave the memory while the text encoder is in it
     sessions        how many streams may run at once; null: nobody can tell
+    checkpoint      name of the transformer's file; null: engines run
+    precision       of the transformer
     """
 
-    engine_set: str
+    engine_set: str | None
     engines: list[ServedEngine]
     make_room: list[str]
     sessions: int | None
     memory: ServedMemory
+    checkpoint: str | None = None
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +188,11 @@ class Serving(Protocol):
     async def verify(self) -> None:
         """Look whether what is loaded is still there; if not, `on_lost` has been called. Never raises."""
 
-    def availability(self, spec: PipelineSpec) -> Availability:
-        """Whether `spec` can be loaded here; cheap, no I/O over the network."""
+    def availability(self, spec: PipelineSpec, backend: BackendChoice = "auto") -> Availability:
+        """Whether `spec` can be loaded here; cheap, no I/O over the network.
+
+        backend: what a load asks for
+        """
 
     @property
     def on_gpu(self) -> bool:

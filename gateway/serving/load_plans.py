@@ -1,19 +1,186 @@
-"""How a load is served: which of the backends runs the engines, and where."""
+"""How a load is served: engines or a checkpoint, which of the backends runs it, and where."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.serving.engine_sets import FoundSet
-from gateway.serving.interface import ServedEngine, ServedMemory, ServedPlan
+from gateway.serving.checkpoints import Checkpoints
+from gateway.serving.engine_checks import checked_manifests
+from gateway.serving.engine_sets import EngineSets, FoundSet
+from gateway.serving.fit import Fit, fit, fit_checkpoint
+from gateway.serving.interface import Availability, ServedEngine, ServedMemory, ServedPlan, ServingError
+from streaming.checkpoints.files import TRANSFORMER_FILES
+from streaming.checkpoints.memory import CheckpointSizes, checkpoint_weights
+from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import Backend, BackendChoice, LoadPlan
 from streaming.engines.manifest import EngineManifest
-from streaming.engines.memory_plan import GPU, IN_PROCESS, MODEL_PROCESSES, MemoryPlan, Placement
-from streaming.specs import LOAD_CHOICES
+from streaming.engines.memory_plan import GPU, IN_PROCESS, MODEL_PROCESSES, Placement
+from streaming.engines.records import EngineError
+from streaming.specs import LOAD_CHOICES, LoopSpec, PipelineSpec
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class EngineLoad:
+    """A load of an engine set. manifests: of all its engines of the size, by name."""
+
+    plan: LoadPlan
+    engines: EngineSet
+    manifests: Mapping[str, EngineManifest]
+    loop: LoopSpec  # of the pipeline
+
+    @property
+    def on_gpu(self) -> bool:
+        return placement_of(self.plan).on_gpu
+
+    def fit(self, free: int | None, free_on_cpu: int | None) -> Fit:
+        """How it goes into so many bytes. Raises DoesNotFitError with the numbers."""
+        loop = self.engines.built_for(self.loop.chosen(self.plan.loop))
+        return fit(self.engines, self.manifests, loop, self.plan.size, placement_of(self.plan), free)
+
+    def planned(self, chosen: Fit) -> LoadPlan:
+        """The plan, complete."""
+        return self.plan.model_copy(update={"make_room": chosen.make_room})
+
+    def served(self, chosen: Fit) -> ServedPlan:
+        """What the status shows."""
+        return served_plan(self.planned(chosen), self.engines, self.manifests, chosen)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CheckpointLoad:
+    """A load of a checkpoint, without engines."""
+
+    plan: LoadPlan
+    spec: PipelineSpec
+    sizes: CheckpointSizes
+    vae_types: tuple[str, ...]  # whose files are there
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.plan.pytorch is not None and self.plan.pytorch.on_gpu
+
+    def fit(self, free: int | None, free_on_cpu: int | None) -> Fit:
+        """How it goes into so many bytes, of a GPU and of the machine.
+
+        Raises DoesNotFitError with the numbers, and with what would fit.
+        """
+        return fit_checkpoint(self.spec, self.sizes, self.plan, self.vae_types, free, free_on_cpu)
+
+    def planned(self, chosen: Fit) -> LoadPlan:
+        """The plan, complete."""
+        return self.plan.model_copy(update={"pytorch": chosen.pytorch or self.plan.pytorch})
+
+    def served(self, chosen: Fit) -> ServedPlan:
+        """What the status shows."""
+        torch_plan = self.planned(chosen).pytorch
+        assert torch_plan is not None, "a checkpoint runs in PyTorch"
+        devices = {"text_encoder": torch_plan.text_device}
+        weights = checkpoint_weights(self.sizes, torch_plan, text_encoder=True)
+        return ServedPlan(
+            engine_set=None,
+            engines=[
+                ServedEngine(name, "pytorch", "pytorch", devices.get(name, torch_plan.device), size)
+                for name, size in weights.items()
+            ],
+            make_room=[],
+            sessions=chosen.sessions,
+            memory=_served_memory(chosen),
+            checkpoint=TRANSFORMER_FILES[self.spec.id].weights,
+            precision=torch_plan.precision,
+        )
+
+
+Load = EngineLoad | CheckpointLoad
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlanner:
+    """What can be loaded here, and how. checkpoints: None where PyTorch runs none.
+
+    Without a wish: plans for a GPU; a checkpoint on a GPU; engines on the CPU, those of the demonstration
+    too; a checkpoint on the CPU.
+    """
+
+    sets: EngineSets
+    checkpoints: Checkpoints | None = None
+
+    def availability(self, spec: PipelineSpec, backend: BackendChoice = "auto") -> Availability:
+        """Whether a pipeline can be loaded, as a load asks for it."""
+        sets, checkpoints = self.sets.availability(spec), self.checkpoints
+        if backend == "pytorch":
+            return _NO_CHECKPOINTS if checkpoints is None else checkpoints.availability(spec)
+        if backend != "auto" or checkpoints is None or not checkpoints.has(spec):
+            return sets
+        weights = checkpoints.availability(spec)
+        if self._prefers_checkpoint(spec):
+            return weights
+        if not self.sets.has_real(spec):
+            return sets
+        vae_types = tuple(dict.fromkeys((*sets.vae_types, *weights.vae_types)))
+        return replace(sets, supported_resolutions=None, vae_types=vae_types, combinations=None)
+
+    def opening(self) -> PipelineSpec | None:
+        """The pipeline that a server begins with if nobody names one: a demonstration, or none."""
+        spec = self.sets.opening()
+        return None if spec is None or self._prefers_checkpoint(spec) else spec
+
+    def makes_demo(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> bool:
+        """Whether this load needs engines of the demonstration that have to be made first."""
+        backend: BackendChoice = load_params.get("backend", "auto")
+        if backend == "pytorch" or (backend == "auto" and self._prefers_checkpoint(spec)):
+            return False
+        return self.sets.waits_for_demo(spec)
+
+    def decide(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> Load:
+        """How a load is served, before memory is looked at.
+
+        Raises ServingError when there is nothing for it, or when it is damaged or cannot run.
+        """
+        backend: BackendChoice = load_params.get("backend", "auto")
+        if backend == "pytorch" or (backend == "auto" and self._prefers_checkpoint(spec)):
+            return self._checkpoint(spec, load_params)
+        try:
+            found = self.sets.find(spec, load_params)
+        except ServingError:
+            if backend == "auto" and self._fills_in(spec) and not load_params.get("quantization"):
+                return self._checkpoint(spec, load_params)
+            raise
+        plan = plan_load(found, self.sets.models, load_params, on_cpu=self.sets.on_cpu)
+        try:
+            manifests = checked_manifests(found.content, self.sets.models, plan.size, plan.variant)
+        except EngineError as error:
+            raise ServingError(str(error)) from error
+        assert spec.loop is not None, f"pipeline '{spec.id}' has no engines"
+        return EngineLoad(plan, found.content, manifests, spec.loop)
+
+    def _prefers_checkpoint(self, spec: PipelineSpec) -> bool:
+        checkpoints = self.checkpoints
+        if checkpoints is None or not checkpoints.has(spec):
+            return False
+        if not self.sets.availability(spec).available:
+            return True
+        return checkpoints.on_gpu and not self.sets.has_plans(spec)
+
+    def _fills_in(self, spec: PipelineSpec) -> bool:
+        """Whether the checkpoint takes what no engines are built for."""
+        return self.checkpoints is not None and self.checkpoints.has(spec) and self.sets.has_real(spec)
+
+    def _checkpoint(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> CheckpointLoad:
+        if self.checkpoints is None:
+            raise ServingError(_NO_CHECKPOINTS.reason or "")
+        plan = self.checkpoints.plan(spec, load_params)
+        sizes = self.checkpoints.sizes(spec, load_params["vae_type"])
+        return CheckpointLoad(plan, spec, sizes, self.checkpoints.availability(spec).vae_types)
+
+
+_NO_CHECKPOINTS = Availability(
+    False, "This server has no directory of models: load without the parameter 'backend'."
+)
 
 
 def plan_load(found: FoundSet, models: Path, load_params: Mapping[str, Any], *, on_cpu: bool) -> LoadPlan:
-    """The plan of a load, before memory is looked at.
+    """The plan of a load of engines, before memory is looked at.
 
     models: directory of the engines' Triton models. on_cpu: Triton is the embedded one, without TensorRT.
     """
@@ -34,29 +201,33 @@ def plan_load(found: FoundSet, models: Path, load_params: Mapping[str, Any], *, 
 
 
 def placement_of(plan: LoadPlan) -> Placement:
-    """The memory that a load goes into."""
+    """The memory that a load of engines goes into."""
     if plan.gpus:
         return GPU
     return IN_PROCESS if plan.backend == "onnxruntime" else MODEL_PROCESSES
 
 
 def served_plan(
-    plan: LoadPlan, manifests: Mapping[str, EngineManifest], memory: MemoryPlan, sessions: int | None
+    plan: LoadPlan, engines: EngineSet, manifests: Mapping[str, EngineManifest], chosen: Fit
 ) -> ServedPlan:
     """What the status shows of a load: without paths, which are nobody's business outside this machine.
 
-    manifests: of all its engines, by name. sessions: how many have room.
+    manifests: of all its engines, by name.
     """
     device = f"cuda:{','.join(map(str, plan.gpus))}" if plan.gpus else "cpu"
     return ServedPlan(
-        engine_set=memory.name,
+        engine_set=engines.name,
         engines=[
             ServedEngine(name, plan.backend, plan.variant, device, manifest.bytes)
             for name, manifest in manifests.items()
         ],
         make_room=list(plan.make_room),
-        sessions=sessions,
-        memory=ServedMemory(
-            memory.placement.memory, memory.total(), memory.per_session, dict(memory.parts())
-        ),
+        sessions=chosen.sessions,
+        memory=_served_memory(chosen),
+        precision=engines.precision,
     )
+
+
+def _served_memory(chosen: Fit) -> ServedMemory:
+    memory = chosen.plan
+    return ServedMemory(memory.placement.memory, memory.total(), memory.per_session, dict(memory.parts()))

@@ -1,85 +1,34 @@
-"""Whether a load fits in memory, how, and for how many sessions (serving.md 8.7, decisions.md "Serving")."""
+"""The memory that loads go into, as far as it can be known (serving.md 8.7, decisions.md "Serving")."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
+from gateway.serving.fit import Fit
 from gateway.serving.interface import ServingError
-from gateway.serving.load_plans import placement_of
-from streaming.engines.engine_set import EngineSet
 from streaming.engines.host_memory import available_memory
-from streaming.engines.load_plan import LoadPlan
-from streaming.engines.manifest import EngineManifest
-from streaming.engines.memory_plan import GPU, MemoryPlan, Placement, memory_plan
-from streaming.engines.units import in_units
 from streaming.errors import WanstreamError
-from streaming.specs import LoopSpec, PipelineSpec
 
 logger = logging.getLogger(__name__)
 
-_MOST_SESSIONS, _MOST_ON_GPU = 8, 64  # however much memory there is
 
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How a load goes into memory.
-
-    plan        while pictures are made
-    make_room   engines whose place the text encoder takes whenever there is a new prompt; none: it is always
-                there
-    sessions    how many streams may run at once; None: nobody can tell
-    free        bytes that there were; None: nobody can tell
-    """
-
-    plan: MemoryPlan
-    make_room: tuple[str, ...]
-    sessions: int | None
-    free: int | None
+class Load(Protocol):
+    """What is going to be loaded, as far as memory asks."""
 
     @property
-    def summary(self) -> str:
-        """A sentence for people."""
-        total, each = in_units(self.plan.total()), in_units(self.plan.per_session)
-        need = f"Needs {total} of {self.plan.placement.memory}, {each} of it a session"
-        if self.free is None:
-            return f"{need}; how much is free is not known."
-        swap = " The text encoder takes turns with the other engines." if self.make_room else ""
-        return f"{need}; {in_units(self.free)} are free: room for {self.sessions} session(s).{swap}"
+    def on_gpu(self) -> bool:
+        """Whether it goes into a GPU's memory."""
 
+    def fit(self, free: int | None, free_on_cpu: int | None) -> Fit:
+        """How it goes into so many bytes. Raises DoesNotFitError.
 
-def fit(
-    engines: EngineSet,
-    manifests: Mapping[str, EngineManifest],
-    loop: LoopSpec,
-    size: tuple[int, int],
-    placement: Placement,
-    free: int | None,
-) -> Fit:
-    """Keep everything in memory if at least one session has room then, else swap the text encoder in and out.
-
-    manifests: of all engines of this size in pixels. free: bytes; None: nobody can tell.
-    Raises DoesNotFitError, with the numbers, when neither has room.
-    """
-    everything = memory_plan(engines, manifests, loop, size, placement)
-    most = _MOST_ON_GPU if placement is GPU else _MOST_SESSIONS
-    if free is None:
-        return Fit(everything, (), None if placement is GPU else most, None)
-    if everything.total() <= free:
-        return Fit(everything, (), min(most, everything.sessions_in(free)), free)
-    encoder = engines.text_encoder
-    others = {name: found for name, found in manifests.items() if name != encoder}
-    without = memory_plan(engines, others, loop, size, placement)
-    alone = memory_plan(engines, {encoder: manifests[encoder]}, loop, size, placement)
-    without.check(free)
-    if alone.shared + without.per_session > free:
-        everything.check(free)
-    beside = (free - alone.shared) // max(1, without.per_session)  # sessions keep their caches meanwhile
-    return Fit(without, tuple(others), min(most, without.sessions_in(free), beside), free)
+        free_on_cpu: of the machine, for a load on a GPU. None: nobody can tell.
+        """
 
 
 class Memory:
-    """The memory that engines are loaded into."""
+    """The memory of a GPU and of the machine."""
 
     def __init__(
         self,
@@ -98,68 +47,49 @@ class Memory:
         self._newest: Fit | None = None
         self._free_before: int | None = None  # the newest load
 
-    async def fit(
-        self, engines: EngineSet, manifests: Mapping[str, EngineManifest], spec: PipelineSpec, plan: LoadPlan
-    ) -> Fit:
-        """How this load goes into memory, what is decided about it being `plan`; the numbers are logged.
+    async def fit(self, load: Load) -> Fit:
+        """How this load goes into memory; the numbers are logged.
 
-        manifests: of all engines of the size, by name. Raises ServingError, with the numbers, when it does
-        not fit.
+        Raises ServingError, with the numbers, when it does not fit.
         """
-        free = await self._free(placement_of(plan))
-        chosen = self._fit(engines, manifests, spec, plan, free)
+        free = await self._free(load.on_gpu)
+        chosen = self._fit(load, free, await self._beside(load))
         self._newest, self._free_before = chosen, free
         for line in chosen.plan.lines():
             logger.info("%s", line)
         return chosen
 
-    async def check(
-        self,
-        engines: EngineSet,
-        manifests: Mapping[str, EngineManifest],
-        spec: PipelineSpec,
-        plan: LoadPlan,
-        *,
-        in_use: bool,
-    ) -> None:
-        """Raises ServingError, with the numbers, unless this load will fit. Arguments as of `fit`.
+    async def check(self, load: Load, *, in_use: bool) -> None:
+        """Raises ServingError, with the numbers, unless this load will fit.
 
         in_use: the newest load is in memory, and will be gone by then
         """
-        placement = placement_of(plan)
-        free = await self._free(placement)
+        free = await self._free(load.on_gpu)
         if in_use and free is not None:
-            free += self._taken(placement, free)
-        self._fit(engines, manifests, spec, plan, free)
+            free += self._taken(load.on_gpu, free)
+        self._fit(load, free, await self._beside(load))
 
-    def _fit(
-        self,
-        engines: EngineSet,
-        manifests: Mapping[str, EngineManifest],
-        spec: PipelineSpec,
-        plan: LoadPlan,
-        free: int | None,
-    ) -> Fit:
-        assert spec.loop is not None, "a pipeline without a loop has no engines"
-        loop = engines.built_for(spec.loop.chosen(plan.loop))
+    def _fit(self, load: Load, free: int | None, free_on_cpu: int | None) -> Fit:
         known = [size for size in (free, self._limit) if size is not None]
         try:
-            return fit(engines, manifests, loop, plan.size, placement_of(plan), min(known, default=None))
+            return load.fit(min(known, default=None), free_on_cpu)
         except WanstreamError as error:
             raise ServingError(str(error)) from error
 
-    def _taken(self, placement: Placement, free: int) -> int:
+    def _taken(self, on_gpu: bool, free: int) -> int:
         """Bytes of what is loaded: what has gone since before it was, as far as that can be its own."""
         newest = self._newest
-        if newest is None or self._free_before is None:
-            return 0
-        if (newest.plan.placement is GPU) != (placement is GPU):
+        if newest is None or self._free_before is None or newest.plan.placement.on_gpu != on_gpu:
             return 0
         return max(0, min(self._free_before - free, newest.plan.total(newest.sessions or 1)))
 
-    async def _free(self, placement: Placement) -> int | None:
+    async def _free(self, on_gpu: bool) -> int | None:
         """Bytes that nobody takes now; None: nobody can tell."""
-        if placement is GPU:
+        if on_gpu:
             gpu = await self._used_and_total()
             return None if gpu is None else gpu[1] - gpu[0]
         return await asyncio.to_thread(available_memory) if self._on_cpu else None
+
+    async def _beside(self, load: Load) -> int | None:
+        """Free memory of the machine, for a load on a GPU that may leave a part there."""
+        return await self._free(on_gpu=False) if load.on_gpu else None

@@ -20,7 +20,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.server import EmbeddedTriton
-from gateway.serving.engine_checks import checked_manifests, why_refused
+from gateway.serving.checkpoints import Checkpoints
+from gateway.serving.engine_checks import why_refused
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import (
     Availability,
@@ -30,7 +31,7 @@ from gateway.serving.interface import (
     ServingLost,
     StageCallback,
 )
-from gateway.serving.load_plans import plan_load, served_plan
+from gateway.serving.load_plans import EngineLoad, LoadPlanner
 from gateway.serving.memory import Memory
 from gateway.serving.shared_frames import SharedFrames
 from gateway.serving.triton_models import (
@@ -48,11 +49,9 @@ from gateway.serving.triton_server import TritonServer
 from gateway.serving.triton_session import TritonSession, dead_models, user_text
 from gateway.waiting import end, to_the_end, within
 from streaming.engines.engine_config import engine_config
-from streaming.engines.engine_set import EngineSet
-from streaming.engines.load_plan import LoadPlan
+from streaming.engines.load_plan import BackendChoice, LoadPlan
 from streaming.engines.machine import gpu_memory_bytes
 from streaming.engines.manifest import CONFIG, EngineManifest
-from streaming.engines.records import EngineError
 from streaming.specs import SPECS, PipelineSpec
 from streaming.triton.model_config import MODEL_SOURCE, pipeline_config
 
@@ -75,19 +74,22 @@ class TritonServing:
         metrics_url: str | None = None,
         embedded: EmbeddedTriton | None = None,
         engines: EngineSets | None = None,
+        checkpoints: Checkpoints | None = None,
         memory_limit_bytes: int | None = None,
     ) -> None:
         """repository: where the pipelines' models are. Give one of external_url and embedded.
 
         external_url: host:port of gRPC. metrics_url: http://host:port/metrics, the source of GPU memory.
-        engines: what `wanstream-export` wrote, for the pipelines with a model. memory_limit_bytes: what these
-        may take with all sessions; None: what is free.
+        engines: what `wanstream-export` wrote, for the pipelines with a model; checkpoints: what streams
+        without.
+        memory_limit_bytes: what these may take with all sessions; None: what is free.
         """
         if (external_url is None) == (embedded is None):
             raise ValueError("give either external_url or embedded")
         self._repository = repository
         self._metrics_url = metrics_url
         self._engines = engines
+        self._planner = None if engines is None else LoadPlanner(engines, checkpoints)
         self._server = TritonServer(
             external_url, embedded, on_lost=self._lost, prepare=self._unload_leftovers, look=self._look
         )
@@ -132,12 +134,12 @@ class TritonServing:
             except (ServingError, InferenceServerException) as error:
                 self._server.lose(f"Triton at {self.url} is gone: {error}")
 
-    def availability(self, spec: PipelineSpec) -> Availability:
+    def availability(self, spec: PipelineSpec, backend: BackendChoice = "auto") -> Availability:
         if (self._repository / spec.id / MODEL_SOURCE).is_file():
             if spec.loop is None:
                 return Availability(True)
-            if self._engines is not None:
-                found = self._engines.availability(spec)
+            if self._planner is not None:
+                found = self._planner.availability(spec, backend)
                 plan = self.load_plan if self._model == spec.id else None
                 return found if plan is None else replace(found, max_sessions=plan.sessions)
         return Availability(
@@ -152,13 +154,14 @@ class TritonServing:
 
     @property
     def on_gpu(self) -> bool:
-        return self._server.embedded is None
+        checkpoints = None if self._planner is None else self._planner.checkpoints
+        return self._server.embedded is None or (checkpoints is not None and checkpoints.on_gpu)
 
     async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
-        sets = self._engines
-        if spec.loop is not None and sets is not None and not sets.waits_for_demo(spec):
-            engines, plan, manifests = await asyncio.to_thread(_decide, sets, spec, load_params)
-            await self._memory.check(engines, manifests, spec, plan, in_use=self._model is not None)
+        planner = self._planner
+        if spec.loop is not None and planner is not None and not planner.makes_demo(spec, load_params):
+            load = await asyncio.to_thread(planner.decide, spec, load_params)
+            await self._memory.check(load, in_use=self._model is not None)
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Waiting for Triton...")
@@ -200,24 +203,28 @@ class TritonServing:
         load_params: Mapping[str, Any],
         on_stage: StageCallback,
     ) -> LoadPlan:
-        """Decide how a pipeline's engines are served, and load those that are Triton models of their own."""
-        sets = self._engines
-        assert sets is not None
-        await sets.prepare(spec, on_stage)
-        engines, plan, manifests = await asyncio.to_thread(_decide, sets, spec, load_params)
-        chosen = await self._memory.fit(engines, manifests, spec, plan)
+        """Decide how a pipeline is served, and load engines that are Triton models of their own."""
+        planner = self._planner
+        assert planner is not None
+        if planner.makes_demo(spec, load_params):
+            await planner.sets.prepare(spec, on_stage)
+        load = await asyncio.to_thread(planner.decide, spec, load_params)
+        chosen = await self._memory.fit(load)
         on_stage(chosen.summary)
-        plan = plan.model_copy(update={"make_room": chosen.make_room})
-        self._served = served_plan(plan, manifests, chosen.plan, chosen.sessions)
-        if plan.backend == "triton":
-            names = plan.make_room or tuple(manifests)
-            if plan.make_room:
-                self._loaded.append(engines.text_encoder)  # it may be there when all has to go
-            for number, name in enumerate(names, 1):
-                on_stage(f"Loading engine {number} of {len(names)}: {name}...")
-                await self._load_engine(client, manifests[name], plan)
-        directories = {"engine_set": plan.engine_set, "models": plan.models}
-        return plan.model_copy(update={key: self._path_for_models(path) for key, path in directories.items()})
+        plan, self._served = load.planned(chosen), load.served(chosen)
+        if isinstance(load, EngineLoad) and plan.backend == "triton":
+            await self._load_models(client, load, plan, on_stage)
+        return self._for_models(plan)
+
+    async def _load_models(
+        self, client: InferenceServerClient, load: EngineLoad, plan: LoadPlan, on_stage: StageCallback
+    ) -> None:
+        names = plan.make_room or tuple(load.manifests)
+        if plan.make_room:
+            self._loaded.append(load.engines.text_encoder)  # it may be there when all has to go
+        for number, name in enumerate(names, 1):
+            on_stage(f"Loading engine {number} of {len(names)}: {name}...")
+            await self._load_engine(client, load.manifests[name], plan)
 
     async def _load_engine(
         self, client: InferenceServerClient, manifest: EngineManifest, plan: LoadPlan
@@ -231,9 +238,18 @@ class TritonServing:
             said = user_text(error)
             raise ServingError(said + why_refused(manifest, plan.variant, said)) from error
 
-    def _path_for_models(self, path: Path) -> Path:
+    def _for_models(self, plan: LoadPlan) -> LoadPlan:
+        """The plan with the paths that Triton's models open."""
         embedded = self._server.embedded
-        return path if embedded is None else embedded.path_for_models(path.absolute())
+        if embedded is None:
+            return plan
+        changes: dict[str, Any] = {"models": embedded.path_for_models(plan.models.absolute())}
+        if plan.engine_set is not None:
+            changes["engine_set"] = embedded.path_for_models(plan.engine_set.absolute())
+        if plan.pytorch is not None:
+            checkpoints = embedded.path_for_models(plan.pytorch.checkpoints.absolute())
+            changes["pytorch"] = plan.pytorch.model_copy(update={"checkpoints": checkpoints})
+        return plan.model_copy(update=changes)
 
     async def unload(self) -> None:
         await to_the_end(self._unload())
@@ -395,22 +411,6 @@ class TritonServing:
             raise ServingError(str(error)) from error
         finally:
             await session.close()
-
-
-def _decide(
-    sets: EngineSets, spec: PipelineSpec, load_params: Mapping[str, Any]
-) -> tuple[EngineSet, LoadPlan, Mapping[str, EngineManifest]]:
-    """The set for a load, how it is served before memory is looked at, and its engines by name.
-
-    Raises ServingError when there is none, or when an engine is damaged or cannot run.
-    """
-    found = sets.find(spec, load_params)
-    plan = plan_load(found, sets.models, load_params, on_cpu=sets.on_cpu)
-    try:
-        manifests = checked_manifests(found.content, sets.models, plan.size, plan.variant)
-    except EngineError as error:
-        raise ServingError(str(error)) from error
-    return found.content, plan, manifests
 
 
 async def _memory_from_metrics(url: str) -> tuple[int, int] | None:

@@ -4,38 +4,109 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from streaming.engines.engine_set import Variant
 from streaming.engines.records import EngineError, Record
+from streaming.specs import VaeType
 
-# Where engines run: in ONNX Runtime in the pipeline's own process, or as models of the same Triton server.
-Backend = Literal["onnxruntime", "triton"]
-# Load parameter `backend`. auto: plans if a set is served with them and Triton has a GPU, else ONNX Runtime
-BackendChoice = Literal["auto", "onnxruntime", "triton"]
+# Where engines run: in ONNX Runtime in the pipeline's own process; as models of the same Triton server; or in
+# PyTorch in the pipeline's process, as the modules that the others are exported from.
+Backend = Literal["onnxruntime", "triton", "pytorch"]
+# Load parameter `backend`. auto: what is fastest of what is here, see gateway/serving/load_plans.py
+BackendChoice = Literal["auto", "onnxruntime", "triton", "pytorch"]
+TorchPrecision = Literal["fp32", "bf16"]
 PLAN: Final = "plan"  # parameter of the pipeline's Triton model that holds the plan as JSON
 
 
-class LoadPlan(Record):
-    """A load of a pipeline with engines. Sizes in pixels.
+class TorchSwitches(Record):
+    """What may make PyTorch faster, each for itself; all but `spare_bias` count on a GPU only.
 
-    engine_set   directory of the set
-    models       directory of the engines' Triton models
+    cuda_graph      calls of the transformer are recorded once per shape and played back
+    spare_bias      the attention gets no bias by key where no key is hidden
+    fused           norms, modulation, gates and rotary encoding, by torch.compile
+    vae_bf16        the autoencoder computes in bfloat16, if the transformer does
+    channels_last   its convolutions have the channels innermost
+    device_noise    noise is drawn on the GPU: a seed gives another stream than on the CPU
+    """
+
+    cuda_graph: bool = True
+    spare_bias: bool = True
+    fused: bool = False
+    vae_bf16: bool = True
+    channels_last: bool = False
+    device_noise: bool = False
+
+
+class TorchSettings(Record):
+    """How a server runs checkpoints in PyTorch; auto: on a GPU if there is one, in bfloat16 there."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    switches: TorchSwitches = TorchSwitches()
+
+
+class TorchPlan(Record):
+    """The checkpoint that PyTorch runs, and how.
+
+    checkpoints      directory of models
+    device           cpu, or cuda:0: of everything but the text encoder
+    text_device      of the text encoder
+    text_precision   of its weights
+    """
+
+    checkpoints: Path
+    vae_type: VaeType
+    precision: TorchPrecision = "fp32"
+    device: str = "cpu"
+    text_device: str = "cpu"
+    text_precision: TorchPrecision = "fp32"
+    switches: TorchSwitches = TorchSwitches()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    @property
+    def vae_precision(self) -> TorchPrecision:
+        return self.precision if self.switches.vae_bf16 else "fp32"
+
+
+class LoadPlan(Record):
+    """A load of a pipeline with a model. Sizes in pixels.
+
+    engine_set   directory of the set; None: no engines, but a checkpoint
+    models       directory of the engines' Triton models; prompts are remembered beside it
     gpus         numbers of the GPUs that run the engines' TensorRT plans; none: ONNX Runtime runs the graphs
     make_room    engines that leave the memory while the text encoder is in it, in the order of loading; none:
                  it is always there
+    pytorch      of backend `pytorch`
     loop         what was chosen of the pipeline's loop, see `LOAD_CHOICES`
     """
 
-    engine_set: Path
+    engine_set: Path | None = None
     models: Path
     height: int
     width: int
     backend: Backend = "onnxruntime"
     gpus: tuple[int, ...] = ()
     make_room: tuple[str, ...] = ()
+    pytorch: TorchPlan | None = None
     base_seed: int
     loop: Mapping[str, int | bool | None] = {}
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "LoadPlan":
+        has_checkpoint = self.pytorch is not None
+        if has_checkpoint != (self.backend == "pytorch") or has_checkpoint != (self.engine_set is None):
+            raise ValueError("backend pytorch runs a checkpoint, the others an engine set")
+        return self
+
+    @property
+    def set_directory(self) -> Path:
+        """Of the engine set, where there is one."""
+        assert self.engine_set is not None, "backend pytorch has no engine set"
+        return self.engine_set
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,7 +2,10 @@
 
 import ctypes
 import importlib.metadata
+import importlib.util
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
@@ -34,6 +37,18 @@ def gpu_memory_bytes(gpu: int = 0) -> tuple[int, int] | None:
     except pynvml.NVMLError:
         return None
     return int(memory.used), int(memory.total)
+
+
+def torch_has_cuda() -> bool:
+    """Whether the PyTorch of this environment is built for CUDA; reads its version, imports nothing."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"^cuda\b.*= *['\"]", text, re.MULTILINE) is not None
 
 
 def _nvml_device(index: int) -> Any:

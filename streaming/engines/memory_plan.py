@@ -21,9 +21,10 @@ from streaming.errors import WanstreamError
 from streaming.specs import LoopSpec, OnPromptChange
 
 _POOL_RESERVE: Final = 1.25  # the pool is never without gaps (serving.md 7)
-_HIDDEN_TENSORS: Final = 24  # of the tokens' size, alive in a layer of a transformer: q, k, v, feed forward
+HIDDEN_TENSORS: Final = 24  # of the tokens' size, alive in a layer of a transformer: q, k, v, feed forward
 _IMAGE_TENSORS: Final = 3  # of the largest layer, alive in a convolution of an autoencoder
 _FLOAT_BYTES: Final = 4
+_REMEDY: Final = "Load a smaller size or precision, or use a larger machine."
 
 
 class DoesNotFitError(WanstreamError):
@@ -34,17 +35,20 @@ class DoesNotFitError(WanstreamError):
 class Placement:
     """What engines take beside their tensors, and what the memory is called.
 
-    apart   each engine is a Triton model: it keeps its inputs, outputs and what is between its layers while
-            another one runs, and what is under way is copied
+    apart    each engine is a Triton model: it keeps its inputs, outputs and what is between its layers while
+             another one runs, and what is under way is copied
+    on_gpu   it is a GPU's memory
     """
 
     memory: str
     base_bytes: int
     engine_bytes: int
     apart: bool = True
+    on_gpu: bool = False
 
 
-GPU: Final = Placement("GPU memory", base_bytes=1_000_000_000, engine_bytes=0)  # two CUDA contexts
+# Two CUDA contexts.
+GPU: Final = Placement("GPU memory", base_bytes=1_000_000_000, engine_bytes=0, on_gpu=True)
 # Triton and the pipeline's process with PyTorch and ONNX Runtime, in which all engines are: some 320 MB.
 IN_PROCESS: Final = Placement("memory", base_bytes=400_000_000, engine_bytes=5_000_000, apart=False)
 # The same, and a process with ONNX Runtime for each engine.
@@ -93,8 +97,11 @@ class MemoryPlan:
         """How many sessions fit in `free` bytes; 0: not even one."""
         return max(0, (free - self.shared) // max(1, self.per_session))
 
-    def check(self, free: int, sessions: int = 1) -> None:
-        """Raises DoesNotFitError, with the numbers, unless the load fits in `free` bytes."""
+    def check(self, free: int, sessions: int = 1, remedy: str = _REMEDY) -> None:
+        """Raises DoesNotFitError, with the numbers, unless the load fits in `free` bytes.
+
+        remedy: a sentence
+        """
         if self.total(sessions) <= free:
             return
         parts = ", ".join(f"{what} {in_units(size)}" for what, size in self.parts() if size)
@@ -102,7 +109,7 @@ class MemoryPlan:
         raise DoesNotFitError(
             f"'{self.name}' at {self.height}x{self.width} (height x width) needs about "
             f"{in_units(self.total(sessions))} of {self.placement.memory} for {streams}, "
-            f"{in_units(free)} are free: {parts}. Load a smaller size or precision, or use a larger machine."
+            f"{in_units(free)} are free: {parts}. {remedy}"
         )
 
     def parts(self) -> list[tuple[str, int]]:
@@ -177,7 +184,7 @@ def memory_plan(
         pool=int(_POOL_RESERVE * largest_call) if placement.apart else 0,
         working=again,
         overhead=placement.base_bytes + len(loaded) * placement.engine_bytes,
-        session=caches | {"latents and pictures": _latents_bytes(engines, loop, height, width)},
+        session=caches,
     )
 
 
@@ -202,8 +209,8 @@ def activation_bytes(manifest: EngineManifest) -> int:
         return _IMAGE_TENSORS * frames * max(maps, default=0)
     if manifest.kind == "transformer":
         kv = next(t for t in manifest.outputs if t.name.startswith("new_kv_"))
-        return _HIDDEN_TENSORS * kv.bytes(sizes) // 2
-    return _HIDDEN_TENSORS * max(t.bytes(sizes) for t in manifest.outputs)
+        return HIDDEN_TENSORS * kv.bytes(sizes) // 2
+    return HIDDEN_TENSORS * max(t.bytes(sizes) for t in manifest.outputs)
 
 
 def _session_caches(
@@ -218,16 +225,47 @@ def _session_caches(
         found = () if manifest is None else manifest.inputs
         return sum(t.bytes(sizes) for t in found if t.name.startswith(prefix))
 
-    slots = loop.cache_tokens(tokens, engines.cache_frames)
+    slots, facts = loop.cache_tokens(tokens, engines.cache_frames), engines.model
     kv_cache = inputs(engines.transformer, "kv_", {"S": slots})
-    frame = kv_cache * tokens // slots
-    widened = _FLOAT_BYTES / _cache_item(manifests.get(engines.transformer)) if loop.sink_ema_float32 else 1
+    return session_parts(
+        loop,
+        kv_cache=kv_cache,
+        frame=kv_cache * tokens // slots,
+        item=_cache_item(manifests.get(engines.transformer)),
+        cross_attention=inputs(engines.transformer, "cross_kv_", {}),
+        vae_caches=inputs(vae.decoder_next, "cache_", {}) + inputs(vae.encoder_next, "cache_", {}),
+        latent=facts.channels * (height // facts.spatial_factor) * (width // facts.spatial_factor),
+        pixels=height * width,
+    )
+
+
+def session_parts(
+    loop: LoopSpec,
+    *,
+    kv_cache: int,
+    frame: int,
+    item: int,
+    cross_attention: int,
+    vae_caches: int,
+    latent: int,
+    pixels: int,
+) -> dict[str, int]:
+    """What one stream keeps, by purpose, in bytes.
+
+    kv_cache, frame   of the self-attention cache, and of one latent frame in it
+    item              bytes of a number in it
+    latent, pixels    numbers of a latent frame, and pixels of a picture: clean latents of a window, and the
+                      pictures that a re-encoded context needs, are float32
+    """
+    widened = _FLOAT_BYTES / item if loop.sink_ema_float32 else 1
+    kept = loop.local_attn_size * latent + loop.context_pictures * 3 * pixels
     return {
         "KV cache": kv_cache,
         "averaged sink": int(frame * loop.averaged_frames * widened),
         "memory bank": frame * loop.remembered_frames,
-        "cross attention": inputs(engines.transformer, "cross_kv_", {}),
-        "VAE caches": inputs(vae.decoder_next, "cache_", {}) + inputs(vae.encoder_next, "cache_", {}),
+        "cross attention": cross_attention,
+        "VAE caches": vae_caches,
+        "latents and pictures": _FLOAT_BYTES * kept,
     }
 
 
@@ -235,13 +273,6 @@ def _cache_item(transformer: EngineManifest | None) -> int:
     """Bytes of one number in the self-attention cache; without the engine, which is not loaded then, 4."""
     tensors = () if transformer is None else transformer.inputs
     return next((ITEM_BYTES[t.dtype] for t in tensors if t.name.startswith("kv_")), _FLOAT_BYTES)
-
-
-def _latents_bytes(engines: EngineSet, loop: LoopSpec, height: int, width: int) -> int:
-    """Clean latents of a window, and the pictures that a re-encoded context needs, in float32."""
-    facts = engines.model
-    latent = facts.channels * (height // facts.spatial_factor) * (width // facts.spatial_factor)
-    return _FLOAT_BYTES * (loop.local_attn_size * latent + loop.context_pictures * 3 * height * width)
 
 
 def _largest(sizes: Iterable[int]) -> int:

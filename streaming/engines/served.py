@@ -194,10 +194,16 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
 
     def load(context: LoadContext) -> ModelPipeline:
         plan = LoadPlan.of(context.parameters)
+        chosen = with_choices(spec, plan.loop)
+        if plan.backend == "pytorch":
+            # Here, not above: it comes with `export`, which builds upon this package.
+            from export.pytorch.pipeline import load_pipeline
+
+            return load_pipeline(chosen, plan)
         device = torch.device("cuda", 0) if plan.gpus and torch.cuda.is_available() else CPU
-        cache = prompt_cache(plan.models, plan.engine_set)
-        chosen, place = with_choices(spec, plan.loop), place_of(plan, context.models, device)
-        model = open_model(plan.engine_set, chosen, place, plan.size, device, cache)
+        cache = prompt_cache(plan.models, plan.set_directory)
+        place = place_of(plan, context.models, device)
+        model = open_model(plan.set_directory, chosen, place, plan.size, device, cache)
         return ModelPipeline(spec, model, plan.base_seed)
 
     return load

@@ -19,6 +19,7 @@ from streaming.schedule import FlowSchedule
 from streaming.specs import CachedKeys, LoopSpec
 
 FLOW = "flow"
+KEY_BIAS = "key_bias"
 NEW_KV = "new_kv_"
 CROSS_KV = "cross_kv_"
 
@@ -43,6 +44,7 @@ class StreamModel:
     encode_prompts   texts -> embeddings, each [1, text_len, text_dim]
     cache_frames     slots of the ring of the self-attention cache, in latent frames: what the transformer's
                      engine was built for, at least `spec.cache_frames`; those of a memory bank come on top
+    spare_bias       the transformer's engine runs without `key_bias` where no key is hidden
     """
 
     spec: LoopSpec
@@ -54,6 +56,7 @@ class StreamModel:
     cache_frames: int
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    spare_bias: bool = False
 
     def __post_init__(self) -> None:
         assert self.cache_frames >= self.spec.cache_frames, "the engine's cache is smaller than the window"
@@ -155,15 +158,19 @@ class StreamModel:
         absolute = self.spec.cached_keys is CachedKeys.ROTATED
         first = start if absolute else len(cache.ring.held)
         unrotated = self.spec.cached_keys is CachedKeys.UNROTATED
-        return self._form.inputs(
+        bias = cache.key_bias(x.shape[1] * self.tokens_per_frame, past_weight)
+        inputs = self._form.inputs(
             x,
             timesteps(timestep, x),
             range(first, first + x.shape[1]),
             cross_kv,
             cache.ready(),
-            cache.key_bias(x.shape[1] * self.tokens_per_frame, past_weight).to(self.dtype),
+            bias.to(self.dtype),
             cache.positions() if unrotated else None,
         )
+        if self.spare_bias and not bias.any():
+            del inputs[KEY_BIAS]
+        return inputs
 
     @cached_property
     def _form(self) -> LatentTransformer:

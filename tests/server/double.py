@@ -202,7 +202,7 @@ class DoubleServing:
 
     def hurry(self) -> None: ...
 
-    def availability(self, spec: PipelineSpec) -> Availability:
+    def availability(self, spec: PipelineSpec, backend: str = "auto") -> Availability:
         few_words = spec.id == "reward-forcing"  # as if its weights were a demonstration
         return Availability(
             available=True,

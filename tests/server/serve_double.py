@@ -51,7 +51,7 @@ class SplitServing:
     def hurry(self) -> None:
         self._triton.hurry()
 
-    def availability(self, spec: PipelineSpec) -> Availability:
+    def availability(self, spec: PipelineSpec, backend: str = "auto") -> Availability:
         return self._for(spec).availability(spec)
 
     @property

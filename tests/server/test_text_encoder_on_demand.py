@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.onnx.store import EngineStore
-from gateway.serving.memory import fit
+from gateway.serving.fit import fit
 from streaming.engines.engine_set import read_engine_set
 from streaming.engines.memory_plan import IN_PROCESS, memory_plan, read_manifests
 from streaming.specs import STREAMDIFFUSIONV2, TEXT, OnPromptChange

@@ -62,10 +62,14 @@ async def running_triton(*repositories: Path, **options: Any) -> AsyncIterator[E
 
 def write_test_models(repository: Path) -> Path:
     """Write models `scripted` (a pipeline) and `doubler` (a plain model) into `repository`."""
-    pipeline_file = (model_repository() / PASSTHROUGH / "config.pbtxt").read_text()
-    _write_model(repository, SCRIPTED, pipeline_file, _SCRIPTED_MODEL)
+    write_pipeline(repository, SCRIPTED, _SCRIPTED_MODEL)
     _write_model(repository, DOUBLER, _DOUBLER_CONFIG, _DOUBLER_MODEL)
     return repository
+
+
+def write_pipeline(repository: Path, name: str, source: str) -> None:
+    """Write a pipeline's model into `repository`. source: of its `model.py`."""
+    _write_model(repository, name, (model_repository() / PASSTHROUGH / "config.pbtxt").read_text(), source)
 
 
 def _write_model(repository: Path, name: str, config: str, source: str) -> None:

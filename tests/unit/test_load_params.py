@@ -31,7 +31,9 @@ def context(
     tmp_path: Path | None = None, *, vram_gib: float | None = None, **availability: Any
 ) -> LoadContext:
     here = Availability(**{"available": True, **availability})
-    return LoadContext(lambda spec: here, [tmp_path] if tmp_path else [Path("/nonexistent")], vram_gib)
+    return LoadContext(
+        lambda spec, backend: here, [tmp_path] if tmp_path else [Path("/nonexistent")], vram_gib
+    )
 
 
 def load(pipeline: str, params: Any = None, **around: Any) -> LoadRequest:
@@ -513,7 +515,7 @@ def test_further_lora_directories_are_searched_in_order(loras: Path, tmp_path: P
     other = tmp_path / "other"
     other.mkdir()
     (other / "third.safetensors").write_bytes(b"x")
-    around = LoadContext(lambda spec: Availability(available=True), [loras, other])
+    around = LoadContext(lambda spec, backend: Availability(available=True), [loras, other])
     body = {"pipeline_id": "longlive", "load_params": {"loras": [{"path": "third.safetensors"}]}}
 
     assert parse_load_request(body, around).params["loras"][0]["path"] == "third.safetensors"

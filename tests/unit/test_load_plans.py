@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.onnx.store import EngineStore
+from gateway.serving.fit import Fit
 from gateway.serving.load_plans import placement_of, served_plan
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import Backend
@@ -39,7 +40,7 @@ def test_every_engine_is_shown_with_its_place_and_no_path(
     assert LONGLIVE.loop is not None
     memory = memory_plan(engines, manifests, LONGLIVE.loop, SIZE, placement_of(plan))
 
-    shown = served_plan(plan, manifests, memory, 3)
+    shown = served_plan(plan, engines, manifests, Fit(memory, plan.make_room, 3, None))
 
     assert [engine.name for engine in shown.engines] == list(engines.engines(SIZE))
     assert {(e.backend, e.runtime, e.device) for e in shown.engines} == {(backend, runtime, device)}

@@ -8,8 +8,10 @@ import pytest
 from export.onnx.jobs import Request
 from export.onnx.outline import outline
 from export.onnx.store import EngineStore
+from gateway.serving.fit import Fit, fit
 from gateway.serving.interface import ServingError
-from gateway.serving.memory import Fit, Memory, fit
+from gateway.serving.load_plans import EngineLoad
+from gateway.serving.memory import Memory
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import EngineManifest
 from streaming.engines.memory_plan import (
@@ -139,12 +141,12 @@ async def test_a_limit_counts_even_if_more_is_free(engines: EngineSet, store: En
     manifests = read_manifests(store.models, engines.engines(SIZE))
     plan = load_plan(store, engines, backend="triton", gpus=(0,))
 
-    free = await Memory(used_and_total, on_cpu=False).fit(engines, manifests, LONGLIVE, plan)
+    free = await Memory(used_and_total, on_cpu=False).fit(EngineLoad(plan, engines, manifests, LOOP))
     limited = Memory(used_and_total, on_cpu=False, limit_bytes=5_000_000)
 
     assert free.free == 20 * GB
     with pytest.raises(ServingError, match=r"5\.0 MB are free"):
-        await limited.fit(engines, manifests, LONGLIVE, plan)
+        await limited.fit(EngineLoad(plan, engines, manifests, LOOP))
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -159,7 +161,7 @@ async def test_what_onnx_runtime_takes_is_no_memory_of_a_gpu(
     manifests = read_manifests(store.models, engines.engines(SIZE))
 
     fits = await Memory(no_gpu_memory, on_cpu=on_cpu).fit(
-        engines, manifests, LONGLIVE, load_plan(store, engines)
+        EngineLoad(load_plan(store, engines), engines, manifests, LOOP)
     )
 
     assert fits.plan.placement is IN_PROCESS
@@ -177,12 +179,12 @@ async def test_a_load_is_judged_by_what_will_be_free_when_the_present_one_is_gon
 
     memory = Memory(used_and_total, on_cpu=False)
     manifests = read_manifests(store.models, engines.engines(SIZE))
-    request = (engines, manifests, LONGLIVE, load_plan(store, engines, backend="triton", gpus=(0,)))
-    plan = (await memory.fit(*request)).plan
+    load = EngineLoad(load_plan(store, engines, backend="triton", gpus=(0,)), engines, manifests, LOOP)
+    plan = (await memory.fit(load)).plan
     used[0] += plan.total()
 
-    await memory.check(*request, in_use=True)
+    await memory.check(load, in_use=True)
     with pytest.raises(ServingError, match="are free"):
-        await memory.check(*request, in_use=False)
+        await memory.check(load, in_use=False)
     with pytest.raises(ServingError, match="are free"):
-        await Memory(used_and_total, on_cpu=False).check(*request, in_use=True)
+        await Memory(used_and_total, on_cpu=False).check(load, in_use=True)

@@ -13,8 +13,10 @@ from export.onnx.jobs import Request, components
 from export.onnx.outline import Outline, outline
 from export.onnx.run import plan
 from export.onnx.store import EngineStore
+from gateway.serving.fit import Fit
 from gateway.serving.interface import ServingError
-from gateway.serving.memory import Fit, Memory
+from gateway.serving.load_plans import EngineLoad
+from gateway.serving.memory import Memory
 from streaming.engines.memory_plan import DoesNotFitError
 from streaming.specs import SPECS
 from tests.engines import load_plan, small_request
@@ -78,8 +80,10 @@ async def load_of(real: Outline, size: tuple[int, int], gpu_gb: int, **choices: 
     plan = load_plan(
         EngineStore(Path("nowhere")), real.engines, height=size[0], width=size[1], gpus=(0,), loop=choices
     )
-    spec = SPECS[real.engines.pipeline]
-    return await Memory(used_and_total, on_cpu=False).fit(real.engines, manifests, spec, plan)
+    loop = SPECS[real.engines.pipeline].loop
+    assert loop is not None
+    load = EngineLoad(plan, real.engines, manifests, loop)
+    return await Memory(used_and_total, on_cpu=False).fit(load)
 
 
 @pytest.mark.parametrize("gpu_gb", [24, 48])

@@ -66,7 +66,7 @@ class SlowServing:
 
     def hurry(self) -> None: ...
 
-    def availability(self, spec: PipelineSpec) -> Availability:
+    def availability(self, spec: PipelineSpec, backend: str = "auto") -> Availability:
         return Availability(True)
 
     on_gpu = True

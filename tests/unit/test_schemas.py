@@ -21,7 +21,7 @@ ENTRY_KEYS = {
 }
 
 
-def everything(spec: PipelineSpec) -> Availability:
+def everything(spec: PipelineSpec, backend: str = "auto") -> Availability:
     return Availability(available=True)
 
 

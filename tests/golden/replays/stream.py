@@ -15,7 +15,7 @@ from torch import Tensor
 from export.checkpoints.checkpoints import load_weights
 from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer, pad_prompt
-from export.onnx.in_process import stream_sizes
+from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import Patch, TransformerConfig
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel
@@ -124,7 +124,14 @@ class StandInVae:
 class StreamReplay:
     """A stream of a case's pipeline, and everything it is fed with."""
 
-    def __init__(self, stream: StreamCase, cache_frames: int, transformer: Engine, text_kv: Engine) -> None:
+    def __init__(
+        self,
+        stream: StreamCase,
+        cache_frames: int,
+        transformer: Engine,
+        text_kv: Engine,
+        spare_bias: bool = False,
+    ) -> None:
         config, case = stream.case.config, stream.case
         sizes = TransformerConfig.from_json(config["model"])
         self.transformer, self.text_kv = RecordingEngine(transformer), RecordingEngine(text_kv)
@@ -141,6 +148,7 @@ class StreamReplay:
             height=config["height"],
             width=config["width"],
             cache_frames=cache_frames,
+            spare_bias=spare_bias,
         )
         pipeline = ModelPipeline(stream.pipeline, self.model, config["base_seed"], self.noise)
         self.stream = ModelStream(pipeline)
@@ -178,13 +186,16 @@ def names(signature: Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def replay_stream(
-    case: GoldenCase, place: Callable[[StreamCase], tuple[Engine, Engine]] = torch_engines
+    case: GoldenCase,
+    place: Callable[[StreamCase], tuple[Engine, Engine]] = torch_engines,
+    *,
+    spare_bias: bool = False,
 ) -> None:
     """All chunks in order, with both sizes of the cache. `place` makes the transformer and its text side."""
     stream = read_stream(case)
     engines = place(stream)
     for cache_frames in (stream.loop.cache_frames, stream.loop.local_attn_size):
-        replay = StreamReplay(stream, cache_frames, *engines)
+        replay = StreamReplay(stream, cache_frames, *engines, spare_bias=spare_bias)
         for k, chunk in enumerate(stream.chunks):
             meta, shape = replay.make(chunk)
 
