@@ -83,13 +83,35 @@ install_modelopt() {
         > "$("$modelopt/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
 }
 
-# The tests build and run the images of docker/.
+# GStreamer's WebRTC and its Python binding, which Debian has for its own interpreter only.
+has_gstreamer() {
+    /usr/bin/python3 -c 'import gi, sys
+for name in "Gst", "GstSdp", "GstWebRTC":
+    gi.require_version(name, "1.0")
+from gi.repository import Gst
+Gst.init(None)
+sys.exit(not all(map(Gst.ElementFactory.find, sys.argv[1:])))' webrtcbin nicesrc vp8enc x264enc avdec_h264 opusenc
+}
+
+# WHIP and WHEP clients of others, as bundles for a page: tests/server/npm.
+has_npm_clients() { cmp -s tests/server/npm/package-lock.json "$venv/npm/installed.json"; }
+
+install_npm_clients() {
+    command -v npm >/dev/null || apt_install nodejs npm
+    echo "setup: installing the npm packages of the tests"
+    mkdir -p "$venv/npm"
+    cp tests/server/npm/package.json tests/server/npm/package-lock.json "$venv/npm/"
+    (cd "$venv/npm" && npm ci --ignore-scripts --no-audit --no-fund --silent) || fail "npm ci failed"
+    cp tests/server/npm/package-lock.json "$venv/npm/installed.json"
+}
+
 test_tools() {
-    command -v chromium && command -v turnserver && command -v tc && command -v iptables && command -v promtool
+    command -v chromium && command -v turnserver && command -v tc && command -v iptables && command -v promtool \
+        && has_gstreamer && has_npm_clients
 }
 
 # What pip cannot bring: the interpreter's shared library for Triton's model processes; for the tests a browser, a TURN
-# server, links of limited speed, a NAT and Prometheus' checker.
+# server, links of limited speed, a NAT, Prometheus' checker, and players and publishers that are not ours.
 install_libraries() {
     if ! "$venv/bin/python" -m gateway.embedded.installation >/dev/null 2>&1; then
         apt_install "libpython$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -101,6 +123,10 @@ install_libraries() {
         command -v promtool >/dev/null || install_without_service prometheus
         command -v tc >/dev/null || apt_install iproute2
         command -v iptables >/dev/null || apt_install iptables
+        has_gstreamer >/dev/null 2>&1 || apt_install python3-gi gir1.2-gst-plugins-base-1.0 gir1.2-gst-plugins-bad-1.0 \
+            gstreamer1.0-nice gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
+            gstreamer1.0-plugins-ugly gstreamer1.0-libav
+        has_npm_clients || install_npm_clients
     fi
 }
 
@@ -118,6 +144,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     if [ "$role" = test ]; then install_modelopt; fi
     install_libraries
     echo "$wanted" > "$stamp"
-elif [ "$role" = test ] && ! test_tools >/dev/null; then
+elif [ "$role" = test ] && ! test_tools >/dev/null 2>&1; then
     install_libraries
 fi
