@@ -19,6 +19,7 @@ from gateway.files.assets import Assets
 from gateway.files.loras.loras import Loras
 from gateway.files.models.models import Models
 from gateway.http.auth import Access, guard_access
+from gateway.http.base_path import serve_below_path
 from gateway.http.openapi import ApiDocument
 from gateway.http.origins import OriginPolicy, guard_origins
 from gateway.http.page_policy import protect_pages
@@ -129,6 +130,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
     guard_origins(app, policy)
+    serve_below_path(app, config)
     protect_pages(app, policy, [SCRIPT], [STYLE])
     guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
@@ -192,7 +194,8 @@ def _answer_errors_as_json(app: Quart) -> None:
         headers = {}
         address = without_slash(request) if error.code == 404 else None
         if address is not None:
-            return jsonify({"detail": f"The address is {address}"}), 307, {"Location": address}
+            location = request.root_path + address
+            return jsonify({"detail": f"The address is {location}"}), 307, {"Location": location}
         if error.code == 405 and getattr(error, "valid_methods", None):
             headers["Allow"] = ", ".join(sorted(error.valid_methods))  # type: ignore[attr-defined]
         detail = "Request body too large" if error.code == 413 else (error.name or "Error")

@@ -6,11 +6,12 @@ Nothing else reads `os.environ`, but what hands it on to child processes, and `p
 import ipaddress
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from streaming.engines.load_plan import TorchSettings, TorchSwitches
 from streaming.errors import WanstreamError
@@ -27,6 +28,7 @@ _PRIVATE = (
     *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
     *("::1/128", "fc00::/7", "fe80::/10"),
 )
+PATH_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LOG_FORMATS = ("text", "json")
 
@@ -136,6 +138,7 @@ class Config:
     pytorch: TorchSettings = field(default_factory=TorchSettings)  # how checkpoints run without engines
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
+    base_path: str = ""  # below which the server stands behind a proxy; empty, or "/video"
     trusted_proxies: tuple[Network, ...] = ()
     media_ports: range | None = None  # UDP; None: what the operating system picks
     public_ips: tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...] = ()  # a NAT's, which passes all on
@@ -199,6 +202,7 @@ class Config:
             pytorch=_pytorch(values),
             demo=_switch(values, "WANSTREAM_DEMO", "on"),
             cors_origins=_names(origins) if origins else None,
+            base_path=_base_path(values),
             trusted_proxies=_networks(values, "WANSTREAM_TRUSTED_PROXIES"),
             media_ports=_ports(values, "WANSTREAM_MEDIA_PORTS"),
             public_ips=_addresses(values, "WANSTREAM_PUBLIC_IP"),
@@ -282,6 +286,14 @@ def _addresses(
         raise WanstreamError(
             f"{name} must be an address such as 203.0.113.7, or a comma list: {error}."
         ) from error
+
+
+def _base_path(values: Mapping[str, str]) -> str:
+    name = "WANSTREAM_BASE_PATH"
+    path = values.get(name, "").rstrip("/")
+    if not PATH_PREFIX.fullmatch(path) or set(path.split("/")) & {".", ".."}:
+        raise WanstreamError(f"{name} must be a path such as /video, not {values[name]!r}.")
+    return path
 
 
 def _ports(values: Mapping[str, str], name: str) -> range | None:

@@ -89,6 +89,7 @@ def guard_access(app: Quart, access: Access, policy: OriginPolicy, holds: Callab
                 _COOKIE,
                 given,
                 max_age=_YEAR_S,
+                path=request.root_path or "/",
                 httponly=True,
                 samesite="Strict",
                 secure=policy.caller(request).is_secure,

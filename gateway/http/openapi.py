@@ -4,6 +4,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
+from quart import request
 from quart_schema import document_response
 from quart_schema.openapi import OpenAPIProvider
 from werkzeug.routing.rules import Rule
@@ -58,6 +59,9 @@ def takes_file(description: str) -> Callable[[View], View]:
 
 class ApiDocument(OpenAPIProvider):
     """The document at /openapi.json."""
+
+    def schema(self) -> Json:
+        return {**super().schema(), "servers": [{"url": request.root_path or "/"}]}
 
     def build_paths(self, rule: Rule) -> tuple[Json, Json]:
         paths, components = super().build_paths(rule)

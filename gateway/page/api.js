@@ -41,6 +41,9 @@ export function problemText(problem) {
   return where ? `${where}: ${problem.msg}` : problem.msg;
 }
 
+/** Where a path of the server's is, when the page itself may stand below one. */
+export const at = (path) => new URL(`.${path}`, document.baseURI).href;
+
 async function request(method, path, { body, file, signal, keepalive, timeoutMs = TIMEOUT_MS } = {}) {
   const controller = new AbortController();
   const timer = setTimeout(() => controller.abort(), timeoutMs);
@@ -50,7 +53,7 @@ async function request(method, path, { body, file, signal, keepalive, timeoutMs 
   let response;
   let text;
   try {
-    response = await fetch(path, {
+    response = await fetch(at(path), {
       method,
       keepalive,
       cache: "no-store",

@@ -1,6 +1,6 @@
 // Reference images for VACE: the pictures on the server as thumbnails, upload, and the chosen one.
 
-import { api } from "./api.js";
+import { api, at } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -48,7 +48,7 @@ export class ReferenceImages extends EventTarget {
   #thumbnail(asset) {
     const item = $("image-item").content.firstElementChild.cloneNode(true);
     const button = item.querySelector("button");
-    item.querySelector("img").src = `${asset.url}?thumbnail=1`;
+    item.querySelector("img").src = at(`${asset.url}?thumbnail=1`);
     button.setAttribute("aria-label", asset.name);
     button.title = asset.name;
     button.dataset.path = asset.path;

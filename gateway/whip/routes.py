@@ -54,7 +54,7 @@ def whip_blueprint(
         if response.status_code == 201:
             caller = policy.caller(request)
             stream_id = response.headers["Location"].split("/")[-2]
-            url = f"{'https' if caller.is_secure else 'http'}://{caller.host}/api/v1/whep/{stream_id}"
+            url = f"{'https' if caller.is_secure else 'http'}://{caller.host}{request.root_path}/api/v1/whep/{stream_id}"
             response.headers["Livepeer-Playback-Url"] = url
         return response
 
@@ -87,7 +87,8 @@ class _Endpoint:
     async def post(self, stream_id: str = MAIN) -> Response:
         session, answer = await self._begin(stream_id, await _text(request, _SDP))
         response = Response(answer, 201, content_type=_SDP)
-        response.headers["Location"] = f"/api/v1/{self._kind}/{session.stream_id}/{session.secret}"
+        path = f"/api/v1/{self._kind}/{session.stream_id}/{session.secret}"
+        response.headers["Location"] = request.root_path + path
         response.headers["ETag"] = session.etag
         response.headers["Accept-Patch"] = _FRAGMENT
         response.headers["Cache-Control"] = "no-store"
