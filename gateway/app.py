@@ -121,7 +121,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         loras_blueprint(services.loras),
         models_blueprint(services.models),
         ice_blueprint(services.ice),
-        webrtc_blueprint(services.sessions),
+        webrtc_blueprint(services.streams, services.sessions),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
         sessions_blueprint(services.streams, services.sessions, serving),
@@ -155,7 +155,7 @@ def _services(config: Config, serving: Serving) -> Services:
     loader = LoadService(pipelines, config.directories.lora_directories)
     ice = IceServers.from_config(config)
     metrics = Metrics(VERSION, config.git_commit)
-    streams = Streams(pipelines, metrics, config.directories.assets, config.max_sessions)
+    streams = Streams(pipelines, metrics, config.directories.assets, config.limits)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
     osc = OscServer(config.osc, config.osc_address, streams, pipelines)
     metrics.watch(pipelines, streams, sessions)

@@ -43,6 +43,15 @@ class Bitrate:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How many there may be at once. streams: None: as many as the loaded pipeline has room for."""
+
+    streams: int | None = None
+    viewers: int = 32  # of one stream
+    viewers_total: int = 64
+
+
+@dataclass(frozen=True, slots=True)
 class Directories:
     """Where files live; the same places as Scope's, so that an existing one is found (api.md 5.1)."""
 
@@ -130,7 +139,7 @@ class Config:
     triton_metrics_url: str | None = None  # http://host:port/metrics of an external server
     memory_limit_mb: int | None = None  # of engines and sessions; None: what is free
     assets_quota_mb: int | None = None  # of all uploaded images and videos; None: the room on the disk
-    max_sessions: int | None = None  # None: the pipeline's own default
+    limits: Limits = Limits()
     pipeline: str | None = None  # to load at the start and to keep loaded (PIPELINE)
     pipeline_params: Mapping[str, Any] | None = None  # load parameters of `pipeline`; None: its defaults
     locked: bool = False  # only who has the admin token loads pipelines and changes files
@@ -195,7 +204,7 @@ class Config:
             triton_metrics_url=values.get("WANSTREAM_TRITON_METRICS_URL"),
             memory_limit_mb=_integer(values, "WANSTREAM_MEMORY_LIMIT_MB", minimum=1),
             assets_quota_mb=_integer(values, "WANSTREAM_ASSETS_QUOTA_MB", minimum=1),
-            max_sessions=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
+            limits=_limits(values),
             pipeline=values.get("PIPELINE"),
             pipeline_params=_pipeline_params(values),
             locked=_switch(values, "WANSTREAM_LOCKED", "off"),
@@ -375,6 +384,15 @@ def _directories(values: Mapping[str, str]) -> Directories:
         logs=path("DAYDREAM_SCOPE_LOGS_DIR", home / "logs"),
         engines=path("WANSTREAM_ENGINES_DIR", home / "engines"),
         shared_loras=(path(shared, home),) if shared in values else (),
+    )
+
+
+def _limits(values: Mapping[str, str]) -> Limits:
+    standard = Limits()
+    return Limits(
+        streams=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
+        viewers=_integer(values, "WANSTREAM_MAX_VIEWERS", minimum=1) or standard.viewers,
+        viewers_total=_integer(values, "WANSTREAM_MAX_VIEWERS_TOTAL", minimum=1) or standard.viewers_total,
     )
 
 

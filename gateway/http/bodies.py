@@ -111,12 +111,18 @@ class OfferBody(_Body):
     sdp: str
     type: Literal["offer"]
     initialParameters: dict[str, Any] | None = None  # noqa: N815 - the wire's name
+    streamId: str | None = Field(None, description="join this stream")  # noqa: N815 - the wire's name
+    role: Literal["viewer", "controller"] = Field("viewer", description="of who joins")
+    publish: bool = Field(False, description="whether the video of who joins becomes the stream's source")
+    label: str = Field("browser", description="what the others call who joins")
 
 
 class AnswerBody(BaseModel):
     sdp: str
     type: Literal["answer"]
     sessionId: str  # noqa: N815 - the wire's name
+    streamId: str = Field(description="of what is shown")  # noqa: N815 - the wire's name
+    role: Literal["viewer", "controller", "driver"]
 
 
 class Candidate(_Body):

@@ -13,12 +13,13 @@ from gateway.errors import ValidationFailed
 from gateway.http.validation import check
 from gateway.osc.wire import Impulse, OscError
 from gateway.stream.parameter_checks import FIELDS, MAX_PROMPTS, MAX_TRANSITION_CHUNKS
+from gateway.stream.seat import COMMANDS
 from gateway.stream.streams import ALL
 
 _STREAM: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _PATTERN: Final = re.compile(r"[*?\[\]{}#,\s]")
 _MAX_ADDRESS: Final = 256
-_NOT_LIVE: Final = frozenset({"pipeline_ids"})  # of an offer
+_NOT_LIVE: Final = COMMANDS | {"pipeline_ids"}  # of peers, of an offer
 _PLAIN_TYPES: Final = ("boolean", "integer", "number", "string")
 _TYPE_CODES: Final = ("bool_type", "float_type", "int_type", "list_type", "string_type")
 

@@ -1,41 +1,59 @@
 """WebRTC signalling."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
 from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
-from gateway.http.validation import check
-from gateway.webrtc.sessions import Sessions
+from gateway.http.validation import Text, check
+from gateway.stream.streams import Streams
+from gateway.webrtc.sessions import Join, Sessions
 
 
 class _Offer(BaseModel):
     sdp: str
     type: str
     initialParameters: dict[str, Any] | None = None  # noqa: N815 - the wire's name
+    streamId: Annotated[str, Field(max_length=64)] | None = None  # noqa: N815 - the wire's name
+    role: Literal["viewer", "controller"] = "viewer"
+    publish: bool = False
+    label: Annotated[Text, Field(max_length=64)] = "browser"
 
 
 _OFFER: TypeAdapter[_Offer] = TypeAdapter(_Offer)
 _CANDIDATES: TypeAdapter[bodies.CandidatesBody] = TypeAdapter(bodies.CandidatesBody)
 
 
-def webrtc_blueprint(sessions: Sessions) -> Blueprint:
+def webrtc_blueprint(streams: Streams, sessions: Sessions) -> Blueprint:
     bp = Blueprint("webrtc", __name__, url_prefix="/api/v1/webrtc/offer")
 
     @bp.post("")
     @tag(["webrtc"])
     @document_request(bodies.OfferBody)
-    @refuses(400, 422, 503)
+    @refuses(400, 404, 409, 422, 503)
     @validate_response(bodies.AnswerBody)
     async def offer() -> bodies.AnswerBody:
-        """Open a session; the answer contains all candidates of the server."""
+        """Open a session, with a stream of its own, or to see the one that `streamId` names.
+
+        The answer contains all candidates of the server.
+        """
         body = check(_OFFER, await json_object(request), "body")
-        answer = await sessions.offer(body.sdp, body.type, body.initialParameters)
-        return bodies.AnswerBody(sdp=answer.sdp, type="answer", sessionId=answer.session_id)
+        if body.streamId is None:
+            answer = await sessions.offer(body.sdp, body.type, body.initialParameters)
+        else:
+            join = Join(streams.find(body.streamId), body.role, body.publish, body.label)
+            answer = await sessions.join(body.sdp, body.type, join, body.initialParameters)
+        return bodies.AnswerBody(
+            sdp=answer.sdp,
+            type="answer",
+            sessionId=answer.session_id,
+            streamId=answer.stream_id,
+            role=answer.role,
+        )
 
     @bp.patch("/<session_id>")
     @tag(["webrtc"])

@@ -64,6 +64,7 @@ class Hub:
         self._next: Images | None = None  # left the queue, but is not due yet
         self._sinks: list[Sink] = []
         self._turn = asyncio.Lock()  # held by the sink that waits for the next picture, on behalf of all
+        self._joined = asyncio.Event()  # somebody looks
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._chunk_frames = 1
@@ -92,18 +93,30 @@ class Hub:
         target = min(pipeline, self._input_fps() or pipeline)
         return min(_FPS_RANGE[1], max(_FPS_RANGE[0], target))
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody looks."""
+        return bool(self._sinks)
+
+    async def wait_wanted(self) -> None:
+        """Until somebody looks."""
+        await self._joined.wait()
+
     def join(self) -> Sink:
         """A new sink; the newest picture waits for it already."""
         sink = Sink(self)
         if self.last is not None:
             sink.offer(self.last)
         self._sinks.append(sink)
+        self._joined.set()
         return sink
 
     def leave(self, sink: Sink) -> None:
         """Show `sink` no more pictures."""
         if sink in self._sinks:
             self._sinks.remove(sink)
+        if not self._sinks:
+            self._joined.clear()
         self._arrived.set()  # whoever waits looks again, and may be this one
 
     async def wait_room(self) -> None:

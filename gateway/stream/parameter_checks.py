@@ -128,6 +128,8 @@ _KINDS: Final[dict[str, Any]] = {
     "spout_sender": _Spout,
     "spout_receiver": _Spout,
     "pipeline_ids": list[str],
+    "take_control": bool,
+    "hand_over": Annotated[Text, Field(max_length=64)],
 }
 FIELDS: Final[dict[str, TypeAdapter[Any]]] = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
 _LORA_SCALE: Final = TypeAdapter(_LoraScale)

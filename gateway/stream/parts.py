@@ -42,7 +42,8 @@ class Control(Protocol):
         """A peer's session id, or the name of what carries it."""
 
     @property
-    def role(self) -> Role: ...
+    def role(self) -> Role:
+        """What it may do: `driver` always drives, a `controller` when it has the seat."""
 
     @property
     def label(self) -> str:

@@ -4,15 +4,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 from gateway.errors import Problem
 from gateway.logs import current_session
 from gateway.pipelines.state import Pipelines
 from gateway.stream.hub import Hub
 from gateway.stream.parameter_checks import Validated
+from gateway.stream.parameter_news import ParameterNews
 from gateway.stream.parameters import ParameterState, check_messages
 from gateway.stream.parts import Control, Sink, Source
+from gateway.stream.seat import COMMANDS, Drivers, Seat
 from gateway.stream.video_input import Feed, VideoInput
 from gateway.stream.worker import StreamObserver, StreamStoppedError, StreamWorker
 from gateway.threads import in_parameter_thread
@@ -20,6 +22,9 @@ from gateway.threads import in_parameter_thread
 logger = logging.getLogger(__name__)
 
 _LOST_S = 2.0  # without a picture: another source need not wait for this one
+VIEWER_KINDS: Final = frozenset({"webrtc", "whep", "mjpeg"})  # of sinks; others record, or show locally
+Phase = Literal["waiting", "idle", "running", "paused", "ended"]
+
 _FAREWELL_S = 2.0  # between `stream_stopped` and the end: for whoever is told to read why
 
 
@@ -36,9 +41,11 @@ class Stream:
         state: ParameterState,
         observer: StreamObserver,
         linger_s: float = 0.0,
+        drivers: Drivers = "one",
     ) -> None:
         self.id = stream_id
         self.linger_s = linger_s
+        self._pipelines = pipelines
         self.state = state
         self.input = VideoInput(lambda: state.input_mode == "video")
         if pipelines.loaded is not None:
@@ -52,6 +59,8 @@ class Stream:
         self._source_taken_at = float("-inf")
         self._sinks: list[Sink] = []
         self._controls: list[Control] = []
+        self.seat = Seat(drivers, lambda: self.controls)
+        self._news = ParameterNews(lambda: self.controls)
         self._holders: dict[object, Callable[[], bool]] = {}
         self._on_closed: list[Callable[[], object]] = []
         self._end: asyncio.TimerHandle | None = None
@@ -75,6 +84,17 @@ class Stream:
         """Whether its source has sent a picture, or was taken, a moment ago."""
         newest = max(self._source_taken_at, self.input.last_arrival)
         return bool(self._sources) and time.monotonic() - newest < _LOST_S
+
+    @property
+    def phase(self) -> Phase:
+        """`waiting`: for a pipeline. `idle`: nobody looks, so nothing is generated."""
+        if self.stopped or self.closed:
+            return "ended"
+        if self._pipelines.loaded is None:
+            return "waiting"
+        if self.state.paused:
+            return "paused"
+        return "idle" if self._running is None or not self.output.wanted else "running"
 
     def take_source(self, source: Source) -> None:
         """Take input pictures from `source`; the one before goes on until the first of them is there."""
@@ -109,20 +129,35 @@ class Stream:
     def add_control(self, control: Control) -> None:
         """From now on tell `control` what becomes of the stream."""
         self._controls.append(control)
+        self.seat.join(control)
 
     def remove_control(self, control: Control) -> None:
         """`control` has left. Idempotent."""
         if control in self._controls:
             self._controls.remove(control)
+            self.seat.leave(control)
 
     def add_sink(self, sink: Sink) -> None:
         """Count `sink` among those who take pictures; when the stream ends it is closed first."""
+        before = self.viewers
         self._sinks.append(sink)
+        self._tell_viewers(before)
 
     def remove_sink(self, sink: Sink) -> None:
         """`sink` has left. Idempotent."""
+        before = self.viewers
         if sink in self._sinks:
             self._sinks.remove(sink)
+            self._tell_viewers(before)
+
+    @property
+    def viewers(self) -> int:
+        """How many watch, beside the peer that made the stream."""
+        return sum(sink.info["kind"] in VIEWER_KINDS and not sink.info.get("owner") for sink in self._sinks)
+
+    def _tell_viewers(self, before: int) -> None:
+        if self.viewers != before:
+            self.notify({"type": "viewers_changed", "viewers": self.viewers})
 
     @property
     def source(self) -> Source | None:
@@ -140,15 +175,20 @@ class Stream:
     def hold(self, holder: object, is_connected: Callable[[], bool] = lambda: True) -> None:
         """Keep the stream alive until `release`. is_connected: else others may have the stream's room."""
         self._holders[holder] = is_connected
-        self._cancel_end()
+        if not self.stopped:
+            self._cancel_end()
 
     def release(self, holder: object) -> None:
         """`holder` has no more need of the stream, which ends after the last one. Idempotent."""
-        if self._holders.pop(holder, None) is not None and not self._holders and not self.closed:
+        was_held = bool(self._holders)
+        self._holders.pop(holder, None)
+        if was_held and not self._holders:
             self.linger()
 
     def linger(self) -> None:
         """End the stream in `linger_s`, unless somebody comes to hold it."""
+        if self.stopped or self.closed:  # it ends anyway
+            return
         self._cancel_end()
         if self.linger_s > 0:
             loop = asyncio.get_running_loop()
@@ -166,6 +206,19 @@ class Stream:
     def on_closed(self, call: Callable[[], object]) -> None:
         """Call it when everything is freed."""
         self._on_closed.append(call)
+
+    def introduction(self, control: Control) -> dict[str, Any]:
+        """A message: what somebody who has joined needs to know; then come the changes."""
+        return {
+            "type": "stream_state",
+            "streamId": self.id,
+            "state": self.phase,
+            "pipeline_id": self._pipelines.loaded.spec.id if self._pipelines.loaded else None,
+            "role": self.seat.role_of(control),
+            "driver": self.seat.driver,
+            "viewers": self.viewers,
+            "parameters": self.state.effective,
+        }
 
     def notify(self, message: Mapping[str, Any]) -> None:
         """Tell all controls."""
@@ -190,18 +243,38 @@ class Stream:
             error = "internal error, see the server's log"
         self.stop(error)
 
-    async def update(self, values: dict[str, Any]) -> list[Problem]:
-        """Apply a partial update; returns what was wrong with it."""
+    async def update(self, values: dict[str, Any], by: Control | None = None) -> list[Problem]:
+        """Apply a partial update; returns what was wrong with it. by: None: it came over REST."""
         async with self._updating:
-            return self._apply(await in_parameter_thread(self.state.check, values))
+            validated = await in_parameter_thread(self.state.check, values)
+            problems = self._apply_by(validated, by)
+        refused = {problem["loc"][0] for problem in problems if problem["loc"]}
+        if self.seat.admits(by):
+            self._news.add({k: v for k, v in values.items() if k not in refused | COMMANDS}, by)
+        return problems
 
     async def update_by_messages(
-        self, messages: Sequence[str | bytes | None], together: bool
+        self, messages: Sequence[str | bytes | None], together: bool, by: Control | None = None
     ) -> list[list[Problem]]:
         """Apply JSON messages, each by itself or all as one update. None: one that was too large."""
         async with self._updating:
             checked = await in_parameter_thread(check_messages, self.state, messages, together)
-            return [self._apply(validated) for validated in checked]
+            reports = []
+            for validated in checked:
+                reports.append(self._apply_by(validated, by))
+                if self.seat.admits(by):
+                    self._news.add({k: v for k, v in validated.values.items() if k not in COMMANDS}, by)
+            return reports
+
+    def _apply_by(self, validated: Validated, by: Control | None) -> list[Problem]:
+        """Apply what `by` may do; what was wrong with it."""
+        commands = {name: validated.values.pop(name) for name in COMMANDS & validated.values.keys()}
+        problems = self.seat.command(commands, by) if commands and by is not None else []
+        if not (validated.values or validated.problems or validated.remarks):
+            return problems
+        if by is not None and not self.seat.admits(by):
+            return [self.seat.refusal(by)]
+        return problems + self._apply(validated)
 
     def _apply(self, validated: Validated) -> list[Problem]:
         problems = self.state.apply(validated)
@@ -243,6 +316,7 @@ class Stream:
             logger.info("[%s] The stream ends: %s", self.id, reason)
             self.closed = True
             self._cancel_end()
+            self._news.close()
             self._closing = asyncio.create_task(self._close(), name=f"close-stream-{self.id}")
         return self._closing
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.config import Limits
 from gateway.errors import ApiError, ValidationFailed
 from gateway.http.validation import located, quoted
 from gateway.pipelines.state import Loaded, Pipelines
 from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.seat import Drivers
 from gateway.stream.stream import Stream
 from gateway.stream.worker import StreamObserver
 from gateway.threads import in_parameter_thread
@@ -48,22 +50,19 @@ class Totals:
 
 
 class Streams:
-    """The table of streams.
-
-    max_streams: None: as many as the loaded pipeline has room for.
-    """
+    """The table of streams."""
 
     def __init__(
         self,
         pipelines: Pipelines,
         observer: StreamObserver,
         assets_directory: Path,
-        max_streams: int | None,
+        limits: Limits,
     ) -> None:
         self._pipelines = pipelines
         self._observer = observer
         self._assets_directory = assets_directory
-        self._max_streams = max_streams
+        self._limits = limits
         self._streams: dict[str, Stream] = {}
         self._totals = Totals()  # without the streams that are still there
         self.draining = False  # no new streams
@@ -119,6 +118,16 @@ class Streams:
             raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
         return loaded
 
+    def require_place(self, stream: Stream) -> None:
+        """Raises ApiError 503 when nobody more may watch `stream`."""
+        if stream.viewers >= self._limits.viewers:
+            text = f"Maximum number of viewers ({self._limits.viewers}) of stream {stream.id} reached"
+        elif sum(each.viewers for each in self) >= self._limits.viewers_total:
+            text = f"Maximum number of viewers ({self._limits.viewers_total}) of this server reached"
+        else:
+            return
+        raise ApiError(503, text, headers={"Retry-After": "5"})
+
     async def create(
         self,
         stream_id: str | None = None,
@@ -126,6 +135,7 @@ class Streams:
         parameters: Mapping[str, Any] | None = None,
         kept: bool = False,
         linger_s: float = 0.0,
+        drivers: Drivers = "one",
     ) -> Stream:
         """A new stream, for the caller to hold.
 
@@ -140,7 +150,7 @@ class Streams:
         await self._make_room(loaded.spec)
         if chosen in self._streams:  # made while this one waited
             raise _in_use(chosen)
-        stream = Stream(chosen, self._pipelines, state, self._observer, linger_s)
+        stream = Stream(chosen, self._pipelines, state, self._observer, linger_s, drivers)
         self._streams[chosen] = stream
         self._totals.streams += 1
         stream.on_closed(lambda: self._closed(stream))
@@ -173,8 +183,6 @@ class Streams:
         applied = {key: value for key, value in values.items() if key not in refused}
         if errors and not applied:
             raise ValidationFailed(located(errors, "body"))
-        for stream in streams:
-            stream.notify({"type": "parameters_updated", "parameters": applied})
         return {"status": "ok", "applied_parameters": applied, "errors": errors}
 
     def totals(self) -> Totals:
@@ -211,7 +219,7 @@ class Streams:
 
     def _limit(self, spec: PipelineSpec) -> int:
         here = self._pipelines.serving.availability(spec).max_sessions
-        return self._max_streams or spec.max_sessions or here or 1
+        return self._limits.streams or spec.max_sessions or here or 1
 
     async def _make_room(self, spec: PipelineSpec) -> None:
         limit = self._limit(spec)

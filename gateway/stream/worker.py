@@ -153,6 +153,7 @@ class StreamWorker:
     async def _stream(self, loaded: Loaded, session: ServingSession) -> None:
         while True:
             await self._rest_while_paused()
+            await self._output.wait_wanted()
             await self._output.wait_room()
             video = None
             if self._state.input_mode == "video":

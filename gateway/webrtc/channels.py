@@ -111,13 +111,15 @@ class Channels:
     Messages are handled in the order of their arrival, by `run`.
     """
 
-    def __init__(self, session_id: str, update: Update, on_abuse: Callable[[], None]) -> None:
+    def __init__(
+        self, session_id: str, role: Role, label: str, update: Update, on_abuse: Callable[[], None]
+    ) -> None:
         """update(messages, together): apply them one by one, or together as one update; what was wrong with
         each, or with all. on_abuse: the peer opens channels without end.
         """
         self.id = session_id
-        self.role: Role = "driver"
-        self.label = "browser"
+        self.role: Role = role
+        self.label = label
         self._update = update
         self._on_abuse = on_abuse
         self._channels: set[RTCDataChannel] = set()

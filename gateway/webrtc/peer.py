@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiortc import RTCDataChannel, RTCPeerConnection, RTCRtpReceiver
 
 from gateway.errors import Problem
-from gateway.stream.parts import parameter_error
+from gateway.stream.parts import Role, parameter_error
 from gateway.stream.stream import Stream
 from gateway.webrtc.aiortc_patches.decoding import DecodedVideo
 from gateway.webrtc.candidates import CandidateFilter
@@ -20,6 +20,19 @@ from gateway.webrtc.track import GeneratedTrack
 logger = logging.getLogger(__name__)
 
 _MAX_REFUSALS = 5
+_END_OF_CONNECTION_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a peer is to its stream.
+
+    is_owner: the stream was made by its offer. role: what it may do: the seat goes to controllers only.
+    """
+
+    role: Role = "controller"
+    is_owner: bool = True
+    label: str = "browser"
 
 
 @dataclass(eq=False)
@@ -27,27 +40,31 @@ class _Viewer:
     """A peer as a sink of its stream."""
 
     id: str
+    is_owner: bool
     since: float = field(default_factory=time.time)
 
     @property
     def info(self) -> Mapping[str, Any]:
-        return {"kind": "webrtc", "id": self.id, "since": self.since}
+        return {"kind": "webrtc", "id": self.id, "since": self.since, "owner": self.is_owner}
 
     async def close(self) -> None:
         """The connection ends after the stream: it has nothing to save."""
 
 
 class Peer:
-    """One WebRTC connection. It holds the stream that its offer made: one ends with the other."""
+    """One WebRTC connection. Whoever made the stream, or may drive it, keeps it alive."""
 
     def __init__(
         self,
+        session_id: str,
         connection: RTCPeerConnection,
         stream: Stream,
         candidates: CandidateFilter,
         on_end: Callable[["Peer"], None],
+        part: Part = Part(),
     ) -> None:
-        self.id = stream.id
+        self.id = session_id
+        self.part = part
         self.connection = connection
         self.stream = stream
         self.closed = False
@@ -59,13 +76,16 @@ class Peer:
         self._refused: set[str] = set()  # what was said of pictures that are too large
         self._is_heard = False
         self._closing: asyncio.Task[None] | None = None
-        self.channels = Channels(self.id, stream.update_by_messages, self._end_abuse)
+        self.channels = Channels(self.id, part.role, part.label, self._update, self._end_abuse)
         self.track = GeneratedTrack(stream.output.join(), on_demand=stream.begin)
         self.track.on("ended", self._on_sender_ended)
-        self._viewer = _Viewer(self.id)
-        stream.add_control(self.channels)
+        self._viewer = _Viewer(self.id, part.is_owner)
         stream.add_sink(self._viewer)
-        stream.hold(self, lambda: self.connected)
+        stream.add_control(self.channels)
+        if part.role != "viewer":
+            stream.hold(self, lambda: self.connected)
+        if not part.is_owner:  # who made the stream knows what it is
+            self.channels.notify(stream.introduction(self.channels))
         stream.on_closed(self._begin_to_close)
         connection.on("datachannel", self._on_channel)
         connection.on("connectionstatechange", self._on_connection_state)
@@ -73,6 +93,9 @@ class Peer:
     @property
     def connected(self) -> bool:
         return self.connection.connectionState == "connected"
+
+    async def _update(self, messages: Sequence[str | bytes | None], together: bool) -> list[list[Problem]]:
+        return await self.stream.update_by_messages(messages, together, self.channels)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Run `work` as a task that ends with the peer."""
@@ -144,14 +167,27 @@ class Peer:
         if self._camera is not None:
             self.stream.drop_source(self._camera)
         if error is not None:
-            self.stream.stop(error)
+            self._fail(error)
         else:
             logger.debug("[%s] The peer's video ended", self.id)
 
     def _on_sender_ended(self) -> None:
         """The track to the peer was stopped; if not by us, a picture could not be shown or encoded."""
+        if not self.closed:
+            self.spawn(self._fail_if_connected(), "sender")
+
+    async def _fail_if_connected(self) -> None:
+        await asyncio.sleep(_END_OF_CONNECTION_S)  # whose end stops the track before it is known
         if not self.closed and self.connected:
-            self.stream.stop(self.track.failure or "The video could not be encoded, see the server's log")
+            self._fail(self.track.failure or "The video could not be encoded, see the server's log")
+
+    def _fail(self, text: str) -> None:
+        """The peer cannot go on: a stream of its own ends, one that it has joined does not."""
+        if self.part.is_owner:
+            self.stream.stop(text)
+        else:
+            logger.warning("[%s] Leaves stream %s: %s", self.id, self.stream.id, text)
+            self._begin_to_close()
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if not self._is_heard:
@@ -162,7 +198,7 @@ class Peer:
     def _end_abuse(self) -> None:
         if not self.closed and not self.stream.stopped:
             logger.warning("[%s] Too many data channels", self.id)
-            self.stream.stop("Too many data channels: one is enough.")
+            self._fail("Too many data channels: one is enough.")
 
     def _on_connection_state(self) -> None:
         logger.info("[%s] Connection %s", self.id, self.connection.connectionState)

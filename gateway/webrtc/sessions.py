@@ -3,19 +3,22 @@
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
 from gateway.errors import ApiError
+from gateway.stream.parts import Role
+from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
 from gateway.waiting import within
 from gateway.webrtc.candidates import is_name, too_many_candidates
 from gateway.webrtc.ice.servers import IceServers
-from gateway.webrtc.peer import Peer, peer_metrics
+from gateway.webrtc.peer import Part, Peer, peer_metrics
 from gateway.webrtc.signalling import Offer, read_offer
 
 logger = logging.getLogger(__name__)
@@ -25,7 +28,21 @@ logger = logging.getLogger(__name__)
 class Answer:
     session_id: str
     sdp: str
-    type: str
+    stream_id: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """An offer to join a stream that is there (streams.md 1.5).
+
+    publish: its video takes the place of the stream's source. label: what the others call whoever sends it.
+    """
+
+    stream: Stream
+    role: Literal["viewer", "controller"] = "viewer"
+    publish: bool = False
+    label: str = "browser"
 
 
 class Sessions:
@@ -58,10 +75,53 @@ class Sessions:
         loaded = self._streams.require_service()
         offer = read_offer(sdp, kind)
         stream = await self._streams.create(parameters=initial_parameters)
-        peer = Peer(RTCPeerConnection(self._ice.for_server()), stream, offer.filter, self._ended)
+        peer = self._bind(stream.id, stream, offer, Part())
+        answer = await self._connect(peer, offer)
+        peer.channels.report(stream.state.remarks)
+        logger.info("[%s] Session opened for %s", peer.id, loaded.spec.id)
+        return answer
+
+    async def join(
+        self, sdp: str, kind: str, join: Join, initial_parameters: dict[str, Any] | None
+    ) -> Answer:
+        """Answer an offer to see a stream that is there, and perhaps to control it.
+
+        Raises ApiError 400 (unusable offer), 409 (it has a source already), 503 (too many viewers).
+        """
+        self._streams.require_service()
+        offer = read_offer(sdp, kind)
+        stream = join.stream
+        if initial_parameters and join.role == "viewer":
+            raise ApiError(
+                400, "A viewer changes no parameters: leave initialParameters out, or be a controller"
+            )
+        if not join.publish:
+            offer = replace(offer, camera=None)
+        elif stream.has_live_source:
+            text = f"Stream {stream.id} has a source already: stop it first"
+            raise ApiError(409, text, headers={"Retry-After": "2"})
+        self._streams.require_place(stream)
+        part = Part(join.role, is_owner=False, label=join.label)
+        peer = self._bind(str(uuid.uuid4()), stream, offer, part)
+        answer = await self._connect(peer, offer)
+        if join.publish:
+            await stream.look_at_source()
+        if initial_parameters:
+            peer.channels.report(await stream.update(initial_parameters, peer.channels))
+        logger.info("[%s] Joined stream %s as %s", peer.id, stream.id, join.role)
+        return answer
+
+    def _bind(self, session_id: str, stream: Stream, offer: Offer, part: Part) -> Peer:
+        """A peer in the table."""
+        connection = RTCPeerConnection(self._ice.for_server())
+        peer = Peer(session_id, connection, stream, offer.filter, self._ended, part)
         self.opened += 1
         self._empty.clear()
         self._sessions[peer.id] = peer
+        return peer
+
+    async def _connect(self, peer: Peer, offer: Offer) -> Answer:
+        """Bring a peer's connection up; one that cannot be is closed. Raises ApiError."""
         try:
             answer = await self._negotiate(peer, offer)
         except asyncio.CancelledError:  # the client hung up
@@ -77,9 +137,7 @@ class Sessions:
             await peer.close()
             raise refusal from error
         peer.spawn(self._watchdog(peer), "watchdog")
-        peer.channels.report(stream.state.remarks)
-        logger.info("[%s] Session opened for %s", peer.id, loaded.spec.id)
-        return Answer(peer.id, answer, peer.connection.localDescription.type)
+        return Answer(peer.id, answer, peer.stream.id, peer.stream.seat.role_of(peer.channels))
 
     async def _negotiate(self, peer: Peer, offer: Offer) -> str:
         """Bring the connection up to the answer, which is returned."""
@@ -139,8 +197,9 @@ class Sessions:
         await asyncio.gather(*(peer.close() for peer in self), return_exceptions=True)
 
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Counters by session id."""
-        return {peer.id: peer_metrics(peer) for peer in self}
+        """Counters by session id, and by stream id for streams that no peer has made."""
+        alone = {stream.id: stream.metrics() for stream in self._streams}
+        return alone | {peer.id: peer_metrics(peer) for peer in self}
 
     def _ended(self, peer: Peer) -> None:
         self._sessions.pop(peer.id, None)

@@ -41,7 +41,7 @@ async def connected(tmp_path: Path) -> AsyncIterator[Connected]:
         return [state.apply(checked) for checked in check_messages(state, messages, together)]
 
     ours, theirs = (RTCPeerConnection(RTCConfiguration(iceServers=[])) for _ in range(2))
-    channels = Channels("test", update, lambda: None)
+    channels = Channels("test", "controller", "browser", update, lambda: None)
     ours.on("datachannel", channels.add)
     client = theirs.createDataChannel("parameters")
     received: list[dict[str, Any]] = []

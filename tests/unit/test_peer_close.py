@@ -35,7 +35,7 @@ async def test_a_peer_ends_once_although_its_closer_is_cancelled(steps: int, tmp
     state = ParameterState.open(ParameterContext(spec, {"height": 512, "width": 512}, tmp_path), None)
     ended: list[Peer] = []
     stream = Stream("stream", Pipelines(SlowServing(), load_timeout_s=60), state, Nobody())
-    peer = Peer(RTCPeerConnection(), stream, CandidateFilter([]), ended.append)
+    peer = Peer("stream", RTCPeerConnection(), stream, CandidateFilter([]), ended.append)
     peer.spawn(asyncio.sleep(60), "work")
 
     closer = asyncio.create_task(peer.close())
@@ -79,7 +79,13 @@ async def test_a_codec_that_fails_ends_the_stream_and_the_peer_is_told(
     ended = asyncio.Event()
     without_stun = RTCConfiguration(iceServers=[])
     stream = Stream("stream", pipelines, state, Nobody())
-    peer = Peer(RTCPeerConnection(without_stun), stream, CandidateFilter([]), on_end=lambda peer: ended.set())
+    peer = Peer(
+        "stream",
+        RTCPeerConnection(without_stun),
+        stream,
+        CandidateFilter([]),
+        on_end=lambda peer: ended.set(),
+    )
     viewer = RTCPeerConnection(without_stun)
     if what == "encoder":
         stream.output.put(np.zeros((1, 64, 64, 3), np.uint8))

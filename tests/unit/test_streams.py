@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.config import Limits
 from gateway.errors import ApiError, ValidationFailed
 from gateway.pipelines.load_params import LoadRequest
 from gateway.pipelines.state import Pipelines, State
@@ -51,7 +52,7 @@ async def pipelines() -> AsyncIterator[Pipelines]:
 @pytest.fixture
 async def streams(pipelines: Pipelines, tmp_path: Path) -> AsyncIterator[Streams]:
     """Room for two streams."""
-    streams = Streams(pipelines, Nobody(), tmp_path, max_streams=2)
+    streams = Streams(pipelines, Nobody(), tmp_path, Limits(streams=2))
     yield streams
     await streams.close()
 
