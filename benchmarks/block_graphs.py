@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
 from streaming.checkpoints.config import WAN_1_3B, WAN_14B, TransformerConfig
+from streaming.network.inputs import TensorSpec
 
 TINY_DIT = TransformerConfig(dim=128, ffn_dim=256, num_heads=4, num_layers=2, text_dim=64, text_len=32)
 TINY_TEXT = TextEncoderConfig(

@@ -14,7 +14,7 @@ import ctypes
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def timed(graph: Graph, layers: int, work: Workload, settings: Settings, mode: s
             None if spec.name == "key_bias" else tensor
             for spec, tensor in zip(signature.inputs, inputs, strict=True)
         ]
-    call = prepared(module, inputs, mode)
+    call = prepared(module, signature.arguments(inputs), mode)
     peak = peak_bytes(call, settings.device)
     row: Row = {
         "ms": round(median_ms(call, settings), 3),
@@ -176,20 +176,20 @@ def timed(graph: Graph, layers: int, work: Workload, settings: Settings, mode: s
     return row
 
 
-def prepared(module: nn.Module, inputs: Sequence[Tensor | None], mode: str) -> Call:
-    """A call without arguments; a CUDA graph replays on the tensors that it was captured with."""
+def prepared(module: nn.Module, given: Mapping[str, Any], mode: str) -> Call:
+    """A call with these arguments; a CUDA graph replays on the tensors that it was captured with."""
     run: Callable[..., Any] = compiled(module) if "compile" in mode else module
     if "graph" not in mode:
-        return lambda: run(*inputs)
+        return lambda: run(**given)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            run(*inputs)
+            run(**given)
     torch.cuda.current_stream().wait_stream(stream)
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
-        outputs = run(*inputs)
+        outputs = run(**given)
 
     def replay() -> Any:
         captured.replay()
@@ -279,7 +279,7 @@ def size_row(graph: Graph, work: Workload) -> Row:
         module = graph.build(graph.layers)
         signature = graph.signature(module, work)
     parameters = sum(p.numel() for p in module.parameters())
-    caches = tuple(spec for spec in signature.inputs if spec.name.startswith(("kv_", "cache_")))
+    caches = tuple(spec for spec in signature.inputs if spec.group == "cache")
     return {
         "graph": graph.name,
         "size": graph.size,

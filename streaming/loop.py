@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from streaming.conditioning.prompts import Conditioning, PromptRequest
+from streaming.conditioning.conditions import Conditions
+from streaming.conditioning.prompts import PromptRequest, PromptState
 from streaming.errors import NotFiniteError, WanstreamError
 from streaming.network.autoencoder import decode, encode, encode_alone
-from streaming.network.model import StreamModel, timesteps
+from streaming.network.model import StreamModel
 from streaming.network.pictures import to_pictures
+from streaming.network.transformer import timesteps
 from streaming.network.video import input_clip
 from streaming.noise import Draw, NoiseSource, motion_noise_scale
 from streaming.schedule import first_video_step
@@ -75,7 +77,7 @@ def generate_chunk(
     latents, steps = first_latents(model, chunk, request, draw, step)
     frames = latents.shape[1]
     CACHE_STEPS[model.spec.cached_keys].prepare(model, chunk, frames, step)
-    x_0 = denoise(model, chunk, latents, steps, request.past_weight, draw, step)
+    x_0 = denoise(model, chunk, latents, steps, draw, step)
     require_finite(x_0)  # before it is shown or remembered: one such value would stay in all later chunks
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
         latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
@@ -87,29 +89,31 @@ def generate_chunk(
 
 
 def begin(model: StreamModel, chunk: Session, request: ChunkRequest, step: StepTimer) -> None:
-    """Prompts, resets and cross attention of the chunk (pipelines-common.md 3 to 6)."""
+    """Prompts, resets and conditions of the chunk (pipelines-common.md 3 to 6)."""
     init = request.init_cache or request.mode != chunk.mode  # a mode change is a reset (defect D1)
     with step("text"):
-        known = Conditioning() if init else chunk.conditioning
-        chunk.conditioning = known.next(request.prompts, model.encode_prompts)
+        known = PromptState() if init else chunk.prompt
+        chunk.prompt = known.next(request.prompts, model.encode_prompts)
     init |= request.steps != chunk.steps and request.manage_cache
     chunk.mode, chunk.steps = request.mode, request.steps
     if init:
         chunk.last_input = None
     if init or reset_due(model, chunk, request):
         chunk.reset(model, request.seed)
-    if chunk.conditioning.updated or not chunk.cross_kv:
-        embedding = chunk.conditioning.embedding
-        assert embedding is not None, "the first conditioning of a stream has no embedding"
+    cross_kv = chunk.conditions.cross_kv
+    if chunk.prompt.updated or not cross_kv:
+        embedding = chunk.prompt.embedding
+        assert embedding is not None, "a stream's first prompt has an embedding"
         with step("text"):
-            chunk.cross_kv = model.cross_kv(embedding)
+            cross_kv = model.cross_kv(embedding)
+    chunk.conditions = Conditions(cross_kv, request.past_weight)
 
 
 def reset_due(model: StreamModel, chunk: Session, request: ChunkRequest) -> bool:
     """Whether the stream has to start again although nobody asked for it (pipelines-common.md 6)."""
-    conditioning = chunk.conditioning
+    prompt = chunk.prompt
     positions_end = chunk.start >= model.spec.rope_positions - model.spec.frames_per_chunk
-    jumped = conditioning.updated and not (conditioning.in_transition or conditioning.was_in_transition)
+    jumped = prompt.updated and not (prompt.in_transition or prompt.was_in_transition)
     return positions_end or (jumped and request.manage_cache and request.mode == VIDEO)
 
 
@@ -144,7 +148,6 @@ def denoise(
     chunk: Session,
     latents: Tensor,
     steps: tuple[int, ...],
-    past_weight: float,
     draw: Draw,
     step: StepTimer,
 ) -> Tensor:
@@ -156,7 +159,7 @@ def denoise(
             fresh = model.place(draw(x_0.shape))
             x_t = schedule.add_noise(x_0, fresh, timesteps(timestep, x_0))
         with step("denoise"):
-            flow = model.flow(x_t, timestep, chunk.start, chunk.cross_kv, chunk.kv, past_weight)
+            flow = model.flow(x_t, timestep, chunk.start, chunk.conditions, chunk.kv)
         x_0 = schedule.to_x0(flow, x_t, timesteps(timestep, x_t))
     return x_0
 
@@ -198,7 +201,7 @@ def recache(model: StreamModel, chunk: Session, step: StepTimer) -> None:
     past, first = chunk.kv.oldest(sink), oldest + sink
     latents = chunk.clean[:, first - chunk.start :]
     with step("recache"):
-        new_kv = model.clean_kv(latents, first, chunk.cross_kv, past, model.engines.recache)
+        new_kv = model.clean_kv(latents, first, chunk.conditions, past, model.engines.recache)
     chunk.kv = past.rebuilt(new_kv, range(first, chunk.start))
 
 
@@ -214,7 +217,7 @@ def roll(model: StreamModel, chunk: Session, frames: int, step: StepTimer) -> No
     The memory bank takes in what was recorded before each of the two forwards.
     """
     chunk.kv = chunk.kv.before(chunk.start)
-    if chunk.conditioning.updated and chunk.start > 0:
+    if chunk.prompt.updated and chunk.start > 0:
         flush(chunk)
         ON_PROMPT_CHANGE[model.spec.on_prompt_change](model, chunk, step)
     flush(chunk)
@@ -226,7 +229,7 @@ def flush(chunk: Session) -> None:
 
     In a chunk with a new prompt the reference has no text keys at this point.
     """
-    text_keys = None if chunk.conditioning.updated else [layer[0, 0] for layer in chunk.cross_kv]
+    text_keys = None if chunk.prompt.updated else [layer[0, 0] for layer in chunk.conditions.cross_kv]
     chunk.bank = chunk.bank.flushed(text_keys)
     chunk.kv = chunk.kv.with_bank(chunk.bank.keys_and_values())
 
@@ -234,7 +237,7 @@ def flush(chunk: Session) -> None:
 def clean_pass(model: StreamModel, chunk: Session, x_0: Tensor, step: StepTimer) -> None:
     """Later chunks attend to clean frames, so their keys come from a pass at timestep 0."""
     with step("clean"):
-        new_kv = model.clean_kv(x_0, chunk.start, chunk.cross_kv, chunk.kv)
+        new_kv = model.clean_kv(x_0, chunk.start, chunk.conditions, chunk.kv)
         require_finite(new_kv[-1])  # of the last layer: what overflows in an earlier one arrives there
     chunk.bank = chunk.bank.after_chunk(chunk.index, new_kv, model.tokens_per_frame)
     chunk.kv = chunk.kv.append(new_kv, range(chunk.start, chunk.start + x_0.shape[1]))
@@ -250,7 +253,7 @@ def recompute(model: StreamModel, chunk: Session, frames: int, step: StepTimer) 
         return
     context = context_latents(model, chunk, step)
     with step("context"):
-        new_kv = model.clean_kv(context, 0, chunk.cross_kv, chunk.kv)
+        new_kv = model.clean_kv(context, 0, chunk.conditions, chunk.kv)
     chunk.kv = chunk.kv.append(new_kv, range(context.shape[1]))
 
 

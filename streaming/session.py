@@ -7,7 +7,8 @@ from torch import Tensor
 
 from streaming.cache.kv_cache import KVCache
 from streaming.cache.memory_bank import MemoryBank
-from streaming.conditioning.prompts import Conditioning
+from streaming.conditioning.conditions import Conditions
+from streaming.conditioning.prompts import PromptState
 from streaming.network.autoencoder import Caches
 from streaming.network.model import StreamModel
 from streaming.noise import Array
@@ -30,8 +31,8 @@ class Session:
     mode: str | None = None  # of the chunk before; None: there was none
     seed: int = 0  # base seed since the last reset
     steps: tuple[int, ...] | None = None  # denoising timesteps of the chunk before
-    conditioning: Conditioning = field(default_factory=Conditioning)
-    cross_kv: tuple[Tensor, ...] = ()  # of the conditioning embedding; empty: not computed yet
+    prompt: PromptState = field(default_factory=PromptState)
+    conditions: Conditions = field(default_factory=Conditions)
     encoder_caches: Caches | None = None  # None: the next frames are the first of a stream
     decoder_caches: Caches | None = None
     last_input: Array | None = None  # last frame that the noise controller saw, [1, 3, 1, H, W]

@@ -13,10 +13,11 @@ from math import exp
 import torch
 from torch import Tensor
 
+from streaming.cache.attention_bias import HIDDEN
 from streaming.engines.engine import Engines, TorchEngine, VaeEngines
-from streaming.network.model import ModelSizes, StreamModel
+from streaming.network.model import StreamModel
 from streaming.network.tokens import MAX_POSITIONS, rope_tables
-from streaming.network.transformer import HIDDEN
+from streaming.network.transformer import ModelSizes
 from streaming.network.video import WAN_GROUPS
 from streaming.noise import Draw
 from streaming.specs import CachedKeys, LoopSpec

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
+from export.pytorch.engine import ModuleEngine
 from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import TransformerConfig
-from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
+from streaming.engines.engine import Engine, Engines, EngineWrapper, VaeEngines
 from streaming.network.model import StreamModel
 from streaming.specs import LONGLIVE, CachedKeys, PipelineSpec
 from streaming.triton.model_pipeline import ModelPipeline
@@ -93,9 +94,8 @@ def tiny_pipeline(
     transformer, text_kv, vae = modules(vae_type, dtype, loop.cached_keys is CachedKeys.UNROTATED)
     hook = hook or Hook()
 
-    def engine(module: Callable[..., Any], signature: Signature) -> Engine:
-        names = [tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs)]
-        return HookedEngine(TorchEngine(module, *names), hook)
+    def engine(module: nn.Module, signature: Signature) -> Engine:
+        return HookedEngine(ModuleEngine(module, signature), hook)
 
     coders = [g(vae, first) for g in (EncoderGraph, DecoderGraph) for first in (True, False)]
     model = StreamModel(

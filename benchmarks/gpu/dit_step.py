@@ -59,14 +59,14 @@ def measure(graph: Graph, work: Workload, device: torch.device, rate: float, res
         None if spec.name == "key_bias" else tensor
         for spec, tensor in zip(signature.inputs, inputs, strict=True)
     ]
-    given: dict[bool, list[Tensor | None]] = {True: [*inputs], False: without}
-    reference = {bias: module(*tensors)[0].clone() for bias, tensors in given.items()}
+    given = {bias: signature.arguments(values) for bias, values in ((True, inputs), (False, without))}
+    reference = {bias: module(**arguments)[0].clone() for bias, arguments in given.items()}
     for mode in GPU_MODES if device.type == "cuda" else ("eager",):
-        for bias, tensors in given.items():
+        for bias, arguments in given.items():
             row = head | {"mode": mode, "key_bias": bias}
             try:
                 reset_peak(device)
-                call = prepared(module, tensors, mode)
+                call = prepared(module, arguments, mode)
                 row["cosine_to_eager"] = must_agree(
                     f"{mode} of {graph.size}", call()[0], reference[bias], ALIKE
                 )
@@ -75,8 +75,8 @@ def measure(graph: Graph, work: Workload, device: torch.device, rate: float, res
                 row["error"] = str(error).strip().split("\n", 1)[0][:200]
             result.add(row)
     if device.type == "cuda":  # last, since a profiler may slow down what follows
-        for bias, tensors in given.items():
-            kernels = top_kernels(lambda: module(*tensors), 8)  # noqa: B023 - called at once
+        for bias, arguments in given.items():
+            kernels = top_kernels(lambda: module(**arguments), 8)  # noqa: B023 - called at once
             result.add(shape | {"mode": "kernels", "key_bias": bias, "kernels": kernels})
 
 
@@ -94,7 +94,7 @@ def check_precision(graph: Graph, work: Workload, device: torch.device) -> float
             tensor.to(torch.float32 if spec.float32 else dtype)
             for spec, tensor in zip(signature.inputs, inputs, strict=True)
         ]
-        results.append(module(*typed)[0].float())
+        results.append(module(**signature.arguments(typed))[0].float())
     return must_agree("bfloat16", results[1], results[0], ALIKE)
 
 

@@ -38,14 +38,18 @@ def main() -> None:
                 signature = graph.signature(module, work)
             fill_random(module, torch.bfloat16, device)
             inputs = random_inputs(signature, graph.axes(work), torch.bfloat16, device)
+            arguments = signature.arguments(inputs)
             modes = ("eager", "compile", "compile+graph") if device.type == "cuda" else ("eager",)
-            reference = module(*inputs)[0].clone()
-            plain = {mode: median_ms(prepared(module, inputs, mode), device) for mode in modes}
+            reference = module(**arguments)[0].clone()
+            plain = {mode: median_ms(prepared(module, arguments, mode), device) for mode in modes}
             count = replace_linears(module.get_submodule("blocks"), 1 if options.tiny else SMALLEST_LAYER)
-            found = module(*inputs)[0]
+            found = module(**arguments)[0]
             for mode in modes:
                 row: Row = {"size": size, "picture": f"{width}x{height}", "mode": mode, "layers": count}
-                row |= {"bf16_ms": plain[mode], "fp8_ms": median_ms(prepared(module, inputs, mode), device)}
+                row |= {
+                    "bf16_ms": plain[mode],
+                    "fp8_ms": median_ms(prepared(module, arguments, mode), device),
+                }
                 row |= {"cosine": cosine(found, reference), "relative_rms": relative_rms(found, reference)}
                 result.add(row)
     result.finish()

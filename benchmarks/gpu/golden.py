@@ -22,7 +22,7 @@ from export.graphs.signature import Signature
 from streaming.engines.engine import Engine, TorchEngine
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.exported_cases import REPLAYS
-from tests.golden.replays.stream import names, replay_stream, torch_modules
+from tests.golden.replays.stream import replay_stream, torch_modules
 from tests.golden.replays.stream_cases import StreamCase
 
 Call = Callable[..., Sequence[Tensor]]
@@ -64,7 +64,7 @@ def on_device(
     there = copy.deepcopy(module).to(device)
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        results: Sequence[Tensor] | Tensor = there(*(tensor.to(device) for tensor in tensors))
+        results: Sequence[Tensor] | Tensor = there(**signature.arguments(t.to(device) for t in tensors))
         return tuple(r.cpu() for r in ((results,) if isinstance(results, Tensor) else results))
 
     return call
@@ -76,6 +76,10 @@ def engines_on(device: torch.device, stream: StreamCase) -> tuple[Engine, Engine
     made = ((transformer, transformer.signature(0)), (text_kv, text_kv.signature()))
     first, second = (TorchEngine(on_device(device, m, s, {}), *names(s)) for m, s in made)
     return first, second
+
+
+def names(signature: Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(spec.name for spec in signature.inputs), tuple(spec.name for spec in signature.outputs)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
+from export.pytorch.engine import ModuleEngine
 from streaming.checkpoints.config import WAN_1_3B, TransformerConfig
-from streaming.engines.engine import Engine, Engines, TorchEngine, VaeEngines
-from streaming.network.model import ModelSizes, StreamModel
+from streaming.engines.engine import Engine, Engines, VaeEngines
+from streaming.network.model import StreamModel
+from streaming.network.transformer import ModelSizes
 from streaming.specs import CachedKeys, PipelineSpec
 
 VAES = {
@@ -49,8 +51,8 @@ class Clock:
     wait: bool = False
 
     def around(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*tensors: Tensor) -> Any:
-            results = run(*tensors)
+        def call(**arguments: Any) -> Any:
+            results = run(**arguments)
             if self.wait and torch.cuda.is_available():
                 torch.cuda.synchronize()
             return results
@@ -86,9 +88,8 @@ def random_model(
     clock = clock or Clock()
 
     def engine(module: nn.Module, signature: Signature) -> Engine:
-        inputs, outputs = (tuple(t.name for t in specs) for specs in (signature.inputs, signature.outputs))
         run = compiled(module) if compile_blocks and module is transformer else module
-        return TorchEngine(clock.around(run), inputs, outputs)
+        return ModuleEngine(module, signature, wrapped=lambda _: clock.around(run))
 
     return StreamModel(
         spec=spec.loop,

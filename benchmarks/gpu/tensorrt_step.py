@@ -65,17 +65,13 @@ def measure(graph: Graph, work: Workload, device: torch.device, directory: Path)
     row["onnx_mb"] = sum(file.stat().st_size for file in directory.iterdir()) / 1e6
     if device.type != "cuda":
         return row
-    inputs = dict(
-        zip(
-            [spec.name for spec in signature.inputs],
-            random_inputs(signature, axes, dtype, device),
-            strict=True,
-        )
-    )
+    tensors = random_inputs(signature, axes, dtype, device)
+    arguments = signature.arguments(tensors)
+    inputs = {spec.name: tensor for spec, tensor in zip(signature.inputs, tensors, strict=True)}
     with torch.inference_mode():
         module.to(device)
-        reference = module(*inputs.values())[0].clone()
-        row["torch_ms"] = median_ms(lambda: module(*inputs.values()), device)
+        reference = module(**arguments)[0].clone()
+        row["torch_ms"] = median_ms(lambda: module(**arguments), device)
     try:
         began = time.perf_counter()
         engine = build(path, {name: tuple(tensor.shape) for name, tensor in inputs.items()})

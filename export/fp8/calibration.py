@@ -13,7 +13,7 @@ from export.onnx.in_process import in_process, prompt_encoder
 from export.onnx.jobs import DTYPES, Request
 from streaming.engines.demo import DEMO, read_demo
 from streaming.engines.engine import Engine, EngineWrapper
-from streaming.network.model import FLOW
+from streaming.network.inputs import FLOW
 
 # Two prompts, as different as can be: the second one comes when the window is full.
 _PROMPTS: Final = (

@@ -1,57 +1,57 @@
 """Names and shapes of a graph's inputs and outputs, as data for exporter, manifest and loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from itertools import chain, groupby
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from streaming.network.inputs import TensorSpec
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One input or output. An axis given as a string is dynamic; axes of one name have one size."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    integer: bool = False  # int64 instead of the graph's floating type
-    float32: bool = False  # float32 whatever the graph's floating type is
-    waves: bool = False  # values are sines and cosines
-
-    def example(self, sizes: Mapping[str, int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Zeros of this shape, dynamic axes from `sizes`."""
-        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in self.shape]
-        own = torch.int64 if self.integer else torch.float32 if self.float32 else dtype
-        return torch.zeros(shape, dtype=own)
+Values = tuple[Tensor, ...]  # of a group of inputs, in the order of its definition
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs in the order of `forward`'s arguments, its `*caches` last; outputs as it returns them."""
+    """Inputs and outputs of a module in the order of its graph; outputs as `forward` returns them.
+
+    `forward` takes inputs by their names, and those of a group as one tuple by the name of the group.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    caches: int = 0  # how many of the inputs are passed as `*caches`
 
-    def example(self, sizes: Mapping[str, int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        """Arguments of zeros for `forward`, dynamic axes from `sizes`."""
-        return tuple(spec.example(sizes, dtype) for spec in self.inputs)
+    def arguments(self, values: Iterable[V]) -> dict[str, V | tuple[V, ...]]:
+        """What `forward` is called with, by name. values: one for each input, in order."""
+        found: dict[str, V | tuple[V, ...]] = {}
+        pairs = zip(self.inputs, values, strict=True)
+        for group, members in groupby(pairs, key=lambda pair: pair[0].group):
+            if group is None:
+                found |= {spec.name: value for spec, value in members}
+            else:
+                found[group] = tuple(value for _, value in members)
+        return found
 
-    def dynamic_shapes(self) -> tuple[Any, ...]:
-        """As `torch.export.export` and `torch.onnx.export` want it: `*caches` is one entry, a tuple."""
-        axes = tuple(
-            {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
-            for spec in self.inputs
+    def example(self, sizes: Mapping[str, int], dtype: torch.dtype = torch.float32) -> Values:
+        """Zeros for each input, dynamic axes from `sizes`."""
+        return tuple(example(spec, sizes, dtype) for spec in self.inputs)
+
+    def dynamic_shapes(self) -> dict[str, Any]:
+        """By argument of `forward`, as `torch.export.export` and `torch.onnx.export` want it."""
+        dynamic = torch.export.Dim.DYNAMIC
+        return self.arguments(
+            {i: dynamic for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in self.inputs
         )
-        named = len(axes) - self.caches
-        return (*axes[:named], axes[named:]) if self.caches else axes
 
 
-def cache_specs(prefix: str, shapes: Sequence[Sequence[int | str]]) -> tuple[TensorSpec, ...]:
-    """`cache_00`, `cache_01`, ... for prefix "cache", as serving.md 8.6 names them."""
-    return tuple(TensorSpec(f"{prefix}_{i:02d}", tuple(shape)) for i, shape in enumerate(shapes))
+def example(spec: TensorSpec, sizes: Mapping[str, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros of the shape of an input or output, dynamic axes from `sizes`."""
+    shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
+    return torch.zeros(shape, dtype=torch.int64 if spec.integer else torch.float32 if spec.float32 else dtype)
 
 
 def on_meta(module: nn.Module, *args: Any) -> Any:

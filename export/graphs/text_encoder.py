@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.layers import Linear, RMSNorm, attention
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature
 from streaming.errors import WanstreamError
+from streaming.network.inputs import TensorSpec
 
 HIDDEN = -1e30  # bias of a padding key; finite in bfloat16 too
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, rotate
-from export.graphs.signature import Signature, TensorSpec, cache_specs
+from export.graphs.signature import Signature, Values
 from streaming.checkpoints.config import TransformerConfig
-
-RopeTables = tuple[Tensor, Tensor]  # cos, sin
+from streaming.network.inputs import GROUPS, OUTPUTS, TensorSpec, sized
 
 
 class SelfAttention(nn.Module):
@@ -28,14 +27,14 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = (RMSNorm(config.dim, config.eps) for _ in range(2))
 
     def forward(
-        self, x: Tensor, kv: Tensor, bias: Tensor | None, rope: RopeTables, rope_k: RopeTables
+        self, x: Tensor, kv: Tensor, bias: Tensor | None, rope: Values, rope_k: Values | None
     ) -> tuple[Tensor, Tensor]:
         """
         x         [B, T, dim]
         kv        [2, B, S, N, D]   keys and values of the cached tokens
         bias      [B, 1, 1, S + T] or None
         rope      cos, sin [T, D / 2] of the queries (and of the new keys when those are cached roped)
-        rope_k    cos, sin [S + T, D / 2] of all keys; read only when keys are cached un-roped
+        rope_k    cos, sin [S + T, D / 2] of all keys, when they are cached un-roped
         returns   y [B, T, dim], new_kv [2, B, T, N, D]
         """
         q = rotate(self.norm_q(self.q(x)).unflatten(2, self.heads), *rope)
@@ -43,6 +42,7 @@ class SelfAttention(nn.Module):
         v = self.v(x).unflatten(2, self.heads)
         k_cached, v_cached = kv.unbind(0)
         if self.unroped_cache:
+            assert rope_k is not None, "un-roped keys need tables of all positions"
             keys = rotate(torch.cat([k_cached, k], dim=1), *rope_k)
         else:
             k = rotate(k, *rope)
@@ -92,8 +92,8 @@ class Block(nn.Module):
         cross_kv: Tensor,
         kv: Tensor,
         bias: Tensor | None,
-        rope: RopeTables,
-        rope_k: RopeTables,
+        rope: Values,
+        rope_k: Values | None,
     ) -> tuple[Tensor, Tensor]:
         """x [B, T, dim], e0 [B, F, 6, dim], the rest as in SelfAttention -> x, new_kv"""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.unsqueeze(1) + e0).unbind(2)
@@ -144,72 +144,42 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, unroped_cache) for _ in range(config.num_layers))
         self.head = Head(config)
 
+    @property
+    def groups(self) -> set[str]:
+        """Of the graph's inputs: the arguments of `forward`."""
+        return {"tokens", "rope", "cross", "cache"} | ({"rope_k"} if self.unroped_cache else set())
+
     def forward(
-        self,
-        tokens: Tensor,
-        time_sin: Tensor,
-        key_bias: Tensor | None,
-        cos: Tensor,
-        sin: Tensor,
-        *caches: Tensor,
+        self, tokens: Values, rope: Values, cross: Values, cache: Values, rope_k: Values | None = None
     ) -> tuple[Tensor, ...]:
-        """
-        tokens     [B, T, patch * in_dim]   from `patchify`; T = F * tokens of a latent frame
-        time_sin   [B, F, freq_dim]         float32, from `time_sinusoid`
-        key_bias   [B, 1, 1, S + T]         added to the logits: 0 visible, -1e4 unused slot, log(b) weight b;
-                                            [B, 1, T, S + T] for a mask by query; None if all are visible
-        cos, sin   [T, D / 2]               float32, from `rope_tables`, of the new tokens
-        caches     with un-roped keys first rope_k cos and sin [S + T, D / 2] of [cached | new] tokens; then
-                   cross_kv of each layer [2, B, text_len, N, D], then kv of each layer [2, B, S, N, D]
+        """Arguments are groups of `streaming/network/inputs.py`, each a tuple in the order given there.
+
+        tokens     patches [B, T, patch * in_dim] from `patchify`, T = F * tokens of a latent frame;
+                   time_sin float32 [B, F, freq_dim] from `time_sinusoid`;
+                   key_bias [B, 1, 1, S + T], added to the logits: 0 visible, -1e4 unused slot, log(b) weight
+                   b; [B, 1, T, S + T] for a mask by query; None if all are visible
+        rope       cos, sin float32 [T, D / 2] from `rope_tables`, of the new tokens
+        cross      cross_kv of each layer [2, B, text_len, N, D]
+        cache      kv of each layer [2, B, S, N, D]
+        rope_k     cos, sin [S + T, D / 2] of [cached | new] tokens, for un-roped keys
         returns    flow [B, T, patch * out_dim] for `unpatchify`, then new_kv of each layer [2, B, T, N, D]
         """
-        rope = rope_k = (cos, sin)
-        if self.unroped_cache:
-            rope_k, caches = (caches[0], caches[1]), caches[2:]
-        layers = len(self.blocks)
-        cross_kv, kv = caches[:layers], caches[layers:]
-        x = self.patch_embedding(tokens)
+        patches, time_sin, key_bias = tokens
+        x = self.patch_embedding(patches)
         e = self.time_embedding(time_sin.to(x.dtype))
         e0 = self.time_projection(e).unflatten(2, (6, -1))
         new_kv = []
-        for i, block in enumerate(self.blocks):
-            x, new = block(x, e0, cross_kv[i], kv[i], key_bias, rope, rope_k)
+        for block, cross_kv, kv in zip(self.blocks, cross, cache, strict=True):
+            x, new = block(x, e0, cross_kv, kv, key_bias, rope, rope_k)
             new_kv.append(new)
         return (self.head(x, e), *new_kv)
 
     def signature(self, cache_tokens: int | str, batch: int = 1) -> Signature:
         """Names and shapes for S = cache_tokens, a name if it is dynamic; F, T and S + T are dynamic."""
-        config = self.config
-        heads, half = (config.num_heads, config.head_dim), config.head_dim // 2
-        layers = range(config.num_layers)
-        text = [(2, batch, config.text_len, *heads)] * config.num_layers
-        past = [(2, batch, cache_tokens, *heads)] * config.num_layers
-        rope_k = [
-            TensorSpec(f"rope_k_{part}", ("S+T", half), float32=True, waves=True) for part in ("cos", "sin")
-        ]
-        caches = (
-            *(rope_k if self.unroped_cache else ()),
-            *cache_specs("cross_kv", text),
-            *cache_specs("kv", past),
-        )
-        patch = prod(config.patch_size)
-        return Signature(
-            inputs=(
-                TensorSpec("tokens", (batch, "T", config.in_dim * patch)),
-                TensorSpec("time_sin", (batch, "F", config.freq_dim), float32=True, waves=True),
-                TensorSpec("key_bias", (batch, 1, 1, "S+T")),
-                *(
-                    TensorSpec(f"rope_{part}", ("T", half), float32=True, waves=True)
-                    for part in ("cos", "sin")
-                ),
-                *caches,
-            ),
-            outputs=(
-                TensorSpec("flow", (batch, "T", config.out_dim * patch)),
-                *(TensorSpec(f"new_kv_{i:02d}", (2, batch, "T", *heads)) for i in layers),
-            ),
-            caches=len(caches),
-        )
+        sizes = self.config.axes(batch) | {"S": cache_tokens}
+        groups = (group for group in GROUPS.values() if group.name in self.groups)
+        inputs = tuple(spec for group in groups for spec in group.specs(sizes))
+        return Signature(inputs, sized(OUTPUTS, sizes))
 
 
 class TextKV(nn.Module):
@@ -234,10 +204,9 @@ class TextKV(nn.Module):
     def signature(self, batch: int = 1) -> Signature:
         """Names and shapes; nothing is dynamic."""
         config = self.config
-        shape = (2, batch, config.text_len, config.num_heads, config.head_dim)
         return Signature(
             inputs=(TensorSpec("prompt_embeds", (batch, config.text_len, config.text_dim)),),
-            outputs=cache_specs("cross_kv", [shape] * config.num_layers),
+            outputs=sized(GROUPS["cross"].tensors, config.axes(batch)),
         )
 
 

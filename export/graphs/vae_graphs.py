@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.graphs.signature import Signature, TensorSpec, cache_specs, on_meta
+from export.graphs.signature import Signature, Values, on_meta
 from export.graphs.vae_layers import CacheTape
 from streaming.engines.manifest import Form
+from streaming.network.inputs import NEW_VAE_CACHE, VAE_CACHE, TensorSpec, numbered
 from streaming.network.video import FrameGroups
 
 WAN_LATENT_MEAN = (
@@ -112,9 +113,13 @@ class AutoencoderGraph(nn.Module, ABC):
         tape = CacheTape(None)
         dtype = next(self.step.parameters()).dtype
         on_meta(self._first_step[0], torch.empty(first_input, dtype=dtype, device="meta"), tape)
-        shapes = [cache.shape for cache in tape.new]
-        caches = () if self.first else cache_specs("cache", shapes)
-        return Signature(inputs + caches, outputs + cache_specs("new_cache", shapes), len(caches))
+        caches = () if self.first else _specs(VAE_CACHE, tape.new, group="cache")
+        return Signature(inputs + caches, outputs + _specs(NEW_VAE_CACHE, tape.new))
+
+
+def _specs(stem: str, tensors: Sequence[Tensor], group: str | None = None) -> tuple[TensorSpec, ...]:
+    names = numbered(stem, len(tensors))
+    return tuple(TensorSpec(n, tuple(t.shape), group=group) for n, t in zip(names, tensors, strict=True))
 
 
 class EncoderGraph(AutoencoderGraph):
@@ -123,13 +128,13 @@ class EncoderGraph(AutoencoderGraph):
     def __init__(self, vae: Autoencoder, first: bool, form: Form = "portable") -> None:
         super().__init__(vae, vae.encode_step, first, form)
 
-    def forward(self, frames: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, frames: Tensor, cache: Values = ()) -> tuple[Tensor, ...]:
         """
         frames   [B, 3, T, H, W]          in [-1, 1]; T = groups.first, in a `next` graph F * groups.later
-        caches                            as `signature` says
+        cache                             as `signature` says
         returns  z, mu [B, z_dim, F, h, w] and the new caches
         """
-        tape = CacheTape(None if self.first else caches)
+        tape = CacheTape(None if self.first else cache)
         mu: Tensor = self.step(frames, tape)
         z = mu if self.scale is None else self.scale.normalize(mu)
         return (z, mu, *tape.new)
@@ -153,13 +158,13 @@ class DecoderGraph(AutoencoderGraph):
         super().__init__(vae, vae.decode_step, first, form)
         self.clamp = clamp
 
-    def forward(self, z: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, z: Tensor, cache: Values = ()) -> tuple[Tensor, ...]:
         """
         z        [B, z_dim, F, h, w]      F = 1 in a `first` graph
-        caches                            as `signature` says
+        cache                             as `signature` says
         returns  frames [B, 3, T, H, W]   in [-1, 1], T = 1 in a `first` graph; and the new caches
         """
-        tape = CacheTape(None if self.first else caches)
+        tape = CacheTape(None if self.first else cache)
         frames: Tensor = self.step(z if self.scale is None else self.scale.denormalize(z), tape)
         return (frames.clamp(-1, 1) if self.clamp else frames, *tape.new)
 
@@ -175,7 +180,6 @@ class DecoderGraph(AutoencoderGraph):
         )
 
 
-Caches = tuple[Tensor, ...]
 Prepare = Callable[[AutoencoderGraph], Callable[..., Sequence[Tensor]]]
 
 
@@ -185,8 +189,8 @@ def as_module(graph: AutoencoderGraph) -> AutoencoderGraph:
 
 
 def encode(
-    vae: Autoencoder, frames: Tensor, caches: Caches | None = None, prepare: Prepare = as_module
-) -> tuple[Tensor, Tensor, Caches]:
+    vae: Autoencoder, frames: Tensor, caches: Values | None = None, prepare: Prepare = as_module
+) -> tuple[Tensor, Tensor, Values]:
     """Encode the next frames of a stream; without caches, the first ones (or a whole clip).
 
     frames [B, 3, T, H, W] in [-1, 1] -> z, mu [B, z_dim, F, h, w], and the caches for the next call.
@@ -201,7 +205,7 @@ def encode(
         caches = tuple(results[-1][2:])
     if plan.later:
         later = frames[:, :, plan.first :][:, :, : plan.later]
-        results.append(prepare(EncoderGraph(vae, first=False))(later, *caches))
+        results.append(prepare(EncoderGraph(vae, first=False))(later, caches))
         caches = tuple(results[-1][2:])
     z, mu = (torch.cat([result[i] for result in results], dim=2) for i in range(2))
     return z, mu, caches
@@ -210,10 +214,10 @@ def encode(
 def decode(
     vae: Autoencoder,
     z: Tensor,
-    caches: Caches | None = None,
+    caches: Values | None = None,
     clamp: bool = True,
     prepare: Prepare = as_module,
-) -> tuple[Tensor, Caches]:
+) -> tuple[Tensor, Values]:
     """Decode the next latents of a stream; without caches, the first ones (or a whole clip).
 
     z [B, z_dim, F, h, w] -> frames [B, 3, T, H, W], and the caches for the next call.
@@ -226,7 +230,7 @@ def decode(
         caches = tuple(rest)
         z = z[:, :, 1:]
     if z.shape[2] > 0:
-        clip, *rest = prepare(DecoderGraph(vae, first=False, clamp=clamp))(z, *caches)
+        clip, *rest = prepare(DecoderGraph(vae, first=False, clamp=clamp))(z, caches)
         frames.append(clip)
         caches = tuple(rest)
     return torch.cat(frames, dim=2), caches

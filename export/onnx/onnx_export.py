@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.layers import exporting_for_cpu
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature, example
 from streaming.engines.engine import OrtEngine
 from streaming.engines.manifest import Form
 from streaming.engines.records import EngineError
+from streaming.network.inputs import TensorSpec
 
 OPSET = 20
 DATA_SUFFIX = ".data"
@@ -59,7 +60,7 @@ def export_onnx(
     with _quiet(), exporting_for_cpu() if form == "cpu" else contextlib.nullcontext():
         program = torch.onnx.export(
             module,
-            signature.example(sizes, dtype),
+            kwargs=signature.arguments(signature.example(sizes, dtype)),
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=signature.dynamic_shapes(),
@@ -110,7 +111,7 @@ def check_parity(path: Path, module: nn.Module, signature: Signature, sizes: Map
     names = [spec.name for spec in signature.outputs]
     actual = OrtEngine(path, threads=1).run(named, names)
     with torch.inference_mode():
-        results = module(*inputs)
+        results = module(**signature.arguments(inputs))
     expected = dict(zip(names, (results,) if isinstance(results, Tensor) else results, strict=True))
     worst = 0.0
     for name in names:
@@ -134,7 +135,7 @@ def random_inputs(specs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: i
     generator = torch.Generator().manual_seed(seed)
     inputs = []
     for spec in specs:
-        zeros = spec.example(sizes)
+        zeros = example(spec, sizes)
         noise = torch.randn(zeros.shape, generator=generator)
         values = torch.sin(3 * noise) if spec.waves else noise
         inputs.append((noise > 0).to(zeros.dtype) if spec.integer else values)

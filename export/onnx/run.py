@@ -24,9 +24,10 @@ import torch
 import export.fp8.quantization
 import export.graphs
 import export.onnx.onnx_export
+import streaming.network.inputs
 from export.fp8.calibration import record_stream
 from export.fp8.quantization import FP8_OPS, ModelOpt, quantize_fp8
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import Autoencoder
 from export.onnx.jobs import DTYPES, Component, Graph, Request, components
@@ -54,6 +55,7 @@ from streaming.engines.manifest import (
 )
 from streaming.engines.records import EngineError
 from streaming.engines.units import in_units
+from streaming.network.inputs import TensorSpec
 
 # Export needs the weights, the exporter's own tensors, and ONNX Runtime's copy for the parity check.
 _MEMORY_FACTOR: Final = 3
@@ -166,10 +168,15 @@ def plan(component: Component) -> list[PlannedEngine]:
 def exporter_version() -> str:
     """Version of this package and a hash of what else decides what is written: other hash, other engines.
 
-    That is the source of the graphs and of their way to a file, and the versions of torch and onnx.
+    That is the source of graphs, their inputs and their way to a file, and the versions of torch and onnx.
     """
     graphs = sorted(Path(export.graphs.__file__).parent.glob("*.py"))
-    files = [*graphs, Path(export.onnx.onnx_export.__file__), Path(export.fp8.quantization.__file__)]
+    others = (
+        export.onnx.onnx_export.__file__,
+        export.fp8.quantization.__file__,
+        streaming.network.inputs.__file__,
+    )
+    files = [*graphs, *map(Path, others)]
     parts = {path.name: path.read_text(encoding="utf-8") for path in files}
     # Without what follows the +: PyTorch for the CPU writes what PyTorch for CUDA writes.
     parts |= {name: version(name).partition("+")[0] for name in ("torch", "onnx")}

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature
+from streaming.network.inputs import TensorSpec
 
 Call = Callable[..., Sequence[Tensor] | Tensor]
 
@@ -29,22 +30,22 @@ class ModuleEngine:
             tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs)
         )
         self._call = wrapped(module)
-        self._specs, self._optional = signature.inputs, frozenset(optional)
+        self._signature, self._optional = signature, frozenset(optional)
         self._device, self._dtype = next(module.parameters()).device, _working_type(module)
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         """As Engine.run."""
-        arguments = [self._argument(spec, inputs) for spec in self._specs]
+        arguments = self._signature.arguments(self._value(spec, inputs) for spec in self._signature.inputs)
         if self._device.type == "cpu":
             torch.set_flush_denormal(True)  # trained networks meet such numbers: they take many times longer
         with torch.inference_mode():
-            results = self._call(*arguments)
+            results = self._call(**arguments)
         if isinstance(results, Tensor):
             results = (results,)
         named = dict(zip(self.outputs, results, strict=True))
         return {name: named[name] for name in outputs}
 
-    def _argument(self, spec: TensorSpec, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    def _value(self, spec: TensorSpec, inputs: Mapping[str, Tensor]) -> Tensor | None:
         if spec.name in self._optional and spec.name not in inputs:
             return None
         dtype = torch.int64 if spec.integer else torch.float32 if spec.float32 else self._dtype

@@ -24,7 +24,9 @@ from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchPrecision
 from streaming.engines.manifest import file_info, fingerprint
 from streaming.engines.records import EngineError
 from streaming.engines.served import PROMPTS
-from streaming.network.model import KEY_BIAS, ModelSizes, StreamModel
+from streaming.network.inputs import KEY_BIAS
+from streaming.network.model import StreamModel
+from streaming.network.transformer import ModelSizes
 from streaming.specs import LoopSpec, PipelineSpec
 from streaming.triton.model_pipeline import ModelPipeline
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import log
 
+import torch
 from torch import Tensor
 
-from streaming.network.transformer import visible
-
+HIDDEN = -1e4  # key bias of a slot that must not be attended to; its weight is exactly 0 in a float32 softmax
 _MULTIPLE = 128  # of keys, in the reference's kernel
 
 
@@ -39,6 +39,14 @@ def key_bias(
         if missing and padding:
             bias[..., cache_tokens : cache_tokens + padding] = log(missing / padding)
     return bias
+
+
+def visible(slots: Sequence[int], cache_tokens: int, new_tokens: int) -> Tensor:
+    """Key bias [1, 1, 1, cache_tokens + new_tokens]: these slots of the cache and all new tokens attend."""
+    bias = torch.full((cache_tokens + new_tokens,), HIDDEN)
+    bias[cache_tokens:] = 0.0
+    bias[torch.as_tensor(slots, dtype=torch.int64)] = 0.0
+    return bias.reshape(1, 1, 1, -1)
 
 
 def _tokens(slots: Sequence[int], tokens_per_frame: int) -> list[int]:

@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from streaming.errors import WanstreamError
+from streaming.network.inputs import Axis
 
 Patch = tuple[int, int, int]  # latent frames (always 1), rows, columns of one token
 
@@ -31,6 +33,21 @@ class TransformerConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    def axes(self, batch: int = 1) -> dict[str, Axis]:
+        """Sizes of the axes that the network fixes, by the names of `streaming/network/inputs.py`."""
+        patch = prod(self.patch_size)
+        return {
+            "B": batch,
+            "L": self.num_layers,
+            "N": self.num_heads,
+            "D": self.head_dim,
+            "D/2": self.head_dim // 2,
+            "text_len": self.text_len,
+            "freq_dim": self.freq_dim,
+            "patch_in": self.in_dim * patch,
+            "patch_out": self.out_dim * patch,
+        }
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "TransformerConfig":

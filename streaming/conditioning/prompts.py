@@ -75,7 +75,7 @@ class PromptMemory:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Conditioning:
+class PromptState:
     """The embedding of a stream's chunks and the way it is on. A new object for every chunk."""
 
     memory: PromptMemory = PromptMemory()
@@ -88,8 +88,8 @@ class Conditioning:
     def in_transition(self) -> bool:
         return self.transition is not None
 
-    def next(self, request: PromptRequest, encode: Encode) -> "Conditioning":
-        """The conditioning of the next chunk."""
+    def next(self, request: PromptRequest, encode: Encode) -> "PromptState":
+        """The state in the next chunk."""
         memory, mixture = self.memory.select(request)
         before = replace(self, memory=memory, updated=False, was_in_transition=self.in_transition)
         if mixture != memory.encoded:
@@ -101,7 +101,7 @@ class Conditioning:
         current = memory.current if after.in_transition else mixture.prompts
         return replace(after, memory=replace(memory, encoded=mixture, current=current))
 
-    def _apply(self, target: Tensor, request: TransitionRequest | None) -> "Conditioning":
+    def _apply(self, target: Tensor, request: TransitionRequest | None) -> "PromptState":
         """Go to a newly encoded embedding; a running transition ends where it is."""
         if request is None or request.steps <= 1 or self.embedding is None:
             return replace(self, embedding=target, transition=None, updated=True)
@@ -110,6 +110,6 @@ class Conditioning:
             return replace(self, transition=None)
         return self._continue(transition)
 
-    def _continue(self, transition: Transition) -> "Conditioning":
+    def _continue(self, transition: Transition) -> "PromptState":
         point, rest = transition.take()
         return replace(self, embedding=point, transition=rest, updated=True)

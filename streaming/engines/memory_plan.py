@@ -18,6 +18,7 @@ from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import ITEM_BYTES, EngineManifest, read_manifest
 from streaming.engines.units import in_units
 from streaming.errors import WanstreamError
+from streaming.network.inputs import NEW_KV, NEW_VAE_CACHE, VAE_CACHE, group_of, stem_of
 from streaming.specs import LoopSpec, OnPromptChange
 
 _POOL_RESERVE: Final = 1.25  # the pool is never without gaps (serving.md 7)
@@ -204,11 +205,12 @@ def activation_bytes(manifest: EngineManifest) -> int:
     if manifest.kind.startswith("vae"):
         frames = sizes.get("T", 1)
         named = (*manifest.inputs, *manifest.outputs)
+        kept = [t for t in named if stem_of(t.name) in (VAE_CACHE, NEW_VAE_CACHE)]
         # [B, C, frames, H, W], or [B, 1, C, H, W] of the tiny ones
-        maps = [t.bytes(sizes) // min(map(int, t.shape[1:3])) for t in named if "cache_" in t.name]
+        maps = [t.bytes(sizes) // min(map(int, t.shape[1:3])) for t in kept]
         return _IMAGE_TENSORS * frames * max(maps, default=0)
     if manifest.kind == "transformer":
-        kv = next(t for t in manifest.outputs if t.name.startswith("new_kv_"))
+        kv = next(t for t in manifest.outputs if stem_of(t.name) == NEW_KV)
         return HIDDEN_TENSORS * kv.bytes(sizes) // 2
     return HIDDEN_TENSORS * max(t.bytes(sizes) for t in manifest.outputs)
 
@@ -220,20 +222,20 @@ def _session_caches(
     vae = engines.vae_for(height, width)
     tokens = (height // engines.model.pixels_per_token) * (width // engines.model.pixels_per_token)
 
-    def inputs(engine: str, prefix: str, sizes: Mapping[str, int]) -> int:
+    def inputs(engine: str, group: str, sizes: Mapping[str, int]) -> int:
         manifest = manifests.get(engine)
         found = () if manifest is None else manifest.inputs
-        return sum(t.bytes(sizes) for t in found if t.name.startswith(prefix))
+        return sum(tensor.bytes(sizes) for tensor in found if group_of(tensor.name) == group)
 
     slots, facts = loop.cache_tokens(tokens, engines.cache_frames), engines.model
-    kv_cache = inputs(engines.transformer, "kv_", {"S": slots})
+    kv_cache = inputs(engines.transformer, "cache", {"S": slots})
     return session_parts(
         loop,
         kv_cache=kv_cache,
         frame=kv_cache * tokens // slots,
         item=_cache_item(manifests.get(engines.transformer)),
-        cross_attention=inputs(engines.transformer, "cross_kv_", {}),
-        vae_caches=inputs(vae.decoder_next, "cache_", {}) + inputs(vae.encoder_next, "cache_", {}),
+        cross_attention=inputs(engines.transformer, "cross", {}),
+        vae_caches=inputs(vae.decoder_next, "cache", {}) + inputs(vae.encoder_next, "cache", {}),
         latent=facts.channels * (height // facts.spatial_factor) * (width // facts.spatial_factor),
         pixels=height * width,
     )
@@ -272,7 +274,7 @@ def session_parts(
 def _cache_item(transformer: EngineManifest | None) -> int:
     """Bytes of one number in the self-attention cache; without the engine, which is not loaded then, 4."""
     tensors = () if transformer is None else transformer.inputs
-    return next((ITEM_BYTES[t.dtype] for t in tensors if t.name.startswith("kv_")), _FLOAT_BYTES)
+    return next((ITEM_BYTES[t.dtype] for t in tensors if group_of(t.name) == "cache"), _FLOAT_BYTES)
 
 
 def _largest(sizes: Iterable[int]) -> int:

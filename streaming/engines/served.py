@@ -37,7 +37,9 @@ from streaming.engines.manifest import (
 from streaming.engines.on_demand import EngineOnDemand
 from streaming.engines.plans import check_plan
 from streaming.engines.records import EngineError
-from streaming.network.model import ModelSizes, StreamModel
+from streaming.network.inputs import group_of
+from streaming.network.model import StreamModel
+from streaming.network.transformer import ModelSizes
 from streaming.network.video import FrameGroups
 from streaming.specs import PipelineSpec
 from streaming.triton.model_pipeline import ModelPipeline
@@ -160,10 +162,12 @@ def open_model(
         engines.frames.first, engines.frames.later, engines.frames.repeat_last, engines.frames.at_once
     )
     tokenizer = PromptTokenizer.from_directory(directory / TOKENIZER, facts.text_len)
+    transformer = place(engines.transformer, kind="transformer", pipeline=spec.id, layers=facts.layers)
+    require_known_inputs(engines.transformer, transformer, spec.id)
     return StreamModel(
         spec=engines.built_for(spec.loop),
         engines=Engines(
-            place(engines.transformer, kind="transformer", pipeline=spec.id, layers=facts.layers),
+            transformer,
             place(engines.text_kv, kind="text_kv", pipeline=spec.id, layers=facts.layers),
             _vae(vae, groups, place),
         ),
@@ -187,6 +191,16 @@ def open_model(
         dtype=_DTYPES[engines.precision],
         device=device,
     )
+
+
+def require_known_inputs(name: str, transformer: Engine, pipeline: str) -> None:
+    """Raises EngineError where nothing makes an input of the graph: another version has exported it."""
+    unknown = [tensor for tensor in transformer.inputs if group_of(tensor) is None]
+    if unknown:
+        raise EngineError(
+            f"Engine '{name}' takes inputs that this version of wanstream does not have: "
+            f"{', '.join(unknown)}. Export it again: wanstream-export {pipeline}."
+        )
 
 
 def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline]:

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from streaming.engines.engine import Engine, VaeEngines
-
-CACHE = "cache_"  # prefix of the inputs that hold what an earlier call gave
-NEW_CACHE = "new_cache_"  # output that is input `cache_` of the next call
+from streaming.network.inputs import NEW_VAE_CACHE, VAE_CACHE, numbered, stem_of
 
 Caches = tuple[Tensor, ...]
 Step = Callable[[str], AbstractContextManager[None]]  # surrounds an engine call of this name
@@ -66,7 +64,8 @@ def decode(vae: VaeEngines, latents: Tensor, caches: Caches | None, step: Step) 
 def _call(
     engine: Engine, name: str, value: Tensor, caches: Sequence[Tensor], output: str
 ) -> tuple[Tensor, Caches]:
-    new_caches = [name for name in engine.outputs if name.startswith(NEW_CACHE)]
-    inputs = {name: value.contiguous()} | {f"{CACHE}{i:02d}": cache for i, cache in enumerate(caches)}
+    new_caches = [name for name in engine.outputs if stem_of(name) == NEW_VAE_CACHE]
+    names = numbered(VAE_CACHE, len(caches))
+    inputs = {name: value.contiguous()} | dict(zip(names, caches, strict=True))
     results = engine.run(inputs, [output, *new_caches])
     return results[output], tuple(results[name] for name in new_caches)

@@ -1,6 +1,5 @@
 """A loaded model: its engines, its sizes, and the calls that the loop makes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,31 +9,13 @@ from torch import Tensor
 from streaming.cache.ema_sink import EmaSink
 from streaming.cache.kv_cache import KVCache, Ring, Slots
 from streaming.cache.memory_bank import MemoryBank
-from streaming.checkpoints.config import PATCH, Patch
+from streaming.conditioning.conditions import Conditions
 from streaming.conditioning.prompts import Encode
 from streaming.engines.engine import Engine, Engines
-from streaming.network.tokens import unpatchify
-from streaming.network.transformer import LatentTransformer
+from streaming.network.inputs import FLOW, GROUPS, NEW_KV, numbered
+from streaming.network.transformer import ModelSizes, TransformerCall, timesteps
 from streaming.schedule import FlowSchedule
 from streaming.specs import CachedKeys, LoopSpec
-
-FLOW = "flow"
-KEY_BIAS = "key_bias"
-NEW_KV = "new_kv_"
-CROSS_KV = "cross_kv_"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSizes:
-    """Dimensions that come with the weights."""
-
-    layers: int
-    heads: int
-    head_dim: int
-    freq_dim: int = 256
-    channels: int = 16  # of the latents
-    patch: Patch = PATCH
-    spatial_factor: int = 8  # pixels per latent position, in height and in width
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,77 +92,43 @@ class StreamModel:
 
     def cross_kv(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """Cross-attention keys and values of every layer for a prompt embedding [1, text_len, text_dim]."""
-        names = [f"{CROSS_KV}{i:02d}" for i in range(self.sizes.layers)]
+        names = GROUPS["cross"].names(self.sizes.layers)
         results = self.engines.text_kv.run({"prompt_embeds": self.place(embedding)}, names)
         return tuple(results[name] for name in names)
 
-    def flow(
-        self,
-        x: Tensor,
-        timestep: float,
-        start: int,
-        cross_kv: Sequence[Tensor],
-        cache: KVCache,
-        past_weight: float = 1.0,
-    ) -> Tensor:
-        """One denoising pass: x [1, F, C, h, w] of the frames from `start` -> flow of the same shape.
-
-        past_weight   of cached frames in the attention, see `KVCache.key_bias`
-        """
-        inputs = self._inputs(x, timestep, start, cross_kv, cache, past_weight)
-        tokens = self.engines.transformer.run(inputs, [FLOW])[FLOW]
-        return unpatchify(tokens, *self.latent_size, self.sizes.patch)
+    def flow(self, x: Tensor, timestep: float, start: int, conditions: Conditions, cache: KVCache) -> Tensor:
+        """One denoising pass: x [1, F, C, h, w] of the frames from `start` -> flow of the same shape."""
+        call, engine = self._call(x, timestep, start, conditions, cache), self.engines.transformer
+        return call.flow(engine.run(call.inputs(engine.inputs), [FLOW])[FLOW])
 
     def clean_kv(
-        self, x: Tensor, start: int, cross_kv: Sequence[Tensor], cache: KVCache, engine: Engine | None = None
+        self, x: Tensor, start: int, conditions: Conditions, cache: KVCache, engine: Engine | None = None
     ) -> list[Tensor]:
         """Keys and values of clean latents x [1, F, C, h, w] of the frames from `start`, at timestep 0.
 
         Every frame sees every frame of x and what the cache holds. Returns per layer [2, 1, tokens, N, D].
         """
-        names = [f"{NEW_KV}{i:02d}" for i in range(self.sizes.layers)]
-        inputs = self._inputs(x, 0, start, cross_kv, cache)
-        results = (engine or self.engines.transformer).run(inputs, names)
+        names = numbered(NEW_KV, self.sizes.layers)
+        call = self._call(x, 0, start, conditions.of_clean_frames(), cache)
+        engine = engine or self.engines.transformer
+        results = engine.run(call.inputs(engine.inputs), names)
         return [results[name] for name in names]
 
-    def _inputs(
-        self,
-        x: Tensor,
-        timestep: float,
-        start: int,
-        cross_kv: Sequence[Tensor],
-        cache: KVCache,
-        past_weight: float = 1.0,
-    ) -> dict[str, Tensor]:
+    def _call(
+        self, x: Tensor, timestep: float, start: int, conditions: Conditions, cache: KVCache
+    ) -> TransformerCall:
         """`start` is the stream's count of frames; where keys are not cached at the positions that it gives,
         the new frames come after the cached ones."""
         absolute = self.spec.cached_keys is CachedKeys.ROTATED
-        first = start if absolute else len(cache.ring.held)
-        unrotated = self.spec.cached_keys is CachedKeys.UNROTATED
-        bias = cache.key_bias(x.shape[1] * self.tokens_per_frame, past_weight)
-        inputs = self._form.inputs(
-            x,
-            timesteps(timestep, x),
-            range(first, first + x.shape[1]),
-            cross_kv,
-            cache.ready(),
-            bias.to(self.dtype),
-            cache.positions() if unrotated else None,
+        first, frames = start if absolute else len(cache.ring.held), x.shape[1]
+        bias = cache.key_bias(frames * self.tokens_per_frame, conditions.past_weight)
+        return TransformerCall(
+            sizes=self.sizes,
+            latents=x,
+            timestep=timesteps(timestep, x),
+            positions=range(first, first + frames),
+            conditions=conditions,
+            kv=cache.ready(),
+            key_bias=None if self.spare_bias and not bias.any() else bias.to(self.dtype),
+            cached_positions=cache.positions(),
         )
-        if self.spare_bias and not bias.any():
-            del inputs[KEY_BIAS]
-        return inputs
-
-    @cached_property
-    def _form(self) -> LatentTransformer:
-        engine, sizes = self.engines.transformer, self.sizes
-
-        def run(inputs: dict[str, Tensor]) -> Sequence[Tensor]:
-            return tuple(engine.run(inputs, engine.outputs).values())
-
-        return LatentTransformer(run, sizes.head_dim, sizes.freq_dim, sizes.patch)
-
-
-def timesteps(timestep: float, x: Tensor) -> Tensor:
-    """The same timestep for every frame of x [B, F, C, h, w]: float32 [B, F], on the CPU."""
-    return torch.full(x.shape[:2], float(timestep))

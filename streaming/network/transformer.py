@@ -1,92 +1,83 @@
-"""The transformer in latent form: latents and frame positions in, flow and new keys and values out."""
+"""The transformer in latent form: what the inputs of a call are made of, and the sizes of a network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from streaming.checkpoints.config import PATCH, Patch
+from streaming.conditioning.conditions import Conditions
+from streaming.network.inputs import GROUPS
 from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
-
-HIDDEN = -1e4  # key bias of a slot that must not be attended to; its weight is exactly 0 in a float32 softmax
-
-Run = Callable[[dict[str, Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class LatentTransformer:
-    """Makes the inputs of a transformer graph (serving.md 8.2) and puts its tokens back in place.
+class ModelSizes:
+    """Dimensions that come with the weights."""
 
-    run    computes all outputs of the graph from its inputs, named and in the order of its signature
-    """
-
-    run: Run
+    layers: int
+    heads: int
     head_dim: int
     freq_dim: int = 256
+    channels: int = 16  # of the latents
     patch: Patch = PATCH
-
-    def __call__(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        positions: Sequence[int],
-        cross_kv: Sequence[Tensor],
-        kv: Sequence[Tensor],
-        key_bias: Tensor | None = None,
-        cached_positions: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """One pass over a chunk.
-
-        latents            [B, F, C, h, w]
-        timestep           [B, F], 0 .. 1000
-        positions          position of each latent frame of the chunk, for the rotary encoding
-        cross_kv           per layer [2, B, text_len, N, D]
-        kv                 per layer [2, B, S, N, D]
-        key_bias           [B, 1, 1 or T, S + T]; None attends to all S + T keys
-        cached_positions   of each cached frame in slot order, for a graph with un-roped cache only
-        returns            flow [B, F, C, h, w], per layer new_kv [2, B, T, N, D]
-        """
-        inputs = self.inputs(latents, timestep, positions, cross_kv, kv, key_bias, cached_positions)
-        flow, *new_kv = self.run(inputs)
-        return unpatchify(flow, latents.shape[3], latents.shape[4], self.patch), new_kv
-
-    def inputs(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        positions: Sequence[int],
-        cross_kv: Sequence[Tensor],
-        kv: Sequence[Tensor],
-        key_bias: Tensor | None = None,
-        cached_positions: Sequence[int] | None = None,
-    ) -> dict[str, Tensor]:
-        """The graph's inputs by name, in the order of its signature; arguments as in `__call__`."""
-        tokens = patchify(latents, self.patch)
-        B, T, _ = tokens.shape
-        if key_bias is None:
-            key_bias = tokens.new_zeros(B, 1, 1, kv[0].shape[2] + T)
-        named = {
-            "tokens": tokens,
-            "time_sin": time_sinusoid(timestep, self.freq_dim),
-            "key_bias": key_bias,
-            **self._rope("rope", positions, latents),
-        }
-        if cached_positions is not None:
-            named |= self._rope("rope_k", [*cached_positions, *positions], latents)
-        named |= {f"cross_kv_{i:02d}": layer for i, layer in enumerate(cross_kv)}
-        named |= {f"kv_{i:02d}": layer for i, layer in enumerate(kv)}
-        return {name: tensor.to(latents.device) for name, tensor in named.items()}
-
-    def _rope(self, name: str, positions: Sequence[int], latents: Tensor) -> dict[str, Tensor]:
-        rows, columns = latents.shape[3] // self.patch[1], latents.shape[4] // self.patch[2]
-        cos, sin = rope_tables(positions, rows, columns, self.head_dim)
-        return {f"{name}_cos": cos, f"{name}_sin": sin}
+    spatial_factor: int = 8  # pixels per latent position, in height and in width
 
 
-def visible(slots: Sequence[int], cache_tokens: int, new_tokens: int) -> Tensor:
-    """Key bias [1, 1, 1, cache_tokens + new_tokens]: these slots of the cache and all new tokens attend."""
-    bias = torch.full((cache_tokens + new_tokens,), HIDDEN)
-    bias[cache_tokens:] = 0.0
-    bias[torch.as_tensor(slots, dtype=torch.int64)] = 0.0
-    return bias.reshape(1, 1, 1, -1)
+@dataclass(frozen=True, eq=False)
+class TransformerCall:
+    """One pass of the transformer over a chunk; its inputs are made from this (serving.md 8.2).
+
+    latents            [B, F, C, h, w]
+    timestep           [B, F], 0 .. 1000
+    positions          position of each latent frame of the chunk, for the rotary encoding
+    kv                 the cache: per layer [2, B, S, N, D]
+    key_bias           [B, 1, 1 or T, S + T], see `KVCache.key_bias`; None: all keys are visible
+    cached_positions   of each cached frame in slot order; read only where keys are cached un-roped
+    """
+
+    sizes: ModelSizes
+    latents: Tensor
+    timestep: Tensor
+    positions: Sequence[int]
+    conditions: Conditions
+    kv: Sequence[Tensor]
+    key_bias: Tensor | None
+    cached_positions: Sequence[int] = ()
+
+    def inputs(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Of a graph whose inputs are called `names`: all groups of `GROUPS` that it has."""
+        made: dict[str, Tensor] = {}
+        for group in GROUPS.values():
+            members = group.names(self.sizes.layers)
+            if members[0] in names:
+                values = zip(members, group.values(self), strict=True)
+                made |= {name: tensor for name, tensor in values if tensor is not None}
+        return {name: tensor.to(self.latents.device) for name, tensor in made.items()}
+
+    def flow(self, tokens: Tensor) -> Tensor:
+        """The graph's flow [B, T, patch * C] as [B, F, C, h, w]."""
+        return unpatchify(tokens, self.latents.shape[3], self.latents.shape[4], self.sizes.patch)
+
+    @property
+    def tokens(self) -> Tensor:
+        """[B, T, C * patch]"""
+        return patchify(self.latents, self.sizes.patch)
+
+    @property
+    def time_sin(self) -> Tensor:
+        """float32 [B, F, freq_dim]"""
+        return time_sinusoid(self.timestep, self.sizes.freq_dim)
+
+    def rope(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """cos and sin, float32 [tokens of these frames, D / 2]."""
+        _, ph, pw = self.sizes.patch
+        return rope_tables(
+            positions, self.latents.shape[3] // ph, self.latents.shape[4] // pw, self.sizes.head_dim
+        )
+
+
+def timesteps(timestep: float, x: Tensor) -> Tensor:
+    """The same timestep for every frame of x [B, F, C, h, w]: float32 [B, F], on the CPU."""
+    return torch.full(x.shape[:2], float(timestep))

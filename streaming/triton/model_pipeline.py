@@ -74,7 +74,7 @@ class ModelStream:
             Meta(
                 last=True,
                 timings_ms=dict(step.timings_ms),
-                transition_active=self.session.conditioning.in_transition,
+                transition_active=self.session.prompt.in_transition,
             ),
         )
 

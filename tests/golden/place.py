@@ -27,7 +27,12 @@ class Place(Protocol):
 
 def in_torch(module: nn.Module, signature: Signature, sizes: Mapping[str, int]) -> Call:
     """Nothing to prepare."""
-    return module
+
+    def call(*tensors: Tensor) -> Sequence[Tensor]:
+        results: Tensor | Sequence[Tensor] = module(**signature.arguments(tensors))
+        return (results,) if isinstance(results, Tensor) else results
+
+    return call
 
 
 def in_onnx_runtime(path: Path, signature: Signature) -> Engine:

@@ -14,7 +14,7 @@ from export.graphs.signature import Signature
 from export.pytorch.engine import ModuleEngine
 from streaming.engines.engine import Engine
 from streaming.errors import WanstreamError
-from streaming.network.model import KEY_BIAS
+from streaming.network.inputs import KEY_BIAS
 from streaming.triton.protocol import Meta
 from streaming.triton.sessions import Images, LoadContext, Stream
 from tests.golden.case import GoldenCase, discover, golden_directory

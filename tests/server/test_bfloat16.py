@@ -74,7 +74,7 @@ async def test_an_exported_file_computes_what_pytorch_does_in_bfloat16(
     results = engine.run(dict(zip(engine.inputs, typed, strict=True)), engine.outputs)
 
     with torch.inference_mode():
-        expected = module(*typed)
+        expected = module(**signature.arguments(typed))
     tensors = expected if isinstance(expected, tuple) else (expected,)
     for result, wanted in zip(results.values(), tensors, strict=True):
         assert result.dtype == wanted.dtype == torch.bfloat16

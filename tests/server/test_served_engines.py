@@ -19,8 +19,9 @@ from export.onnx.onnx_export import random_inputs
 from export.onnx.repository import config_text
 from export.onnx.run import plan
 from export.onnx.store import EngineStore
+from export.pytorch.engine import ModuleEngine
 from gateway.embedded.server import EmbeddedTriton
-from streaming.engines.engine import Engine, TorchEngine, TritonEngine
+from streaming.engines.engine import Engine, TritonEngine
 from streaming.engines.engine_config import engine_config
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import MANIFEST, ONNX_FILE
@@ -108,13 +109,12 @@ async def api(triton: EmbeddedTriton) -> AsyncIterator[triton_aio.InferenceServe
     await client.close()
 
 
-def torch_engine(name: str, models: Path) -> tuple[TorchEngine, Signature]:
+def module_of(name: str, models: Path) -> tuple[Engine, Signature]:
     """The graph that engine `name` was exported from, as a PyTorch module."""
     parts = components(small_request(models))
     planned = next(engine for part in parts for engine in plan(part) if engine.name == name)
     module, signature = planned.graph.build(planned.component.load())
-    names = [tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs)]
-    return TorchEngine(module, *names), signature
+    return ModuleEngine(module, signature), signature
 
 
 @pytest.mark.parametrize("kind", ["text_encoder", "text_kv", "transformer"])
@@ -128,7 +128,7 @@ async def test_an_engine_gives_the_outputs_that_are_asked_for_wherever_it_runs(
 ) -> None:
     root, engines = exported_engines
     name = getattr(engines, kind)
-    reference, signature = torch_engine(name, root / "models")
+    reference, signature = module_of(name, root / "models")
     manifest = store.verified(name)
     engine: Engine = reference
     if placement == "ort":

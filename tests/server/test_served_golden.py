@@ -8,11 +8,12 @@ import pytest
 import pytest_asyncio
 import torch
 
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature
 from export.onnx.repository import write_onnxruntime_model
 from gateway.embedded.server import EmbeddedTriton
 from streaming.engines.engine import Engine, TritonEngine
 from streaming.engines.manifest import MANIFEST, EngineManifest, TensorInfo, file_info
+from streaming.network.inputs import TensorSpec
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.exported_cases import REPLAYS, exported_cases
 from tests.golden.place import Exported, Place

@@ -31,13 +31,13 @@ FORBIDDEN_OPS = {
 
 
 def assert_exportable(
-    module: nn.Module, args: tuple[Any, ...], dynamic_shapes: Any = None
+    module: nn.Module, arguments: dict[str, Any], dynamic_shapes: Any = None
 ) -> ExportedProgram:
     """Trace the module and check every node; the program, which gives the module's results.
 
     Tracing itself fails for Python that depends on a tensor's values. Raises AssertionError naming the nodes.
     """
-    program = torch.export.export(module, args, dynamic_shapes=dynamic_shapes)
+    program = torch.export.export(module, (), arguments, dynamic_shapes=dynamic_shapes)
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     wrong_types = [f"{node}: {dtype}" for node in calls for dtype in _types(node) if dtype in FORBIDDEN_TYPES]
     in_place = [str(node) for node in calls if _writes(node)]

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.cache.attention_bias import key_bias
-from streaming.network.transformer import HIDDEN
+from streaming.cache.attention_bias import HIDDEN, key_bias
 
 PADDING = 16
 frame_counts = st.integers(0, 4)

@@ -102,7 +102,7 @@ def test_the_caches_of_a_session_are_those_of_a_stream(models: Path) -> None:
     session = stream.session
     assert sizes.transformer == TRANSFORMER
     assert plan.session["KV cache"] == sum(layer.nbytes for layer in session.kv.slots.layers)
-    assert plan.session["cross attention"] == sum(layer.nbytes for layer in session.cross_kv)
+    assert plan.session["cross attention"] == sum(layer.nbytes for layer in session.conditions.cross_kv)
     caches = [*(session.encoder_caches or ()), *(session.decoder_caches or ())]
     kept = sum(cache.nbytes for cache in caches)
     assert kept <= plan.session["VAE caches"] <= 3 * kept  # by the file's size, which is not all weights

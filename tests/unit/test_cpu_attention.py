@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.layers import attention
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature, example
 from export.onnx.onnx_export import FORM_OPS, ExportError, check_onnx, export_onnx
 from streaming.engines.engine import OrtEngine
+from streaming.network.inputs import TensorSpec
 
 HEADS, SIZE, KEYS = 3, 8, 7
 
@@ -44,7 +45,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("queries", [1, 5, 40])
 def test_it_computes_the_formula(exported: Path, queries: int) -> None:
     generator = torch.Generator().manual_seed(queries)
-    shapes = {spec.name: spec.example({"T": queries}).shape for spec in SIGNATURE.inputs}
+    shapes = {spec.name: example(spec, {"T": queries}).shape for spec in SIGNATURE.inputs}
     given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     given["bias"] = torch.tensor([0.0, -1e4, -0.7, 0.0, -1e4, 2.0, 0.0]).reshape(1, 1, 1, KEYS)
 

@@ -105,7 +105,8 @@ def test_a_module_with_compiled_blocks_computes_the_same_and_leaves_the_module_a
     before = list(module.modules())
 
     with torch.compiler.set_stance("force_eager"), torch.inference_mode():
-        found, expected = compiled(module)(*inputs), module(*inputs)
+        arguments = signature.arguments(inputs)
+        found, expected = compiled(module)(**arguments), module(**arguments)
 
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert list(module.modules()) == before

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
-from export.graphs.signature import Signature
+from export.graphs.signature import Signature, example
 from export.graphs.transformer import TextKV, Transformer
 from streaming.checkpoints.config import TransformerConfig
 from tests.random_weights import randomized
@@ -18,6 +19,10 @@ CONFIG = TransformerConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=6, in_dim=4, out_dim=4
 )
 CACHE_TOKENS, FRAME_TOKENS = 10, 4
+
+
+def arguments_of(signature: Signature, frames: int) -> dict[str, Any]:
+    return signature.arguments(inputs(signature, frames))
 
 
 def inputs(signature: Signature, frames: int) -> tuple[Tensor, ...]:
@@ -32,33 +37,32 @@ def test_the_transformer_exports_with_any_number_of_frames(unroped_cache: bool) 
     transformer = randomized(Transformer(CONFIG, unroped_cache))
     signature = transformer.signature(CACHE_TOKENS)
 
-    program = assert_exportable(transformer, inputs(signature, 3), signature.dynamic_shapes())
+    program = assert_exportable(transformer, arguments_of(signature, 3), signature.dynamic_shapes())
 
     for frames in (2, 4):
-        arguments = inputs(signature, frames)
+        arguments = arguments_of(signature, frames)
         torch.testing.assert_close(
-            program.module()(*arguments), transformer(*arguments), rtol=1e-4, atol=1e-5
+            program.module()(**arguments), transformer(**arguments), rtol=1e-4, atol=1e-5
         )
 
 
 def test_text_kv_exports() -> None:
     text_kv = randomized(TextKV(CONFIG))
-    arguments = inputs(text_kv.signature(), 1)
+    arguments = arguments_of(text_kv.signature(), 1)
 
     program = assert_exportable(text_kv, arguments)
 
-    torch.testing.assert_close(program.module()(*arguments), text_kv(*arguments), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(program.module()(**arguments), text_kv(**arguments), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("unroped_cache", [False, True], ids=["roped", "unroped"])
 def test_results_have_the_shapes_that_the_signature_says(unroped_cache: bool) -> None:
     transformer = randomized(Transformer(CONFIG, unroped_cache))
     signature = transformer.signature(CACHE_TOKENS)
-    arguments = inputs(signature, 2)
 
-    results = transformer(*arguments)
+    results = transformer(**arguments_of(signature, 2))
 
-    expected = [spec.example({"T": 2 * FRAME_TOKENS}).shape for spec in signature.outputs]
+    expected = [example(spec, {"T": 2 * FRAME_TOKENS}).shape for spec in signature.outputs]
     assert [result.shape for result in results] == expected
 
 
@@ -69,8 +73,8 @@ def test_one_onnx_file_serves_one_to_four_frames_under_its_own_names(tmp_path: P
 
     torch.onnx.export(
         transformer,
-        inputs(signature, 3),
-        tmp_path / "transformer.onnx",
+        f=tmp_path / "transformer.onnx",
+        kwargs=arguments_of(signature, 3),
         dynamo=True,
         verbose=False,
         opset_version=20,
@@ -85,7 +89,8 @@ def test_one_onnx_file_serves_one_to_four_frames_under_its_own_names(tmp_path: P
         arguments = inputs(signature, frames)
         feed = {name: argument.numpy() for name, argument in zip(names, arguments, strict=True)}
         actual = [torch.from_numpy(result) for result in session.run(None, feed)]
-        torch.testing.assert_close(actual, list(transformer(*arguments)), rtol=1e-4, atol=1e-5)
+        expected = transformer(**signature.arguments(arguments))
+        torch.testing.assert_close(actual, list(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_a_bf16_graph_keeps_softmax_and_norm_statistics_in_float32() -> None:
@@ -100,7 +105,7 @@ def test_a_bf16_graph_keeps_softmax_and_norm_statistics_in_float32() -> None:
         )
     )
 
-    program = assert_exportable(transformer, arguments, signature.dynamic_shapes())
+    program = assert_exportable(transformer, signature.arguments(arguments), signature.dynamic_shapes())
 
     sensitive = ("softmax", "rsqrt", "layer_norm")
     nodes = [n for n in program.graph.nodes if any(op in str(n.target) for op in sensitive)]
@@ -138,9 +143,9 @@ def write_a_slice(x: Tensor) -> Tensor:
 )
 def test_the_check_notices_a_broken_rule(function: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        assert_exportable(Apply(function), (torch.ones(3, 2),))
+        assert_exportable(Apply(function), {"x": torch.ones(3, 2)})
 
 
 def test_the_check_notices_python_that_depends_on_values() -> None:
     with pytest.raises(Exception, match="data-dependent"):
-        assert_exportable(Apply(lambda x: x * 2 if x.sum() > 0 else x), (torch.ones(3, 2),))
+        assert_exportable(Apply(lambda x: x * 2 if x.sum() > 0 else x), {"x": torch.ones(3, 2)})

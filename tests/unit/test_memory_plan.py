@@ -74,7 +74,7 @@ def test_the_caches_of_a_session_are_those_of_a_stream(
     session = stream.session
     kept = size_of(session.encoder_caches) + size_of(session.decoder_caches)
     assert plan.session["KV cache"] == size_of(session.kv.slots.layers)
-    assert plan.session["cross attention"] == size_of(session.cross_kv)
+    assert plan.session["cross attention"] == size_of(session.conditions.cross_kv)
     assert plan.session["VAE caches"] == kept
     assert plan.session["latents and pictures"] >= session.clean.nbytes
 

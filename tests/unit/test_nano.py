@@ -96,11 +96,9 @@ def test_the_training_computes_what_the_product_computes() -> None:
         half = {n: p.bfloat16() for n, p in named.items()}
         ours = forward(half, CONFIG, x, timestep, embedding[:, :9], tables, mask.bfloat16())
         bias = mask[None, None]
-        past = [torch.zeros(2, 2, 0, 4, 32)] * CONFIG.num_layers
-        tokens, sinusoid = patchify(x), time_sinusoid(timestep, 256)
-        product = unpatchify(
-            transformer(tokens, sinusoid, bias, *tables, *text_kv(embedding), *past)[0], 12, 12
-        )
+        past = (torch.zeros(2, 2, 0, 4, 32),) * CONFIG.num_layers
+        tokens = (patchify(x), time_sinusoid(timestep, 256), bias)
+        product = unpatchify(transformer(tokens, tables, text_kv(embedding), past)[0], 12, 12)
 
     assert (ours - product).abs().max() < 0.1  # bfloat16
     assert product.std() > 0.5

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.layers import Linear
-from export.graphs.signature import Signature, TensorSpec
+from export.graphs.signature import Signature
 from export.onnx.onnx_export import ExportError, check_onnx, check_parity, export_onnx
+from streaming.network.inputs import TensorSpec
 from tests.random_weights import randomized
 
 SIGNATURE = Signature(inputs=(TensorSpec("x", ("T", 16)),), outputs=(TensorSpec("y", ("T", 12)),))

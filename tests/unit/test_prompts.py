@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from streaming.conditioning.blending import blend, interpolate, normalised_weights, slerp
-from streaming.conditioning.prompts import Conditioning, PromptRequest, Prompts, TransitionRequest
+from streaming.conditioning.prompts import PromptRequest, Prompts, PromptState, TransitionRequest
 from streaming.errors import WanstreamError
 from streaming.specs import Interpolation
 
@@ -39,7 +39,7 @@ class Talk:
     """A conditioning, chunk after chunk."""
 
     encode: Encoder = field(default_factory=Encoder)
-    state: Conditioning = field(default_factory=Conditioning)
+    state: PromptState = field(default_factory=PromptState)
 
     def ask(
         self,
@@ -48,14 +48,14 @@ class Talk:
         steps: int = 0,
         method: Interpolation = "linear",
         mix: Interpolation = "linear",
-    ) -> Conditioning:
+    ) -> PromptState:
         transition = None if to is None else TransitionRequest(listed(to), steps, method)
         self.state = self.state.next(PromptRequest(listed(prompts), mix, transition), self.encode)
         return self.state
 
     def forget(self) -> None:
         """What the loop does when a chunk begins with `init_cache`."""
-        self.state = Conditioning()
+        self.state = PromptState()
 
     def shows(self, text: str) -> bool:
         assert self.state.embedding is not None

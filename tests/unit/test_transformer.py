@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from export.graphs.transformer import TextKV, Transformer, empty_caches, pad_prompt
+from export.pytorch.pipeline import stream_sizes
+from streaming.cache.attention_bias import HIDDEN, visible
 from streaming.checkpoints.config import TransformerConfig
+from streaming.conditioning.conditions import Conditions
 from streaming.errors import WanstreamError
 from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
-from streaming.network.transformer import HIDDEN, LatentTransformer, visible
+from streaming.network.transformer import TransformerCall
 from tests.random_weights import randomized
 
 CONFIG = TransformerConfig(
@@ -27,8 +30,31 @@ CROSS_KV = randomized(TextKV(CONFIG))(torch.randn(1, 6, 12, generator=torch.Gene
 Layers = list[Tensor]
 
 
-def latent_form(transformer: Transformer) -> LatentTransformer:
-    return LatentTransformer(lambda inputs: transformer(*inputs.values()), CONFIG.head_dim, CONFIG.freq_dim)
+def call(
+    transformer: Transformer,
+    latents: Tensor,
+    timestep: Tensor,
+    positions: Sequence[int],
+    kv: Sequence[Tensor],
+    bias: Tensor | None = None,
+    cached_positions: Sequence[int] = (),
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Flow, and new keys and values; without a bias all keys are seen."""
+    past, new = kv[0].shape[2], latents.shape[1] * TOKENS
+    made = TransformerCall(
+        stream_sizes(CONFIG),
+        latents,
+        timestep,
+        positions,
+        Conditions(CROSS_KV),
+        kv,
+        visible(range(past), past, new) if bias is None else bias,
+        cached_positions,
+    )
+    signature = transformer.signature(past)
+    inputs = made.inputs([spec.name for spec in signature.inputs])
+    flow, *new_kv = transformer(**signature.arguments(inputs.values()))
+    return made.flow(flow), new_kv
 
 
 def random_latents(frames: int, seed: int) -> Tensor:
@@ -50,7 +76,7 @@ def denoise(
 ) -> tuple[Tensor, Sequence[Tensor]]:
     frames = latents.shape[1]
     t = torch.full((1, frames), 500.0) if timestep is None else timestep
-    return latent_form(ROPED)(latents, t, range(start, start + frames), CROSS_KV, kv, bias)
+    return call(ROPED, latents, t, range(start, start + frames), kv, bias)
 
 
 def assert_same(actual: tuple[Tensor, Sequence[Tensor]], expected: tuple[Tensor, Sequence[Tensor]]) -> None:
@@ -124,12 +150,10 @@ def test_keys_may_be_cached_before_the_rotary_encoding(past: int, frames: int, s
     new_positions = range(start + past, start + past + frames)
     flows = []
     for transformer in (ROPED, UNROPED):
-        unroped = transformer.unroped_cache
-        call, nothing = latent_form(transformer), random_cache(0, seed)
-        _, kv = call(old, clean, old_positions, CROSS_KV, nothing, None, [] if unroped else None)
+        _, kv = call(transformer, old, clean, old_positions, random_cache(0, seed))
         kv = [layer[:, :, : past * TOKENS] for layer in kv]
-        cached = old_positions[:past] if unroped else None
-        flows.append(call(new, noisy, new_positions, CROSS_KV, kv, None, cached)[0])
+        cached = old_positions[:past]
+        flows.append(call(transformer, new, noisy, new_positions, kv, cached_positions=cached)[0])
 
     torch.testing.assert_close(flows[1], flows[0], rtol=1e-4, atol=1e-5)
 
@@ -167,7 +191,7 @@ def test_a_constant_added_to_all_positions_changes_nothing() -> None:
     latents = random_latents(3, 0)
     t, nothing = torch.full((1, 3), 500.0), random_cache(0, 0)
 
-    flows = [latent_form(ROPED)(latents, t, range(s, s + 3), CROSS_KV, nothing)[0] for s in (0, 500)]
+    flows = [call(ROPED, latents, t, range(s, s + 3), nothing)[0] for s in (0, 500)]
 
     torch.testing.assert_close(flows[0], flows[1], rtol=1e-3, atol=1e-4)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from export.checkpoints.checkpoints import checkpoint_shapes
 from export.checkpoints.load import load_vae
+from export.graphs.signature import Values, example
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.vae import VaeConfig, WanVae
-from export.graphs.vae_graphs import Autoencoder, Caches, DecoderGraph, EncoderGraph, decode, encode
+from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph, decode, encode
 from streaming.checkpoints.files import CheckpointError
 from streaming.errors import WanstreamError
 from streaming.network.video import TINY_GROUPS, WAN_GROUPS, FrameGroups
@@ -70,7 +71,7 @@ def test_encoding_in_calls_equals_encoding_at_once(name: str, groups: list[int],
     lengths = [first - vae.groups.later + vae.groups.first, *later]
     whole_z, whole_mu, whole_caches = encode(vae, clip)
 
-    caches: Caches | None = None
+    caches: Values | None = None
     zs, mus = [], []
     for part in parts(clip, lengths):
         z, mu, caches = encode(vae, part, caches)
@@ -89,7 +90,7 @@ def test_decoding_in_calls_equals_decoding_at_once(name: str, lengths: list[int]
     z = latents(vae, sum(lengths), seed)
     whole, whole_caches = decode(vae, z, clamp=False)
 
-    caches: Caches | None = None
+    caches: Values | None = None
     frames = []
     for part in parts(z, lengths):
         clip, caches = decode(vae, part, caches, clamp=False)
@@ -116,7 +117,7 @@ def test_a_stream_in_the_form_for_the_cpu_is_the_same(name: str) -> None:
         for i, part in enumerate(parts):
             graph = graph_class(vae, first=i == 0, form="cpu")
             names = [spec.name for spec in graph.signature(HEIGHT, WIDTH).outputs]
-            values = dict(zip(names, graph(part, *caches), strict=True))
+            values = dict(zip(names, graph(part, tuple(caches)), strict=True))
             caches = [value for key, value in values.items() if key.startswith("new_cache_")]
             outputs.append(values["mu"] if "mu" in values else values["frames"])
         results.append(torch.cat(outputs, dim=2))
@@ -178,15 +179,15 @@ def test_a_graph_gives_the_tensors_that_its_signature_names(
     signature = graph.signature(HEIGHT, WIDTH)
     sizes = {"F": 2, "T": 2 * vae.groups.later}
 
-    outputs = graph(*signature.example(sizes))
+    outputs = graph(**signature.arguments(signature.example(sizes)))
 
-    assert [tuple(t.shape) for t in outputs] == [tuple(s.example(sizes).shape) for s in signature.outputs]
+    shapes = [tuple(example(spec, sizes).shape) for spec in signature.outputs]
+    assert [tuple(t.shape) for t in outputs] == shapes
     new_caches = [spec for spec in signature.outputs if spec.name.startswith("new_cache_")]
-    taken = signature.inputs[len(signature.inputs) - signature.caches :]
-    assert signature.caches == (0 if first else len(new_caches))
-    assert [(f"new_{spec.name}", spec.shape) for spec in taken] == [
-        (spec.name, spec.shape) for spec in new_caches[: signature.caches]
-    ]
+    taken = [spec for spec in signature.inputs if spec.group == "cache"]
+    assert [(f"new_{spec.name}", spec.shape) for spec in taken] == (
+        [] if first else [(spec.name, spec.shape) for spec in new_caches]
+    )
 
 
 # Channels of each slot, and the picture's height over the slot's, by the tables of wan.md 5.5 and 5.6.

@@ -9,11 +9,12 @@ import torch
 from onnxruntime import InferenceSession
 from torch import Tensor
 
-from export.graphs.signature import TensorSpec
+from export.graphs.signature import example
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
+from streaming.network.inputs import TensorSpec
 from tests.random_weights import randomized
 from tests.unit.graph_rules import assert_exportable
 
@@ -28,7 +29,7 @@ HEIGHT, WIDTH = 16, 24
 
 def random_inputs(specs: Sequence[TensorSpec], sizes: dict[str, int]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.rand(spec.example(sizes).shape, generator=generator) for spec in specs)
+    return tuple(torch.rand(example(spec, sizes).shape, generator=generator) for spec in specs)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "next"])
@@ -41,12 +42,14 @@ def test_an_autoencoder_graph_exports_for_any_number_of_frames(
     signature = graph.signature(HEIGHT, WIDTH)
 
     program = assert_exportable(
-        graph, signature.example({"F": 2, "T": 8}), signature.dynamic_shapes() if not first else None
+        graph,
+        signature.arguments(signature.example({"F": 2, "T": 8})),
+        signature.dynamic_shapes() if not first else None,
     )
 
     for frames in (2, 3) if graph_class is EncoderGraph else (1, 3):
-        inputs = random_inputs(signature.inputs, {"F": frames, "T": 4 * frames})
-        torch.testing.assert_close(program.module()(*inputs), graph(*inputs), rtol=1e-4, atol=1e-5)
+        given = signature.arguments(random_inputs(signature.inputs, {"F": frames, "T": 4 * frames}))
+        torch.testing.assert_close(program.module()(**given), graph(**given), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +62,8 @@ def test_an_encoder_in_onnx_is_right_for_one_latent_frame_too(vae: Autoencoder, 
     path = tmp_path / "graph.onnx"
     torch.onnx.export(
         graph,
-        signature.example({"F": 2, "T": 8}),
-        path,
+        f=path,
+        kwargs=signature.arguments(signature.example({"F": 2, "T": 8})),
         dynamo=True,
         opset_version=20,
         dynamic_shapes=signature.dynamic_shapes(),
@@ -74,7 +77,7 @@ def test_an_encoder_in_onnx_is_right_for_one_latent_frame_too(vae: Autoencoder, 
     outputs = InferenceSession(path).run([spec.name for spec in signature.outputs], feed)
 
     actual = tuple(torch.from_numpy(output) for output in outputs)
-    torch.testing.assert_close(actual, graph(*inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, graph(**signature.arguments(inputs)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("graph_class", [EncoderGraph, DecoderGraph])
@@ -101,9 +104,12 @@ def test_the_text_encoder_exports_for_any_number_of_prompts() -> None:
     )
     signature = encoder.signature()
 
-    program = assert_exportable(encoder, signature.example({"B": 2}), signature.dynamic_shapes())
+    arguments = signature.arguments(signature.example({"B": 2}))
+    program = assert_exportable(encoder, arguments, signature.dynamic_shapes())
 
     for prompts in (1, 3):
         ids = torch.arange(12 * prompts).reshape(prompts, 12) % 20
         mask = (torch.arange(12) < torch.arange(1, prompts + 1)[:, None]).long()
-        torch.testing.assert_close(program.module()(ids, mask), encoder(ids, mask), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            program.module()(ids=ids, mask=mask), encoder(ids, mask), rtol=1e-4, atol=1e-5
+        )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from export.checkpoints.checkpoints import load_weights
-from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer, pad_prompt
+from export.pytorch.engine import ModuleEngine
 from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import Patch, TransformerConfig
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
@@ -176,13 +176,9 @@ def torch_engines(stream: StreamCase) -> tuple[Engine, Engine]:
     """Transformer and text side of a case as PyTorch modules."""
     transformer, text_kv = torch_modules(stream)
     return (
-        TorchEngine(transformer, *names(transformer.signature(0))),
-        TorchEngine(text_kv, *names(text_kv.signature())),
+        ModuleEngine(transformer, transformer.signature(0)),
+        ModuleEngine(text_kv, text_kv.signature()),
     )
-
-
-def names(signature: Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return tuple(spec.name for spec in signature.inputs), tuple(spec.name for spec in signature.outputs)
 
 
 def replay_stream(
@@ -232,7 +228,7 @@ def assert_decisions(
 def assert_tensors(case: GoldenCase, k: int, chunk: ChunkCase, replay: StreamReplay) -> None:
     """Latents before and after denoising, flow and x_0 of its steps, the prompt embedding; as recorded."""
     seen, model = replay.seen, replay.model
-    embedding = replay.stream.session.conditioning.embedding
+    embedding = replay.stream.session.prompt.embedding
     assert embedding is not None, f"{case}: chunk {k} has no prompt embedding"
     results = {f"step{k}.out.latents": torch.cat(seen.latents, dim=1), chunk.embedding: embedding}
     for j, timestep in enumerate(chunk.timesteps):

@@ -1,7 +1,7 @@
 """Replays of the transformer: one pass over all frames, a stream with the cache of wan.md 3.3, key bias."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,35 +10,47 @@ from torch import Tensor
 
 from export.checkpoints.checkpoints import Checkpoint, load_weights
 from export.graphs.transformer import SelfAttention, TextKV, Transformer, empty_caches, pad_prompt
+from export.pytorch.pipeline import stream_sizes
+from streaming.cache.attention_bias import visible
 from streaming.checkpoints.config import TransformerConfig
+from streaming.conditioning.conditions import Conditions
 from streaming.network.tokens import rope_tables
-from streaming.network.transformer import LatentTransformer, visible
+from streaming.network.transformer import TransformerCall
 from streaming.schedule import FlowSchedule
 from tests.golden.case import GoldenCase
 from tests.golden.place import Place, in_torch
 
 CrossKV = Callable[[Tensor], Sequence[Tensor]]
+Results = tuple[Tensor, list[Tensor]]
+Run = Callable[..., Results]
 
 
 def load(
     case: GoldenCase, place: Place, weights: Checkpoint | None = None
-) -> tuple[TransformerConfig, LatentTransformer, CrossKV]:
-    """The two graphs of a case, filled by the loader of real checkpoints. weights: others than the case's."""
+) -> tuple[TransformerConfig, Run, CrossKV]:
+    """The two graphs of a case, filled by the loader of real checkpoints; the transformer gives flow and keys
+    and values. weights: others than the case's.
+    """
     config = TransformerConfig.from_json(case.config)
     with torch.device("meta"):
         transformer, text_kv = Transformer(config), TextKV(config)
     load_weights(weights or case.checkpoint(), transformer, text_kv)
 
-    def run(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        _, B, S, *_ = inputs["kv_00"].shape
-        tokens = inputs["tokens"].shape[1] // inputs["time_sin"].shape[1]  # of a latent frame
+    def run(latents: Tensor, timestep: Tensor, cross_kv: Sequence[Tensor], **rest: Any) -> Results:
+        conditions = Conditions(tuple(cross_kv))
+        call = TransformerCall(stream_sizes(config), latents, timestep, conditions=conditions, **rest)
+        _, B, S, *_ = call.kv[0].shape
+        tokens = call.tokens.shape[1] // latents.shape[1]  # of a latent frame
         sizes = {"F": 2, "T": 2 * tokens, "S+T": S + 2 * tokens}
-        return place(transformer, transformer.signature(S, B), sizes)(*inputs.values())
+        signature = transformer.signature(S, B)
+        inputs = call.inputs([spec.name for spec in signature.inputs])
+        flow, *new_kv = place(transformer, signature, sizes)(*inputs.values())
+        return call.flow(flow), new_kv
 
     def cross_kv(embedding: Tensor) -> Sequence[Tensor]:
         return place(text_kv, text_kv.signature(embedding.shape[0]), {})(embedding)
 
-    return config, LatentTransformer(run, config.head_dim, config.freq_dim, config.patch_size), cross_kv
+    return config, run, cross_kv
 
 
 def replay_bidirectional(case: GoldenCase, place: Place = in_torch) -> None:
@@ -51,7 +63,8 @@ def replay_bidirectional(case: GoldenCase, place: Place = in_torch) -> None:
 
     new_tokens = F * (latents.shape[3] // config.patch_size[1]) * (latents.shape[4] // config.patch_size[2])
     bias = visible((), 1, new_tokens).expand(B, -1, -1, -1)
-    flow, _ = transformer(latents, timestep, range(F), cross_kv, empty_caches(config, 1, latents, B), bias)
+    cache = empty_caches(config, 1, latents, B)
+    flow, _ = transformer(latents, timestep, cross_kv, positions=range(F), kv=cache, key_bias=bias)
 
     case.assert_close("out.flow", flow.transpose(1, 2))
 
@@ -115,8 +128,10 @@ def replay_causal(case: GoldenCase, place: Place = in_torch) -> None:
         positions = range(first, first + latents.shape[1])
         cache.start_call(step["current_start"], new_tokens)
 
-        flow, new_kv = transformer(latents, timestep, positions, cross_kv, cache.layers, cache.key_bias())
-        cache.write(list(new_kv))
+        flow, new_kv = transformer(
+            latents, timestep, cross_kv, positions=positions, kv=cache.layers, key_bias=cache.key_bias()
+        )
+        cache.write(new_kv)
 
         case.assert_close(f"step{k}.out.flow", flow)
         case.assert_close(f"step{k}.out.x0", schedule.to_x0(flow, latents, timestep))

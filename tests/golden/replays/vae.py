@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from export.checkpoints.checkpoints import load_weights
-from export.graphs.signature import Signature
+from export.graphs.signature import Signature, Values
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import (
     Autoencoder,
     AutoencoderGraph,
-    Caches,
     DecoderGraph,
     EncoderGraph,
     Prepare,
@@ -84,7 +83,7 @@ def at_size(place: Place, vae: Autoencoder) -> Prepare:
         place.vae = vae
 
     def prepare(graph: AutoencoderGraph) -> Call:
-        def call(x: Tensor, *caches: Tensor) -> Sequence[Tensor]:
+        def call(x: Tensor, caches: Values = ()) -> Sequence[Tensor]:
             scale = vae.spatial_factor if isinstance(graph, DecoderGraph) else 1
             signature = graph.signature(x.shape[3] * scale, x.shape[4] * scale)
             return place(graph, signature, {"F": 2, "T": 2 * TEMPORAL_FACTOR})(x, *caches)
@@ -128,7 +127,9 @@ def decode_first(case: GoldenCase, place: Place = in_torch) -> None:
     prepare = at_size(place, vae)
 
     pixels, *caches = prepare(DecoderGraph(vae, first=True, clamp=False))(case.tensors["in.latents"])
-    later, *_ = prepare(DecoderGraph(vae, first=False, clamp=False))(case.tensors["in.next_latents"], *caches)
+    later, *_ = prepare(DecoderGraph(vae, first=False, clamp=False))(
+        case.tensors["in.next_latents"], tuple(caches)
+    )
 
     case.assert_equal("number of caches", len(caches), case.config["cache_count"])
     results = {"out.pixels_unclamped": pixels, "out.next_pixels_unclamped": later}
@@ -138,7 +139,7 @@ def decode_first(case: GoldenCase, place: Place = in_torch) -> None:
 def decode_stream(case: GoldenCase, place: Place = in_torch) -> None:
     vae = wan_vae(case)
     prepare = at_size(place, vae)
-    caches: Caches | None = None
+    caches: Values | None = None
 
     for k, step in enumerate(case.steps):
         latents = case.tensors[f"step{k}.in.latents"]
@@ -153,7 +154,7 @@ def decode_stream(case: GoldenCase, place: Place = in_torch) -> None:
 def encode_stream(case: GoldenCase, place: Place = in_torch) -> None:
     vae = wan_vae(case)
     prepare = at_size(place, vae)
-    caches: Caches | None = None
+    caches: Values | None = None
 
     for k, step in enumerate(case.steps):
         frames = case.tensors[f"step{k}.in.pixels"]
@@ -169,7 +170,7 @@ class TinyStream:
     def __init__(self, vae: Autoencoder, place: Place) -> None:
         self.vae, self.place = vae, place
         self.prepare = at_size(place, vae)
-        self.caches: dict[str, Caches | None] = {"encode": None, "decode": None}
+        self.caches: dict[str, Values | None] = {"encode": None, "decode": None}
 
     def encode(self, pixels: Tensor) -> Tensor:
         z, _, self.caches["encode"] = encode(self.vae, pixels, self.caches["encode"], self.prepare)
