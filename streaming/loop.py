@@ -22,7 +22,7 @@ from streaming.network.video import input_clip
 from streaming.noise import Draw, NoiseSource, motion_noise_scale
 from streaming.schedule import first_video_step
 from streaming.session import Session
-from streaming.specs import VIDEO, CachedKeys, OnPromptChange
+from streaming.specs import TEXT, VIDEO, CachedKeys, OnPromptChange
 from streaming.triton.sessions import ChunkCancelled, Images
 
 
@@ -74,7 +74,7 @@ def generate_chunk(
     chunk = replace(session)
     begin(model, chunk, request, step)
     draw = noise.chunk(chunk.seed + chunk.start)
-    latents, steps = first_latents(model, chunk, request, draw, step)
+    latents, steps = INPUT_STEPS[request.mode](model, chunk, request, draw, step)
     frames = latents.shape[1]
     CACHE_STEPS[model.spec.cached_keys].prepare(model, chunk, frames, step)
     x_0 = denoise(model, chunk, latents, steps, draw, step)
@@ -117,17 +117,23 @@ def reset_due(model: StreamModel, chunk: Session, request: ChunkRequest) -> bool
     return positions_end or (jumped and request.manage_cache and request.mode == VIDEO)
 
 
-def first_latents(
+def from_noise(
     model: StreamModel, chunk: Session, request: ChunkRequest, draw: Draw, step: StepTimer
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """What denoising starts from, [1, F, C, h, w], and its timesteps (pipelines-common.md 5, 7, 8)."""
-    spec, first = model.spec, chunk.start == 0
-    if request.mode != VIDEO:
-        frames = spec.chunk_frames(request.mode, first)
-        return model.place(draw(model.latents_shape(frames))), request.steps
+    """Pure noise, and all steps."""
+    frames = model.spec.chunk_frames(request.mode, first=chunk.start == 0)
+    return model.place(draw(model.latents_shape(frames))), request.steps
+
+
+def from_video(
+    model: StreamModel, chunk: Session, request: ChunkRequest, draw: Draw, step: StepTimer
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Encoded input pictures with noise added; the first step follows from how much."""
+    spec = model.spec
     if request.video is None or len(request.video) == 0:
         raise WanstreamError("Video mode needs pictures: start a camera or a video, or switch to text mode.")
-    clip = input_clip(request.video, model.height, model.width, spec.input_frames(first))
+    frames = spec.input_frames(first=chunk.start == 0)
+    clip = input_clip(request.video, model.height, model.width, frames)
     scale = request.noise_scale
     if request.noise_controller:
         scale = motion_noise_scale(clip, chunk.last_input, spec.frames_per_chunk, scale)
@@ -141,6 +147,11 @@ def first_latents(
     )
     latents = model.place(draw(z.shape)) * scale + z * (1 - scale)
     return latents, (first_video_step(scale), *request.steps[1:])
+
+
+# What denoising starts from, latents [1, F, C, h, w], and its timesteps (pipelines-common.md 5, 7, 8).
+InputStep = Callable[[StreamModel, Session, ChunkRequest, Draw, StepTimer], tuple[Tensor, tuple[int, ...]]]
+INPUT_STEPS: dict[str, InputStep] = {TEXT: from_noise, VIDEO: from_video}  # by mode
 
 
 def denoise(
