@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from export.checkpoints.demo import random_weights, write_demo_models
+from gateway.files.models.artifacts import ARTIFACTS, is_directory
+from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES
 from streaming.engines.load_plan import LoadPlan, TorchPlan
 from streaming.specs import SPECS
 from tests.engines import SIZE, TRANSFORMER, VAE
+from tests.hub_double import HubDouble
 
 
 def write_small(models: Path) -> Path:
@@ -26,3 +32,48 @@ def torch_load_plan(models: Path, pipeline: str, **changes: Any) -> LoadPlan:
         "base_seed": SPECS[pipeline].base_seed,
     }
     return LoadPlan(**values | changes)
+
+
+def write_released_layout(models: Path) -> Path:
+    """The files of every pipeline as their authors nest, name and store them (wan.md 7), tiny networks.
+
+    A generator below a name, keys behind `model.`, adapters plain or below a name, a text encoder in float8.
+    """
+    write_small(models)
+    weights = random_weights(TRANSFORMER, VAE, SIZE)
+    prefixed = {f"model.{key}": value for key, value in weights.transformer.items()}
+    generator = {"generator": prefixed}
+    for pipeline, state in {
+        "longlive": generator,
+        "streamdiffusionv2": generator | {"generator_ema": weights.transformer},
+        "memflow": generator,
+        "reward-forcing": weights.transformer,
+    }.items():
+        torch.save(state, models / TRANSFORMER_FILES[pipeline].weights)
+    halves = {key: value.to(torch.bfloat16) for key, value in prefixed.items()}
+    save_file(halves, models / TRANSFORMER_FILES["krea-realtime-video"].weights)
+    for pipeline, entry in {"longlive": "generator_lora", "memflow": None}.items():
+        adapter = TRANSFORMER_FILES[pipeline].adapter
+        assert adapter is not None
+        path = models / adapter[0]
+        lora = torch.load(path, weights_only=True)["generator_lora"]
+        torch.save({entry: lora} if entry else lora, path)
+    text = {
+        key: value.to(torch.bfloat16 if value.ndim == 1 else torch.float8_e4m3fn)
+        for key, value in weights.text_encoder.items()
+    }
+    save_file(text, models / TEXT_ENCODER)
+    for name in ("special_tokens_map.json", "spiece.model"):
+        (models / TOKENIZER / name).write_text("{}")
+    (models / "WanVideo_comfy" / "Wan2_1-VACE_module_1_3B_bf16.safetensors").write_bytes(b"not read yet")
+    return models
+
+
+def publish(hub: HubDouble, models: Path, pipeline: str) -> None:
+    """Put the files of a pipeline on the hub, with some that nobody wants."""
+    for artifact in ARTIFACTS[pipeline]:
+        files = hub.repositories.setdefault(artifact.repository_id(), {"README.md": b"not wanted"})
+        root = models / artifact.repository
+        for name in artifact.files:
+            paths = (root / name).rglob("*") if is_directory(name) else [root / name]
+            files |= {str(path.relative_to(root)): path.read_bytes() for path in paths if path.is_file()}
