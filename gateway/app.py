@@ -25,6 +25,7 @@ from gateway.http.origins import OriginPolicy, guard_origins
 from gateway.http.page_policy import protect_pages
 from gateway.http.trailing_slash import without_slash
 from gateway.http.uploads import take_bodies_in_pieces
+from gateway.local_video.service import LocalVideo
 from gateway.logs import Logs
 from gateway.metrics import Metrics
 from gateway.osc.paths import SCRIPT, STYLE
@@ -36,6 +37,7 @@ from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
 from gateway.routes.general import general_blueprint
 from gateway.routes.ice import ice_blueprint
+from gateway.routes.local_video import local_video_blueprint
 from gateway.routes.logs import logs_blueprint
 from gateway.routes.loras import loras_blueprint
 from gateway.routes.models import models_blueprint
@@ -82,6 +84,7 @@ class Services:
     ice: IceServers
     logs: Logs
     osc: OscServer
+    local_video: LocalVideo
 
 
 def create_app(config: Config, serving: Serving) -> Quart:
@@ -113,7 +116,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     policy = OriginPolicy(config)
     app.extensions["wanstream"] = services
     for blueprint in (
-        general_blueprint(serving, VERSION, config.git_commit),
+        general_blueprint(serving, services.local_video, VERSION, config.git_commit),
         docs_blueprint(),
         logs_blueprint(services.logs),
         pipelines_blueprint(services.pipelines, services.loader, access),
@@ -122,6 +125,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         models_blueprint(services.models),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.streams, services.sessions),
+        local_video_blueprint(services.local_video, services.streams),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
         sessions_blueprint(services.streams, services.sessions, serving),
@@ -157,6 +161,8 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics = Metrics(VERSION, config.git_commit)
     streams = Streams(pipelines, metrics, config.directories.assets, config.limits)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
+    local_video = LocalVideo(streams, ndi_allowed=config.ndi_allowed)
+    streams.on_wish = local_video.wish
     osc = OscServer(config.osc, config.osc_address, streams, pipelines)
     metrics.watch(pipelines, streams, sessions)
     metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
@@ -177,6 +183,7 @@ def _services(config: Config, serving: Serving) -> Services:
         ice=ice,
         logs=Logs(config.directories.logs),
         osc=osc,
+        local_video=local_video,
     )
 
 
@@ -233,6 +240,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
         steps: list[Callable[[], Any]] = [
             *([autoload.close] if autoload else []),
             services.osc.close,
+            services.local_video.close,
             services.streams.close,
             services.sessions.close,
             services.publishers.close,

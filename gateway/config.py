@@ -164,6 +164,11 @@ class Config:
     drain_s: float = 0.0  # how long SIGTERM waits for open sessions
     git_commit: str = "unknown"
     osc: Osc = Osc()
+    ndi: bool | None = None  # None: unless a token is asked for, which NDI knows nothing of
+
+    @property
+    def ndi_allowed(self) -> bool:
+        return self.secrets.access_token is None if self.ndi is None else self.ndi
 
     @property
     def osc_address(self) -> tuple[str, int] | None:
@@ -228,6 +233,7 @@ class Config:
             drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
             git_commit=values.get("WANSTREAM_REVISION", "unknown"),
             osc=_osc(values),
+            ndi=_switch(values, "WANSTREAM_NDI", "off") if "WANSTREAM_NDI" in values else None,
         )
 
 

@@ -105,6 +105,12 @@ install_npm_clients() {
     cp tests/server/npm/package-lock.json "$venv/npm/installed.json"
 }
 
+# Not among the pinned packages: NDI's library has a licence of its own, and only the tests need it here.
+install_ndi() {
+    echo "setup: installing cyndilib with the NDI library, under the licence of the NDI SDK (scripts/ndi.txt)"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -r scripts/ndi.txt
+}
+
 test_tools() {
     command -v chromium && command -v turnserver && command -v tc && command -v iptables && command -v promtool \
         && has_gstreamer && has_npm_clients
@@ -138,10 +144,10 @@ if [ "$role" = containers ]; then
 fi
 
 stamp=$venv/.wanstream-$role
-wanted=$(cat pyproject.toml constraints.txt scripts/modelopt.txt scripts/setup.sh | sha256sum)
+wanted=$(cat pyproject.toml constraints.txt scripts/modelopt.txt scripts/ndi.txt scripts/setup.sh | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     install_environment
-    if [ "$role" = test ]; then install_modelopt; fi
+    if [ "$role" = test ]; then install_modelopt; install_ndi; fi
     install_libraries
     echo "$wanted" > "$stamp"
 elif [ "$role" = test ] && ! test_tools >/dev/null 2>&1; then

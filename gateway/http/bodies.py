@@ -188,3 +188,20 @@ class OscPaths(BaseModel):
     active: dict[str, list[OscPath]]
     available: dict[str, list[OscPath]]
     active_pipeline_ids: list[str]
+
+
+class LocalSinkBody(BaseModel):
+    enabled: bool
+    name: str | None = Field(None, description="under which other programs find it; null: the usual one")
+
+
+class LocalSinkState(_Body):
+    """With `state`, `width`, `height`, `frames`, `dropped` and `since` while it is enabled."""
+
+    enabled: bool
+    kind: str
+    name: str | None = None
+
+
+class LocalSenders(BaseModel):
+    senders: list[str]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from gateway.osc.limits import Limits
 from gateway.osc.wire import Bundle, Impulse, Message, OscError, decode
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameter_checks import fold
+from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from gateway.stream.streams import ALL, Streams
 from gateway.waiting import end
@@ -29,7 +30,6 @@ _MAX_WAITING: Final = 256  # bundles whose time has not come
 _MAX_RECENT: Final = 50
 _MAX_LISTENERS: Final = 16
 _MAX_UNREAD: Final = 1000  # commands of a listener that does not read
-_NEWS_S: Final = 0.1  # between two messages to the others about what changed
 _HINTS: Final = ("plain_words",)  # what is no refusal
 
 
@@ -45,8 +45,13 @@ class _Update:
 class OscServer:
     """Parameters of streams by OSC.
 
-    Nothing is ever answered: whoever sends may have written any address on it.
+    Nothing is ever answered: whoever sends may have written any address on it. To streams it is a control
+    that always drives.
     """
+
+    id = "osc"
+    role: Role = "driver"
+    label = "OSC"
 
     def __init__(
         self, settings: Osc, address: tuple[str, int] | None, streams: Streams, pipelines: Pipelines
@@ -62,7 +67,6 @@ class OscServer:
         self._updates: dict[str, _Update] = {}
         self._arrived = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
-        self._news: dict[str, Values] = {}  # by stream: what changed since its controls were told
         self._applying: asyncio.Task[None] | None = None
         self._recent: deque[dict[str, Any]] = deque(maxlen=_MAX_RECENT)
         self._listeners: set[asyncio.Queue[dict[str, Any]]] = set()
@@ -129,6 +133,9 @@ class OscServer:
                 yield await queue.get()
         finally:
             self._listeners.discard(queue)
+
+    def notify(self, message: Mapping[str, Any]) -> None:
+        """Nobody is told anything by OSC."""
 
     def receive(self, datagram: bytes, sender: str) -> None:
         """Take a datagram; whatever it is, it is counted and never raises."""
@@ -234,35 +241,13 @@ class OscServer:
 
     async def _apply(self, update: _Update) -> None:
         try:
-            problems = await update.stream.update(update.values)
+            problems = await update.stream.update(update.values, by=self)
         except Exception:  # task boundary: later messages must go on to be heard
             logger.exception("[%s] Parameters by OSC could not be applied", update.stream.id)
             return
-        refused = [p for p in problems if p["type"] not in _HINTS]
-        for problem in refused:
-            self._refuse("refused", update.addresses.get(_parameter(problem), ""))
-        names = {_parameter(problem) for problem in refused}
-        applied = {key: value for key, value in update.values.items() if key not in names}
-        if applied:
-            self._tell_others(update.stream, applied)
-
-    def _tell_others(self, stream: Stream, values: Values) -> None:
-        """Tell what changed, at most 10 times per second: faders move faster than anybody looks."""
-        if stream.id in self._news:
-            self._news[stream.id] |= values
-            return
-        stream.notify(_updated(values))
-        self._news[stream.id] = {}
-        self._later(_NEWS_S, lambda: self._tell_rest(stream))
-
-    def _tell_rest(self, stream: Stream) -> None:
-        values = self._news.pop(stream.id)
-        if values:
-            self._tell_others(stream, values)
-
-
-def _updated(values: Values) -> dict[str, Any]:
-    return {"type": "parameters_updated", "parameters": values}
+        for problem in problems:
+            if problem["type"] not in _HINTS:
+                self._refuse("refused", update.addresses.get(_parameter(problem), ""))
 
 
 def _parameter(problem: Problem) -> str:

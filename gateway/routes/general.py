@@ -9,6 +9,7 @@ from quart_schema import hide, tag, validate_response
 
 from gateway.http import bodies
 from gateway.http.openapi import answers
+from gateway.local_video.service import LocalVideo
 from gateway.serving.hardware import hardware_info
 from gateway.serving.interface import Serving
 
@@ -16,7 +17,7 @@ _PAGE = Path(__file__).resolve().parent.parent / "page"
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache", "Expires": "0"}
 
 
-def general_blueprint(serving: Serving, version: str, git_commit: str) -> Blueprint:
+def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, git_commit: str) -> Blueprint:
     bp = Blueprint("general", __name__)
     started = time.time()
 
@@ -38,7 +39,7 @@ def general_blueprint(serving: Serving, version: str, git_commit: str) -> Bluepr
     @validate_response(bodies.HardwareInfo)
     async def hardware() -> bodies.HardwareInfo:
         """GPU memory and texture sharing."""
-        return bodies.HardwareInfo.model_validate(await hardware_info(serving))
+        return bodies.HardwareInfo.model_validate(await hardware_info(serving, local_video))
 
     @bp.get("/")
     @tag(["general"])

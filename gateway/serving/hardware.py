@@ -1,28 +1,21 @@
 """What the machine has, for GET /api/v1/hardware/info."""
 
-import sys
-from typing import Any
+from typing import Any, Final
 
+from gateway.local_video.service import LocalVideo
 from gateway.serving.interface import Serving
 
-_SPOUT_HINT = "Run the gateway natively on Windows to share textures through Spout."
-_GIB = 1 << 30
+_GIB: Final = 1 << 30
 
 
-async def hardware_info(serving: Serving) -> dict[str, Any]:
+async def hardware_info(serving: Serving, local_video: LocalVideo) -> dict[str, Any]:
     """Total memory of GPU 0 in GiB (None without a GPU), and which texture sharing exists (api.md 3.2)."""
     memory = await serving.gpu_memory_bytes()
-    spout = sys.platform == "win32"
+    spout, ndi, syphon = (local_video.availability(kind) for kind in ("spout", "ndi", "syphon"))
     return {
         "vram_gb": None if memory is None else memory[1] / _GIB,
-        "spout_available": spout,
-        "spout": _feature(spout, "Spout is only available on Windows", _SPOUT_HINT),
-        "ndi": _feature(False, "NDI is not supported by this server", None),
-        "syphon": _feature(False, "Syphon is only available on macOS and not supported by this server", None),
+        "spout_available": spout.available,
+        "spout": spout.as_dict(),
+        "ndi": ndi.as_dict(),
+        "syphon": syphon.as_dict(),
     }
-
-
-def _feature(available: bool, reason: str, hint: str | None) -> dict[str, Any]:
-    if available:
-        return {"available": True, "reason": None, "install_hint": None}
-    return {"available": False, "reason": reason, "install_hint": hint}

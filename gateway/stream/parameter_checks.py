@@ -28,6 +28,9 @@ MAX_STEPS: Final = 10
 VACE_IMAGE_KEYS: Final = frozenset({"vace_ref_images", "first_frame_image", "last_frame_image"})
 IMAGE_KEYS: Final = VACE_IMAGE_KEYS | {"images"}
 
+# What a stream is attached to: done at once, and no part of a chunk's parameters.
+WISHES: Final = frozenset({"spout_sender", "spout_receiver", "output_sinks", "input_source"})
+
 _MAX_ENTRIES: Final = 64
 _MAX_VACE_SCALE: Final = 2.0
 _ALIASES: Final = {"spatial_interpolation_method": "prompt_interpolation_method", "seed": "base_seed"}
@@ -64,9 +67,29 @@ class _LoraScale(BaseModel):
     scale: Annotated[Number, Field(ge=-10, le=10)] | None
 
 
-class _Spout(BaseModel):
+_Name = Annotated[Text, Field(max_length=256)]
+
+
+class _LocalSink(BaseModel):
     enabled: bool = False
-    name: Annotated[Text, Field(max_length=256)] = ""
+    name: _Name | None = None  # None: the usual one
+
+
+class _LocalSinks(BaseModel):
+    spout: _LocalSink | None = None
+    ndi: _LocalSink | None = None
+    syphon: _LocalSink | None = None
+
+
+class _SpoutReceiver(BaseModel):
+    enabled: bool = False
+    name: _Name = ""
+
+
+class _InputSource(BaseModel):
+    enabled: bool = True
+    source_type: Literal["spout", "ndi", "syphon"]
+    source_name: _Name | None = None  # None: any
 
 
 def _descending(steps: list[int]) -> list[int]:
@@ -125,8 +148,10 @@ _KINDS: Final[dict[str, Any]] = {
     "vace_enabled": Annotated[bool, Field(description="Let VACE guide the pictures")],
     "vace_use_input_video": Annotated[bool, Field(description="Whether VACE takes the input video")],
     "paused": Annotated[bool, Field(description="Stand still: no new chunks, the last picture is repeated")],
-    "spout_sender": _Spout,
-    "spout_receiver": _Spout,
+    "spout_sender": _LocalSink,
+    "spout_receiver": _SpoutReceiver,
+    "output_sinks": _LocalSinks,
+    "input_source": _InputSource,
     "pipeline_ids": list[str],
     "take_control": bool,
     "hand_over": Annotated[Text, Field(max_length=64)],
@@ -297,7 +322,7 @@ def _accept(
     remark = _without_effect(name, plain, context)
     if remark is not None:
         result.remarks.append(_problem("unavailable", key, remark, plain))
-    elif name not in ("spout_sender", "spout_receiver"):
+    else:
         result.values[name] = plain
         if name in IMAGE_KEYS:
             result.remarks.extend(_undecodable(key, plain, context))
@@ -308,8 +333,6 @@ def _accept(
 
 def _without_effect(name: str, value: Any, context: ParameterContext) -> str | None:
     """Why a valid value cannot do anything on this server or with the loaded pipeline."""
-    if name in ("spout_sender", "spout_receiver") and value["enabled"]:
-        return "Spout is only available on Windows"
     wants_vace = (name == "vace_enabled" or name in VACE_IMAGE_KEYS) and value
     if wants_vace and not context.vace_loaded:
         return (

@@ -13,6 +13,7 @@ from gateway.http.strict_json import JsonError
 from gateway.http.validation import located
 from gateway.stream.parameter_checks import (
     IMAGE_KEYS,
+    WISHES,
     ParameterContext,
     Validated,
     newest_values,
@@ -76,6 +77,7 @@ class ParameterState:
         self._reset = False
         self._lora_scales: dict[str, float] = {}
         self._images: dict[str, Any] = {}
+        self._wishes: dict[str, Any] = {}
         self._hinted = False  # at a notation in a prompt
         self.paused = False
         self.remarks: list[Problem] = []
@@ -107,6 +109,11 @@ class ParameterState:
     def input_mode_chosen(self) -> bool:
         """Whether anybody has said so."""
         return "input_mode" in self._stored
+
+    def take_wishes(self) -> dict[str, Any]:
+        """What was asked for since the last call that concerns the stream's sinks and source."""
+        wishes, self._wishes = self._wishes, {}
+        return wishes
 
     @property
     def reset_pending(self) -> bool:
@@ -225,6 +232,8 @@ class ParameterState:
                 self._reset = self._reset or bool(value)
             elif key == "lora_scales":
                 self._lora_scales |= {entry["path"]: entry["scale"] for entry in value or ()}
+            elif key in WISHES:
+                self._wishes |= {key: value} if value is not None else {}
             elif key in IMAGE_KEYS:
                 self._images.pop(key, None)
                 self._images |= {key: value} if value else {}

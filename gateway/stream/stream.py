@@ -65,6 +65,7 @@ class Stream:
         self._on_closed: list[Callable[[], object]] = []
         self._end: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
+        self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self._updating = asyncio.Lock()  # updates take effect in the order in which they came
         self._running: asyncio.Task[None] | None = None
         self.worker = StreamWorker(
@@ -288,7 +289,12 @@ class Stream:
             self.output.clear()
         if self.state.outdated:
             self.worker.begin_again()
-        return problems
+        return problems + self.fulfil()
+
+    def fulfil(self) -> list[Problem]:
+        """Have the sinks and the source changed as parameters ask for; what cannot be had here."""
+        wishes = self.state.take_wishes()
+        return self.on_wish(self, wishes) if wishes else []
 
     def stop(self, error_message: str | None) -> None:
         """Tell all controls that the stream is over; it closes when they could read that. Idempotent."""

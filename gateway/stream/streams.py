@@ -5,13 +5,13 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.config import Limits
-from gateway.errors import ApiError, ValidationFailed
+from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.http.validation import located, quoted
 from gateway.pipelines.state import Loaded, Pipelines
 from gateway.stream.parameters import ParameterContext, ParameterState
@@ -65,6 +65,7 @@ class Streams:
         self._limits = limits
         self._streams: dict[str, Stream] = {}
         self._totals = Totals()  # without the streams that are still there
+        self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self.draining = False  # no new streams
         self.refused = dict.fromkeys(_REASONS, 0)  # offers, by the reason
 
@@ -154,6 +155,8 @@ class Streams:
         self._streams[chosen] = stream
         self._totals.streams += 1
         stream.on_closed(lambda: self._closed(stream))
+        stream.on_wish = self.on_wish
+        state.remarks += stream.fulfil()
         if kept:
             stream.hold(self)
         elif linger_s > 0:

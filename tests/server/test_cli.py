@@ -367,21 +367,21 @@ async def test_reload_starts_again_with_the_changed_source(tmp_path: Path) -> No
     tree, home = tmp_path / "a tree", tmp_path / "home"
     for name in ("gateway", "streaming", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    hardware = tree / "gateway" / "serving" / "hardware.py"
+    syphon = tree / "gateway" / "local_video" / "syphon.py"
     with started(home, {}, "--reload", directory=tree) as server:
-        before = ndi_reason(server)
-        hardware.write_text(hardware.read_text().replace("is not supported by", "is still not supported by"))
-        await until(lambda: "still" in ndi_reason(server), 60, "restart")
+        before = syphon_reason(server)
+        syphon.write_text(syphon.read_text().replace("is only available on", "is still only available on"))
+        await until(lambda: "still" in syphon_reason(server), 60, "restart")
         code = server.stop(within_s=10)
 
-    assert before == "NDI is not supported by this server"
+    assert before == "Syphon is only available on macOS"
     assert code == 0
 
 
-def ndi_reason(server: ServerProcess) -> str:
-    """A text of gateway/serving/hardware.py; empty while the server is being started again."""
+def syphon_reason(server: ServerProcess) -> str:
+    """A text of gateway/local_video/syphon.py; empty while the server is being started again."""
     try:
         answer = server.client.request("GET", "/api/v1/hardware/info", timeout_s=5)
     except OSError:
         return ""
-    return str(answer.json()["ndi"]["reason"])
+    return str(answer.json()["syphon"]["reason"])

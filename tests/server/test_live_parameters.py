@@ -18,7 +18,7 @@ import pytest_asyncio
 from PIL import Image
 
 from export.onnx.store import EngineStore
-from gateway.stream.parameter_checks import FIELDS
+from gateway.stream.parameter_checks import FIELDS, WISHES
 from gateway.stream.parameters import ParameterContext, ParameterState
 from streaming.engines.engine_set import EngineSet, read_engine_set
 from streaming.engines.served import InProcess, open_model
@@ -104,10 +104,8 @@ CASES = {
     "vace_context_scale": Case({"vace_context_scale": 5}, Effect.NONE, remark="outside 0 to 2"),
     "vace_enabled": Case({"vace_enabled": True}, Effect.NONE, remark=NO_VACE),
     "vace_use_input_video": Case({"vace_use_input_video": False}, Effect.NONE, CAMERA),
-    "spout_sender": Case({"spout_sender": {"enabled": True}}, Effect.NONE, remark="Windows"),
-    "spout_receiver": Case({"spout_receiver": {"enabled": True}}, Effect.NONE, remark="Windows"),
 }
-ELSEWHERE = {"paused", "pipeline_ids"}  # no chunk is made; only in an offer
+ELSEWHERE = {"paused", "pipeline_ids", *WISHES}  # no chunk is made; only in an offer; around the stream
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from gateway.osc.limits import PER_ADDRESS, TOTAL, Limits
 from gateway.osc.server import OscServer
 from gateway.osc.wire import Impulse, OscError
 from gateway.pipelines.state import Pipelines
-from gateway.stream.parameter_checks import FIELDS
+from gateway.stream.parameter_checks import FIELDS, WISHES
 from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.seat import COMMANDS
 from gateway.stream.stream import Stream
 from streaming.errors import WanstreamError
 from streaming.specs import LONGLIVE
@@ -149,11 +150,11 @@ def test_a_wrong_value_is_refused_and_not_remembered(name: str, arguments: list[
 
 
 def test_every_live_parameter_of_a_plain_type_has_an_address() -> None:
-    objects = {"prompts", "transition", "lora_scales", "spout_sender", "spout_receiver"}
+    objects = {"prompts", "transition", "lora_scales"} | WISHES
 
     fields = {key.field for key in KEYS if key.name == key.field}
 
-    assert fields == FIELDS.keys() - objects - {"pipeline_ids"}
+    assert fields == FIELDS.keys() - objects - COMMANDS - {"pipeline_ids"}
 
 
 def test_items_of_a_prompt_are_kept_from_one_message_to_the_next() -> None:

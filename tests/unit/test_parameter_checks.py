@@ -261,13 +261,19 @@ def test_good_lora_scales_survive_bad_neighbours() -> None:
     assert [p["loc"][:2] for p in validated.problems] == [["lora_scales", i] for i in (0, 2, 4)]
 
 
-def test_spout_is_refused_politely_only_when_switched_on() -> None:
-    assert codes({"spout_sender": {"enabled": False, "name": ""}, "spout_receiver": {}}) == []
+def test_sinks_and_sources_of_this_machine_are_no_parameters_of_a_chunk() -> None:
+    wishes = {
+        "spout_sender": {"enabled": True, "name": None},
+        "spout_receiver": {"enabled": False, "name": "X"},
+        "output_sinks": {"spout": None, "ndi": {"enabled": True, "name": "Y"}, "syphon": None},
+        "input_source": {"enabled": True, "source_type": "ndi", "source_name": None},
+    }
 
-    validated = validate({"spout_receiver": {"enabled": True, "name": "X"}}, context(), strict=True)
+    state = ParameterState.open(context(), wishes)
 
-    assert [p["msg"] for p in validated.remarks] == ["Spout is only available on Windows"]
-    assert validated.values == {}
+    assert state.take_wishes() == wishes
+    assert state.take_wishes() == {}
+    assert not wishes.keys() & (state.effective.keys() | state.take_chunk().parameters.keys())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,5 @@
+from syphon import Texture
+
+
+def create_mtl_texture(device: object, width: int, height: int) -> Texture:
+    return Texture(width, height)
