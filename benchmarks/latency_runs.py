@@ -253,16 +253,18 @@ def delays(
 
 def video_encode_ms(record: StreamRecord) -> float | None:
     """CPU ms of the server's VP8 encoder for a picture of this stream, measured in this process."""
-    from gateway.webrtc.aiortc_patches.codecs import TunedVp8Encoder
+    from gateway.config import Bitrate
+    from gateway.stream.encoding.codecs import VideoEncoder
+    from gateway.stream.encoding.rate import RateLimits
 
     if not record.samples:
         return None
-    encoder, times = TunedVp8Encoder(), []
+    encoder, limits, times = VideoEncoder("VP8"), RateLimits(Bitrate()), []
     for number, image in enumerate(record.samples):
         frame = VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts, frame.time_base = number * 6000, VIDEO_TIME_BASE
         began = time.process_time()
-        encoder.encode(frame)
+        encoder.encode(frame.reformat(format="yuv420p"), limits.default(frame.width, frame.height))
         times.append(1000 * (time.process_time() - began))
     return round(statistics.median(times), 2)
 

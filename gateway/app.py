@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from aiortc.codecs.base import Encoder
 from quart import Quart, Response, jsonify, request
 from quart_cors import cors
 from quart_schema import HttpSecurityScheme, Info, QuartSchema
@@ -47,9 +46,9 @@ from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving.interface import Serving
+from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.streams import Streams
 from gateway.threads import separate_threads
-from gateway.webrtc.aiortc_patches.codecs import install_encoders
 from gateway.webrtc.aiortc_patches.consent import install_patient_consent
 from gateway.webrtc.aiortc_patches.decoding import install_decoder
 from gateway.webrtc.aiortc_patches.guards import install_guards
@@ -89,7 +88,6 @@ class Services:
 
 def create_app(config: Config, serving: Serving) -> Quart:
     """The gateway in front of `serving`. Starts to connect to it when the app starts to serve."""
-    install_encoders(config.bitrate)
     install_jitter_buffer()
     install_decoder()
     install_sender()
@@ -159,7 +157,8 @@ def _services(config: Config, serving: Serving) -> Services:
     loader = LoadService(pipelines, config.directories.lora_directories)
     ice = IceServers.from_config(config)
     metrics = Metrics(VERSION, config.git_commit)
-    streams = Streams(pipelines, metrics, config.directories.assets, config.limits)
+    encoding = Encoding(config.bitrate, config.shared_encoders, config.low_tier, metrics.encoding)
+    streams = Streams(pipelines, metrics, config.directories.assets, config.limits, encoding)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
     local_video = LocalVideo(streams, ndi_allowed=config.ndi_allowed)
     streams.on_wish = local_video.wish
@@ -227,7 +226,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
 
     @app.before_serving
     async def start() -> None:
-        separate_threads(Encoder)
+        separate_threads()
         await services.pipelines.serving.start(services.pipelines.lost)
         services.ice.start()
         services.assets.remove_stale()

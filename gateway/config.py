@@ -132,6 +132,8 @@ class Config:
     directories: Directories
     secrets: Secrets = Secrets()
     bitrate: Bitrate = Bitrate()
+    shared_encoders: bool = True  # one for all viewers of a stream and codec; False: one for each viewer
+    low_tier: bool = True  # whether viewers that are too slow for the others are sent smaller pictures
     logging: Logging = Logging()
     host: str = "0.0.0.0"
     port: int = 8000
@@ -199,6 +201,8 @@ class Config:
                 turn_secret=values.get("WANSTREAM_TURN_SECRET"),
             ),
             bitrate=_bitrate(values),
+            shared_encoders=_choice(values, "WANSTREAM_SHARED_ENCODERS", ("on", "off"), "on") == "on",
+            low_tier=_choice(values, "WANSTREAM_LOW_TIER", ("on", "off"), "on") == "on",
             logging=Logging(
                 level=_choice(values, "WANSTREAM_LOG_LEVEL", _LOG_LEVELS, "INFO"),
                 json_lines=_choice(values, "WANSTREAM_LOG_FORMAT", _LOG_FORMATS, "text") == "json",

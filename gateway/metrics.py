@@ -1,5 +1,6 @@
 """Prometheus metrics of the gateway, computed when they are scraped."""
 
+from collections import Counter as Counts
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
@@ -7,10 +8,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.pipelines.state import Pipelines, State
+from gateway.stream.encoding.codecs import CODECS
+from gateway.stream.encoding.encoders import TIERS
+from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
 from gateway.webrtc.sessions import Sessions
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ENCODE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _CHUNK_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -32,6 +37,8 @@ class Metrics:
         self._failed = Counter(
             "wanstream_failed_chunks", "Chunks that failed", ["pipeline"], registry=self._registry
         )
+
+        self.encoding = EncodingMetrics(self._registry)
 
     def chunk_done(self, pipeline: str, seconds: float) -> None:
         self._chunks.labels(pipeline).observe(seconds)
@@ -59,6 +66,56 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(_Constant(lines))
         return generate_latest(self._registry) + generate_latest(registry)
+
+
+class EncodingMetrics:
+    """What encoders and senders report (streams.md 10)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "wanstream_encode_seconds",
+            "Time to encode a picture, for all who see it",
+            ["codec"],
+            buckets=_ENCODE_SECONDS,
+            registry=registry,
+        )
+        self._key_frames = Counter(
+            "wanstream_keyframes", "Key frames that were asked for", ["reason"], registry=registry
+        )
+        self._pli = Counter("wanstream_pli", "Requests of viewers for a key frame", registry=registry)
+        self._nack = Counter(
+            "wanstream_nack_packets", "Packets that viewers asked for again", registry=registry
+        )
+        self._dropped = Counter(
+            "wanstream_viewer_dropped_packets", "Packets that were not taken in time", registry=registry
+        )
+        self._egress = Counter(
+            "wanstream_egress_bytes", "RTP packets sent to viewers, without repeated ones", registry=registry
+        )
+        self._closed = Counter(
+            "wanstream_viewers_closed", "Viewers that were closed", ["reason"], registry=registry
+        )
+
+    def picture_encoded(self, codec: str, seconds: float) -> None:
+        self._seconds.labels(codec).observe(seconds)
+
+    def key_frame_made(self, reason: str) -> None:
+        self._key_frames.labels(reason).inc()
+
+    def picture_lost(self) -> None:
+        self._pli.inc()
+
+    def packets_lost(self, count: int) -> None:
+        self._nack.inc(count)
+
+    def packets_dropped(self, count: int) -> None:
+        self._dropped.inc(count)
+
+    def bytes_sent(self, count: int) -> None:
+        self._egress.inc(count)
+
+    def viewer_closed(self, reason: str) -> None:
+        self._closed.labels(reason).inc()
 
 
 class _Constant(Collector):
@@ -106,6 +163,7 @@ class _ServiceCollector(Collector):
         yield GaugeMetricFamily("wanstream_sessions_connected", "Sessions with media", value=len(fps))
         queued = sum(len(stream.output) for stream in self._streams)
         yield GaugeMetricFamily("wanstream_queued_frames", "Pictures that wait to be shown", value=queued)
+        yield _encoders(self._streams)
         # One series per session would stay in Prometheus for each viewer there ever was.
         yield GaugeMetricFamily(
             "wanstream_session_fps_lowest",
@@ -126,3 +184,13 @@ class _ServiceCollector(Collector):
             ("wanstream_stream_errors", "Streams that ended with an error", totals.errors),
         ):
             yield CounterMetricFamily(name, text, value=value)
+
+
+def _encoders(streams: Iterable[Stream]) -> Metric:
+    """How many encoders run, by codec and tier."""
+    family = GaugeMetricFamily("wanstream_encoders", "Encoders that run", labels=["codec", "tier"])
+    running = Counts((each.codec, each.tier) for stream in streams for each in stream.encoders)
+    for codec in CODECS:
+        for tier in TIERS:
+            family.add_metric([codec, tier], float(running[codec, tier]))
+    return family

@@ -16,7 +16,7 @@ from av import VideoFrame
 
 from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo
 from benchmarks.gpu.common import Result, Row, parse
-from gateway.webrtc.aiortc_patches.codecs import TunedH264Encoder, TunedVp8Encoder
+from gateway.stream.encoding.codecs import VideoEncoder
 
 PICTURES = ((288, 512), (480, 832))
 BITRATE = 2_000_000
@@ -71,19 +71,21 @@ def nvenc(height: int, width: int) -> Encode:
     return encode
 
 
-def vp8(height: int, width: int) -> Encode:
-    encoder = TunedVp8Encoder()
-    encoder.target_bitrate = BITRATE
-    return lambda picture: sum(map(len, encoder.encode(picture)[0]))
+def ours(codec: str) -> Callable[[int, int], Encode]:
+    def make(height: int, width: int) -> Encode:
+        encoder = VideoEncoder(codec)
+        return lambda picture: sum(
+            packet.size for packet in encoder.encode(picture.reformat(format="yuv420p"), BITRATE)
+        )
+
+    return make
 
 
-def x264(height: int, width: int) -> Encode:
-    encoder = TunedH264Encoder()
-    encoder.target_bitrate = BITRATE
-    return lambda picture: sum(map(len, encoder.nal_units(picture, force_keyframe=False)))
-
-
-ENCODERS: dict[str, Callable[[int, int], Encode]] = {"h264_nvenc": nvenc, "libx264": x264, "libvpx": vp8}
+ENCODERS: dict[str, Callable[[int, int], Encode]] = {
+    "h264_nvenc": nvenc,
+    "libx264": ours("H264"),
+    "libvpx": ours("VP8"),
+}
 
 if __name__ == "__main__":
     main()

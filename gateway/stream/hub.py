@@ -1,4 +1,8 @@
-"""Pictures on their way to viewers: how many wait, how fast they are shown, and to whom (api.md 10.2)."""
+"""Pictures on their way to viewers: how many wait, how fast they are shown, and to whom (api.md 10.2).
+
+The hub's clock stamps each picture as it is shown, so timestamps never stand still or go back, for whoever
+looks: across pauses, reloads and changes of size.
+"""
 
 import asyncio
 import time
@@ -6,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gateway.serving.interface import Images
+from gateway.stream.picture import CLOCK_RATE, Picture, YuvConverter
 from gateway.waiting import within
 
 _START_FPS = 30.0
@@ -25,19 +30,24 @@ class Sink:
 
     def __init__(self, hub: "Hub") -> None:
         self._hub = hub
-        self._queue: deque[Images] = deque(maxlen=_SINK_PICTURES)
+        self._queue: deque[Picture] = deque(maxlen=_SINK_PICTURES)
         self.closed = False
         self.frames_dropped = 0  # not asked for in time
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def offer(self, picture: Images) -> None:
+    def offer(self, picture: Picture) -> None:
         """Take a picture that is due now."""
         self.frames_dropped += len(self._queue) == self._queue.maxlen
         self._queue.append(picture)
 
     async def next(self) -> Images | None:
+        """The next picture as uint8 [H, W, 3] RGB, when it is due; see `next_picture`."""
+        picture = await self.next_picture()
+        return None if picture is None else picture.image
+
+    async def next_picture(self) -> Picture | None:
         """The next picture, when it is due; while the stream is paused the last one again. None: no more."""
         while not self._queue:
             if self.closed or self._hub.closed:
@@ -62,6 +72,9 @@ class Hub:
         self._input_fps = input_fps
         self._queue: deque[Images] = deque()
         self._next: Images | None = None  # left the queue, but is not due yet
+        self._repeat = False  # show the last picture again, unless another one comes
+        self._converter = YuvConverter()
+        self._origin: float | None = None  # of timestamps, monotonic seconds
         self._sinks: list[Sink] = []
         self._turn = asyncio.Lock()  # held by the sink that waits for the next picture, on behalf of all
         self._joined = asyncio.Event()  # somebody looks
@@ -70,7 +83,7 @@ class Hub:
         self._chunk_frames = 1
         self._rates: deque[tuple[float, int]] = deque(maxlen=2)  # (seconds, frames) of the last chunks
         self._due = 0.0  # when the next picture is to be shown, monotonic seconds
-        self.last: Images | None = None  # newest picture that was shown
+        self._shown: Picture | None = None  # the newest one
         self.paused = False
         self.closed = False
         self.frames_out = 0
@@ -102,14 +115,25 @@ class Hub:
         """Until somebody looks."""
         await self._joined.wait()
 
+    @property
+    def last(self) -> Images | None:
+        """The newest picture that was shown."""
+        return None if self._shown is None else self._shown.image
+
     def join(self) -> Sink:
         """A new sink; the newest picture waits for it already."""
         sink = Sink(self)
-        if self.last is not None:
-            sink.offer(self.last)
+        if self._shown is not None:
+            self._shown = self._shown.again(self._stamp())
+            sink.offer(self._shown)
         self._sinks.append(sink)
         self._joined.set()
         return sink
+
+    def repeat(self) -> None:
+        """Show the newest picture once more, unless a new one comes: somebody has nothing to look at."""
+        self._repeat = True
+        self._arrived.set()
 
     def leave(self, sink: Sink) -> None:
         """Show `sink` no more pictures."""
@@ -166,19 +190,39 @@ class Hub:
                 await self._take()
             if self._paced:
                 await asyncio.sleep(self._delay())
-            self.last, self._next = self._next, None
-            for each in self._sinks:
-                each.offer(self.last)
+            self._show(self._next)
+            self._next = None
             now = time.monotonic()
             period = (1.0 if not self._queue else _CATCH_UP) / self.fps
             self._due = max(self._due, now - period) + period  # no burst after a late picture
+
+    def _show(self, image: Images) -> None:
+        """Stamp a picture, new or not, and offer it to all sinks."""
+        if self._shown is not None and image is self._shown.image:
+            self._shown = self._shown.again(self._stamp())
+        else:
+            self._shown = Picture.of(image, self._converter, self._stamp())
+        for sink in self._sinks:
+            sink.offer(self._shown)
+
+    def _stamp(self) -> int:
+        """The time in 1/90000 s, later than any stamp before; the first one is 0."""
+        now = time.monotonic()
+        if self._origin is None:
+            self._origin = now
+        before = -1 if self._shown is None else self._shown.pts
+        return max(before + 1, int((now - self._origin) * CLOCK_RATE))
 
     async def _take(self) -> None:
         """Wait for something that may be a picture, and make it the next one to be shown."""
         if self._queue:
             self._next = self._queue.popleft()
+            self._repeat = False
             self.frames_out += 1
             self._taken.set()
+            return
+        if self._repeat:
+            self._next, self._repeat = self.last, False
             return
         self._arrived.clear()
         timeout = self._delay() if self.paused and self.last is not None else None

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from gateway.errors import Problem
 from gateway.logs import current_session
 from gateway.pipelines.state import Pipelines
+from gateway.stream.encoding.encoders import Encoders, Encoding
 from gateway.stream.hub import Hub
 from gateway.stream.parameter_checks import Validated
 from gateway.stream.parameter_news import ParameterNews
@@ -32,6 +33,7 @@ class Stream:
     """One running generation: one source at a time, any number of sinks and controls.
 
     It lives as long as somebody holds it, and then for `linger_s`; made by `Streams` only.
+    Who wants pictures joins `output`, who wants video packets subscribes to `encoders`.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Stream:
         observer: StreamObserver,
         linger_s: float = 0.0,
         drivers: Drivers = "one",
+        encoding: Encoding | None = None,
     ) -> None:
         self.id = stream_id
         self.linger_s = linger_s
@@ -51,6 +54,7 @@ class Stream:
         if pipelines.loaded is not None:
             self.input.expect_for(pipelines.loaded)
         self.output = Hub(lambda: self.input.fps if state.input_mode == "video" else None)
+        self.encoders = Encoders(self.output, encoding or Encoding(), on_demand=self.begin)
         self.started = time.monotonic()
         self.stopped = False  # over, and everybody was told
         self.failed = False  # it ended with an error
@@ -335,6 +339,7 @@ class Stream:
             if self._running is not None:
                 self._running.cancel()
                 await asyncio.gather(self._running, return_exceptions=True)
+            await self.encoders.close()
             self.output.clear()
         finally:
             for call in self._on_closed:

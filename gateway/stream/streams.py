@@ -14,6 +14,7 @@ from gateway.config import Limits
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.http.validation import located, quoted
 from gateway.pipelines.state import Loaded, Pipelines
+from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.parameters import ParameterContext, ParameterState
 from gateway.stream.seat import Drivers
 from gateway.stream.stream import Stream
@@ -58,11 +59,13 @@ class Streams:
         observer: StreamObserver,
         assets_directory: Path,
         limits: Limits,
+        encoding: Encoding | None = None,
     ) -> None:
         self._pipelines = pipelines
         self._observer = observer
         self._assets_directory = assets_directory
         self._limits = limits
+        self._encoding = encoding
         self._streams: dict[str, Stream] = {}
         self._totals = Totals()  # without the streams that are still there
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
@@ -151,7 +154,7 @@ class Streams:
         await self._make_room(loaded.spec)
         if chosen in self._streams:  # made while this one waited
             raise _in_use(chosen)
-        stream = Stream(chosen, self._pipelines, state, self._observer, linger_s, drivers)
+        stream = Stream(chosen, self._pipelines, state, self._observer, linger_s, drivers, self._encoding)
         self._streams[chosen] = stream
         self._totals.streams += 1
         stream.on_closed(lambda: self._closed(stream))

@@ -15,7 +15,7 @@ from gateway.stream.stream import Stream
 from gateway.webrtc.aiortc_patches.decoding import DecodedVideo
 from gateway.webrtc.candidates import CandidateFilter
 from gateway.webrtc.channels import Channels
-from gateway.webrtc.track import GeneratedTrack
+from gateway.webrtc.track import EncodedTrack
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Peer:
         self._is_heard = False
         self._closing: asyncio.Task[None] | None = None
         self.channels = Channels(self.id, part.role, part.label, self._update, self._end_abuse)
-        self.track = GeneratedTrack(stream.output.join(), on_demand=stream.begin)
+        self.track = EncodedTrack(stream.encoders)
         self.track.on("ended", self._on_sender_ended)
         self._viewer = _Viewer(self.id, part.is_owner)
         stream.add_sink(self._viewer)

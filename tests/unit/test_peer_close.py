@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 
-from gateway.config import Bitrate
 from gateway.pipelines.load_params import LoadRequest
 from gateway.pipelines.state import Pipelines
+from gateway.stream.encoding.codecs import VideoEncoder
 from gateway.stream.parameters import ParameterContext, ParameterState
 from gateway.stream.stream import Stream
-from gateway.webrtc.aiortc_patches.codecs import TunedVp8Encoder, install_encoders
+from gateway.webrtc.aiortc_patches.sender import install_sender
 from gateway.webrtc.candidates import CandidateFilter
 from gateway.webrtc.peer import Peer
 from streaming.specs import SPECS
@@ -67,11 +67,11 @@ async def stopped_stream(peer: Peer, viewer: RTCPeerConnection) -> dict[str, Any
 async def test_a_codec_that_fails_ends_the_stream_and_the_peer_is_told(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of order")
 
-    install_encoders(Bitrate())
-    monkeypatch.setattr(TunedVp8Encoder, "encode", fail)
+    install_sender()
+    monkeypatch.setattr(VideoEncoder, "encode", fail)
     pipelines = Pipelines(SlowServing(), load_timeout_s=60)
     spec = SPECS["passthrough"]
     pipelines.request_load(LoadRequest(spec, {}, [], chosen=frozenset()))  # never done: the worker waits
@@ -88,7 +88,7 @@ async def test_a_codec_that_fails_ends_the_stream_and_the_peer_is_told(
     )
     viewer = RTCPeerConnection(without_stun)
     if what == "encoder":
-        stream.output.put(np.zeros((1, 64, 64, 3), np.uint8))
+        stream.output.put(np.zeros((2, 64, 64, 3), np.uint8))
     else:
         failure = "The camera's video could not be decoded"
         viewer.on(

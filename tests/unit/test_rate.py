@@ -1,7 +1,7 @@
 """How fast one viewer is sent to, from what is known of its network."""
 
 from gateway.config import Bitrate
-from gateway.webrtc.rate import LinkRate, RateLimits
+from gateway.stream.encoding.rate import LinkRate, RateLimits
 
 LIMITS = RateLimits(Bitrate(5_000_000, 7_000_000, 10_000_000))
 SIZE = (832, 480)

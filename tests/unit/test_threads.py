@@ -5,24 +5,30 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
-from aiortc.codecs.base import Encoder
 
-from gateway.config import Bitrate
+from gateway.stream.encoding.encoders import Encoders, Encoding
+from gateway.stream.hub import Hub
 from gateway.threads import separate_threads
-from gateway.webrtc.aiortc_patches.codecs import install_encoders
-from tests.server.camera import NumberedCamera
+from gateway.webrtc.aiortc_patches.sender import install_sender
+from gateway.webrtc.track import EncodedTrack
 
 BLOCKERS = 64  # more than any executor has threads
 
 
 @asynccontextmanager
 async def sent_video() -> AsyncIterator[RTCPeerConnection]:
-    """A viewer that is sent a numbered video by another peer connection."""
+    """A viewer that is sent a paused stream by another peer connection."""
+    install_sender()
+    hub = Hub(lambda: None)
+    hub.put(np.zeros((1, 64, 64, 3), np.uint8))
+    hub.paused = True
+    encoders = Encoders(hub, Encoding(), on_demand=lambda: None)
     sender, viewer = (RTCPeerConnection(RTCConfiguration(iceServers=[])) for _ in range(2))
     try:
-        sender.addTrack(NumberedCamera())
+        sender.addTrack(EncodedTrack(encoders))
         await sender.setLocalDescription(await sender.createOffer())
         await viewer.setRemoteDescription(sender.localDescription)
         await viewer.setLocalDescription(await viewer.createAnswer())
@@ -30,14 +36,14 @@ async def sent_video() -> AsyncIterator[RTCPeerConnection]:
         yield viewer
     finally:
         await asyncio.gather(sender.close(), viewer.close())
+        await encoders.close()
 
 
 @pytest.mark.parametrize("kind", ["files", "names"])
 async def test_pictures_go_on_while_every_other_thread_is_blocked(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install_encoders(Bitrate())
-    separate_threads(Encoder)
+    separate_threads()
     loop = asyncio.get_running_loop()
     end = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *args: end.wait(60) and [])
@@ -61,7 +67,7 @@ async def test_pictures_go_on_while_every_other_thread_is_blocked(
 
 
 async def test_a_silent_name_server_does_not_hold_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    separate_threads(Encoder)
+    separate_threads()
     end = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *args: end.wait(60) and [])
     loop = asyncio.get_running_loop()

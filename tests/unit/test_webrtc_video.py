@@ -1,23 +1,20 @@
-"""Input ring, output pacing and encoders of the WebRTC side."""
+"""Input ring, output pacing and video encoders of a stream."""
 
 import asyncio
-import fractions
 import itertools
 
 import av
 import numpy as np
 import pytest
-from aiortc.codecs.h264 import H264Decoder
-from aiortc.codecs.vpx import Vp8Decoder, VpxPayloadDescriptor
-from aiortc.jitterbuffer import JitterFrame
-from aiortc.mediastreams import MediaStreamError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.stream.hub import Hub
+from gateway.stream.encoding.codecs import CODECS, VideoEncoder
+from gateway.stream.hub import Hub, Sink
+from gateway.stream.picture import Picture, YuvConverter
 from gateway.stream.video_input import VideoInput, choose, stack
-from gateway.webrtc.aiortc_patches import codecs
-from gateway.webrtc.track import GeneratedTrack, to_frame
+
+BITRATE = 1_000_000
 
 
 def picture(value: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -97,61 +94,52 @@ def test_frames_of_another_size_take_the_size_of_the_first() -> None:
 
 
 def test_odd_pictures_are_cropped_to_even_sizes() -> None:
-    frame = to_frame(picture(90, 33, 49))
+    frame = frame_of(picture(90, 33, 49), 7)
 
-    assert (frame.width, frame.height, frame.format.name) == (48, 32, "rgb24")
+    assert (frame.width, frame.height, frame.format.name, frame.pts) == (48, 32, "yuv420p", 7)
 
 
-async def test_frames_come_out_in_order_with_growing_timestamps() -> None:
+async def shown(sink: Sink) -> Picture:
+    """The next picture of a sink."""
+    picture = await sink.next_picture()
+    assert picture is not None
+    return picture
+
+
+async def test_pictures_come_out_in_order_with_growing_timestamps() -> None:
     hub = Hub(lambda: None)
-    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    sink = hub.join()
     hub.chunk_done(0.001, 4)
     hub.put(np.stack([picture(v) for v in (10, 60, 110, 160)]))
 
-    frames = [await track.recv() for _ in range(4)]
+    pictures = [await shown(sink) for _ in range(4)]
 
-    levels = [int(f.to_ndarray(format="rgb24")[0, 0, 0]) for f in frames]
-    assert levels == pytest.approx([10, 60, 110, 160], abs=3)
-    stamps = [f.pts for f in frames]
-    assert all(b > a for a, b in itertools.pairwise(stamps))
+    assert [int(each.image[0, 0, 0]) for each in pictures] == [10, 60, 110, 160]
+    assert pictures[0].pts == 0
+    assert all(b.pts > a.pts for a, b in itertools.pairwise(pictures))
 
 
-async def test_the_track_asks_for_generation_when_the_first_frame_is_wanted() -> None:
-    begun: list[bool] = []
+async def test_a_paused_hub_repeats_the_last_picture_with_new_timestamps() -> None:
     hub = Hub(lambda: None)
-    track = GeneratedTrack(hub.join(), on_demand=lambda: begun.append(True))
-    hub.put(picture(1)[None])
-    hub.put(picture(2)[None])
-
-    before = list(begun)
-    await track.recv()
-    await track.recv()
-
-    assert before == []
-    assert begun == [True]
-
-
-async def test_a_paused_track_repeats_the_last_picture_with_new_timestamps() -> None:
-    hub = Hub(lambda: None)
-    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    sink = hub.join()
     hub.put(picture(77)[None])
-    first = await track.recv()
+    first = await shown(sink)
     hub.paused = True
 
-    second, third = await track.recv(), await track.recv()
+    second, third = await shown(sink), await shown(sink)
 
-    assert second is not first
     assert first.pts < second.pts < third.pts
-    assert int(third.to_ndarray(format="rgb24")[0, 0, 0]) == pytest.approx(77, abs=3)
+    assert [each.repeated for each in (first, second, third)] == [False, True, True]
+    assert second.frame() is not third.frame()
+    assert int(third.frame().to_ndarray(format="rgb24")[0, 0, 0]) == pytest.approx(77, abs=3)
 
 
-async def test_a_closed_hub_ends_the_track() -> None:
+async def test_a_closed_hub_ends_its_sinks() -> None:
     hub = Hub(lambda: None)
-    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    sink = hub.join()
     hub.close()
 
-    with pytest.raises(MediaStreamError):
-        await track.recv()
+    assert await sink.next() is None
 
 
 async def test_overload_drops_whole_old_chunks() -> None:
@@ -246,112 +234,98 @@ async def test_a_sink_that_leaves_while_it_waits_is_shown_nothing() -> None:
     assert shown is not None
 
 
-async def test_a_late_track_shows_the_newest_picture_at_once() -> None:
+async def test_a_late_sink_shows_the_newest_picture_at_once() -> None:
     hub = Hub(lambda: None)
-    first = GeneratedTrack(hub.join(), on_demand=lambda: None)
+    first = hub.join()
     for value in (40, 80):
         hub.put(picture(value)[None])
-        await first.recv()
+        before = await shown(first)
 
-    late = GeneratedTrack(hub.join(), on_demand=lambda: None)
-    frame = await late.recv()
+    late = hub.join()
+    newest = await shown(late)
     hub.put(picture(120)[None])
-    both = [await track.recv() for track in (first, late)]
+    both = [await shown(sink) for sink in (first, late)]
 
-    assert int(frame.to_ndarray(format="rgb24")[0, 0, 0]) == 80
-    assert [int(f.to_ndarray(format="rgb24")[0, 0, 0]) for f in both] == [120, 120]
+    assert int(newest.image[0, 0, 0]) == 80
+    assert newest.repeated
+    assert newest.pts > before.pts
+    assert [int(each.image[0, 0, 0]) for each in both] == [120, 120]
+
+
+async def test_a_still_stream_shows_its_last_picture_again_on_request() -> None:
+    hub = Hub(lambda: None)
+    sinks = hub.join(), hub.join()
+    hub.put(picture(40)[None])
+    before = [await shown(sink) for sink in sinks]
+
+    waiting = [asyncio.ensure_future(shown(sink)) for sink in sinks]
+    await asyncio.sleep(0)
+    hub.repeat()
+    again = [await task for task in waiting]
+
+    assert [int(each.image[0, 0, 0]) for each in again] == [40, 40]
+    assert all(b.pts > a.pts for a, b in zip(before, again, strict=True))
+    assert again[0] is again[1]
+
+
+def frame_of(image: np.ndarray, pts: int) -> av.VideoFrame:
+    return Picture.of(image, YuvConverter(), pts).frame()
 
 
 def textured(index: int, height: int = 128, width: int = 160) -> av.VideoFrame:
     y, x = np.mgrid[:height, :width]
     image = np.stack([(x + 5 * index) % 256, (y * 2) % 256, (x + y) % 256], axis=-1).astype(np.uint8)
-    frame = to_frame(image)
-    frame.pts, frame.time_base = index * 3000, fractions.Fraction(1, 90000)
-    return frame
+    return frame_of(image, index * 3000)
 
 
-def decode_vp8(payloads: list[bytes], pts: int) -> list[av.VideoFrame]:
-    data = b"".join(VpxPayloadDescriptor.parse(p)[1] for p in payloads)
-    return Vp8Decoder().decode(JitterFrame(data, pts))
+def decode(codec: str, packets: list[av.Packet]) -> list[av.VideoFrame]:
+    """The pictures of packets, by a decoder that has seen nothing else."""
+    decoder = av.CodecContext.create({"VP8": "vp8", "H264": "h264"}[codec], "r")
+    return [frame for packet in (*packets, None) for frame in decoder.decode(packet)]
 
 
-def test_vp8_decodes_and_a_wanted_key_frame_stands_alone() -> None:
-    encoder = codecs.TunedVp8Encoder()
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_wanted_key_frame_stands_alone(codec: str) -> None:
+    encoder = VideoEncoder(codec)
     for index in range(3):
-        encoder.encode(textured(index))
+        encoder.encode(textured(index), BITRATE)
 
-    payloads, timestamp = encoder.encode(textured(3), force_keyframe=True)
-    decoded = decode_vp8(payloads, timestamp)
+    packets = encoder.encode(textured(3), BITRATE, key_frame=True)
+    decoded = decode(codec, packets)
 
-    assert timestamp == 9000
+    assert [(packet.pts, packet.is_keyframe) for packet in packets] == [(9000, True)]
     assert len(decoded) == 1
     expected = textured(3).to_ndarray(format="rgb24").astype(int)
     assert np.abs(decoded[0].to_ndarray(format="rgb24").astype(int) - expected).mean() < 12
 
 
-def noise(rng: np.random.Generator, index: int) -> av.VideoFrame:
-    frame = to_frame(rng.integers(0, 256, (480, 640, 3), np.uint8))
-    frame.pts, frame.time_base = index * 3000, fractions.Fraction(1, 90000)
-    return frame
-
-
-def test_vp8_pictures_that_are_left_out_leave_no_gap_in_the_numbers() -> None:
-    encoder = codecs.TunedVp8Encoder()
-    encoder.picture_id = 0
+def test_pictures_are_left_out_where_the_network_carries_less_than_they_need() -> None:
+    encoder = VideoEncoder("VP8")
     rng = np.random.default_rng(0)
-    sent = [encoder.encode(noise(rng, 0))[0]]
-    encoder._tuned.link.lost(0.5)
-    encoder.target_bitrate = 100_000
+    noise = [frame_of(rng.integers(0, 256, (480, 640, 3), np.uint8), 3000 * index) for index in range(30)]
 
-    sent += [encoder.encode(noise(rng, index))[0] for index in range(1, 30)]
+    sent = [encoder.encode(frame, 100_000, narrow=True) for frame in noise]
 
-    shown = [payloads for payloads in sent if payloads]
-    assert 1 < len(shown) < len(sent)
-    assert [VpxPayloadDescriptor.parse(p[0])[0].picture_id for p in shown] == list(range(len(shown)))
-
-
-def test_h264_decodes_and_a_wanted_key_frame_stands_alone() -> None:
-    encoder = codecs.TunedH264Encoder()
-    for index in range(3):
-        encoder.encode(textured(index))
-
-    frame = textured(3)
-    data = b"".join(b"\x00\x00\x00\x01" + nal for nal in encoder.nal_units(frame, force_keyframe=True))
-    decoded = H264Decoder().decode(JitterFrame(data, 9000))
-
-    assert len(decoded) == 1
-    assert (decoded[0].width, decoded[0].height) == (160, 128)
+    assert 1 < sum(map(bool, sent)) < len(sent)
 
 
 def test_a_frame_object_that_was_a_key_frame_once_does_not_stay_one() -> None:
-    encoder = codecs.TunedVp8Encoder()
+    encoder = VideoEncoder("VP8")
     frame = textured(0)
-    encoder.encode(frame, force_keyframe=True)
-    sizes = []
+    encoder.encode(frame, BITRATE, key_frame=True)
+    kinds = []
     for index in range(1, 6):
         frame.pts = index * 3000
-        sizes.append(sum(map(len, encoder.encode(frame)[0])))
+        kinds += [packet.is_keyframe for packet in encoder.encode(frame, BITRATE)]
 
-    key_size = sum(map(len, encoder.encode(textured(9), force_keyframe=True)[0]))
-
-    assert max(sizes) < key_size / 2
+    assert kinds == [False] * 5
 
 
-def test_encoders_follow_a_change_of_picture_size() -> None:
-    encoder = codecs.TunedVp8Encoder()
-    encoder.encode(textured(0))
+@pytest.mark.parametrize("codec", CODECS)
+def test_encoders_follow_a_change_of_picture_size(codec: str) -> None:
+    encoder = VideoEncoder(codec)
+    encoder.encode(textured(0), BITRATE)
 
-    payloads, timestamp = encoder.encode(textured(1, 64, 96))
+    decoded = decode(codec, encoder.encode(textured(1, 64, 96), BITRATE))
 
-    decoded = decode_vp8(payloads, timestamp)
-    assert (decoded[0].width, decoded[0].height) == (96, 64)
-
-
-async def test_the_first_picture_is_not_delayed() -> None:
-    hub = Hub(lambda: None)
-    track = GeneratedTrack(hub.join(), on_demand=lambda: None)
-    hub.put(picture(5)[None])
-
-    frame = await track.recv()
-
-    assert frame.pts == 0
+    assert [(frame.width, frame.height) for frame in decoded] == [(96, 64)]

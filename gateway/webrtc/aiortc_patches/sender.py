@@ -1,61 +1,86 @@
-"""aiortc's RTP sender, which knows its network: for its encoder, and to not flood it with lost packets.
+"""aiortc's RTP sender, which knows its network: for its encoder, and to not flood it.
 
 A full network loses packets, the viewer asks for each of them again every few milliseconds, and aiortc sends
-them all: at 500 kbit/s no picture came through for ten seconds after the encoder had slowed down.
+them all: at 500 kbit/s no picture came through for ten seconds after the encoder had slowed down. And a key
+frame of such a stream, sent in one burst, is longer than the network's queue.
 """
 
+import asyncio
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 
-from aiortc import RTCRtpSender, rtcpeerconnection
+from aiortc import RTCRtpSender, rtcpeerconnection, rtcrtpsender
+from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
-from aiortc.rtp import AnyRtcpPacket, RtcpRrPacket, RtcpSrPacket
+from aiortc.rtp import AnyRtcpPacket
 
+from gateway.stream.encoding.packets import PacketQueue
+from gateway.stream.encoding.rate import LinkRate
+from gateway.webrtc.aiortc_patches.feedback import hand_on
 from gateway.webrtc.aiortc_patches.members import require_members
-from gateway.webrtc.rate import LinkRate
+from gateway.webrtc.pacing import Pacer
+from gateway.webrtc.track import EncodedTrack
 
 require_members(rtcpeerconnection, "RTCRtpSender")
-require_members(RTCRtpSender, "_handle_rtcp_packet", "_next_encoded_frame", "_retransmit", "_send_keyframe")
+require_members(rtcrtpsender, "RTP_HISTORY_SIZE")
+require_members(RTCRtpSender, "_handle_rtcp_packet", "_next_encoded_frame", "_retransmit")
+require_members(RTCDtlsTransport, "_send_rtp")
 
-_link: ContextVar[LinkRate] = ContextVar("link")
+_HISTORY_PACKETS: Final = 1024  # that can be sent again: 1.5 s at 7 Mbit/s
+_sender: ContextVar["InformedSender"] = ContextVar("sender")  # set in the task that sends its pictures
 
 
 class InformedSender(RTCRtpSender):
-    """Knows its link, and hands it to the encoder that is made in its task."""
+    """Takes the packets of a stream's encoder, tells it what the viewer says, and spreads large pictures."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.link = LinkRate()
-        self._owes_key_frame = False
+        self._packets: PacketQueue | None = None
+        self._pacer = Pacer()
 
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
-        if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
-            for report in packet.reports:
-                if report.ssrc == self._ssrc:
-                    self.link.lost(report.fraction_lost / 256)
+        if self._packets is not None:
+            hand_on(packet, self._ssrc, self._packets)
         await super()._handle_rtcp_packet(packet)
 
     async def _retransmit(self, sequence_number: int) -> None:
         if self.link.may_repeat():
             await super()._retransmit(sequence_number)
 
-    def _send_keyframe(self) -> None:
-        """Some viewers ask for each lost packet anew, and each of these pictures loses packets again."""
-        self._owes_key_frame = True
-
     async def _next_encoded_frame(self, codec: RTCRtpCodecParameters) -> Any:
-        _link.set(self.link)
-        if self._owes_key_frame and self.link.may_send_key_frame():
-            self._owes_key_frame = False
-            super()._send_keyframe()
-        return await super()._next_encoded_frame(codec)
+        if isinstance(self.track, EncodedTrack):
+            self._packets = self.track.subscribe(codec.name, self.link)
+        _sender.set(self)  # not before: the tasks of the stream live longer than this sender
+        picture = await super()._next_encoded_frame(codec)
+        if picture is not None and self._packets is not None:
+            size = sum(len(payload) for payload in picture.payloads)
+            bitrate, period_s = self._packets.bitrate, self._packets.period_s
+            self._pacer.begin(size, bitrate, period_s, narrow=self.link.narrow)
+        return picture
+
+    async def sent(self, packet_bytes: int) -> None:
+        """A packet of a picture has left; returns when the next one may."""
+        if self._packets is not None:
+            self._packets.observer.bytes_sent(packet_bytes)
+            pause_s = self._pacer.sent(packet_bytes)
+            if pause_s:
+                await asyncio.sleep(pause_s)
 
 
-def current_link() -> LinkRate:
-    """The link of the sender in whose task this is called; one of which nothing is known elsewhere."""
-    return _link.get(None) or LinkRate()
+_stock_send_rtp: Final = RTCDtlsTransport._send_rtp
+
+
+async def _send_rtp(self: RTCDtlsTransport, data: bytes) -> None:
+    """Send a packet, and let the task that sends pictures wait until the next one may leave."""
+    await _stock_send_rtp(self, data)
+    sender = _sender.get(None)
+    if sender is not None:
+        await sender.sent(len(data))
 
 
 def install_sender() -> None:
     """Make aiortc's connections use this sender. Call before any session."""
     rtcpeerconnection.RTCRtpSender = InformedSender  # type: ignore[attr-defined,assignment]
+    rtcrtpsender.RTP_HISTORY_SIZE = _HISTORY_PACKETS  # type: ignore[attr-defined]
+    RTCDtlsTransport._send_rtp = _send_rtp  # type: ignore[method-assign]

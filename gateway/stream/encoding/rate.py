@@ -67,7 +67,8 @@ class LinkRate:
         self._sent: deque[tuple[float, int]] = deque()  # (time, bits) of the last second
         self._lost_at = self._fell_at = self._moved_at = self._key_frame_at = float("-inf")
         self._far_below = 0  # reports in a row
-        self._reported: int | None = None  # bit/s that the viewer reported last
+        self._last_report = 0  # bit/s that the viewer estimated
+        self._reported: int | None = None  # what of it counts
         self._own: int | None = None  # bit/s that came through, as far as we know
         self._calm_s = _REMEMBERED_S
         self._repeats = float(_REPEATED_AT_ONCE)  # packets that may be repeated now
@@ -87,12 +88,18 @@ class LinkRate:
         known = [value for value in (self._reported, self._own) if value is not None]
         return max(known, default=None)
 
+    @property
+    def sent_rate(self) -> float:
+        """Bit/s of the last second."""
+        now = self._clock()
+        return sum(bits for at, bits in self._sent if now - at <= _WINDOW_S) / _WINDOW_S
+
     def lost(self, share: float) -> None:
         """The viewer missed this share of the packets since its last report, a second ago."""
         if share >= _LOSS and self._own is not None and self._reported is not None:
             self._calm_s = min(2 * self._calm_s, _LONGEST_CALM_S)
         if share >= _HEAVY_LOSS:
-            self._limit(round((1 - share) * self._sent_rate()))
+            self._limit(round((1 - share) * self.sent_rate))
         elif share < _LOSS:
             self._climb()
         elif self._own is not None:
@@ -105,19 +112,20 @@ class LinkRate:
         """The viewer estimates that its network carries so many bit/s."""
         if self._reported is None:
             self._own = None
-        before, self._reported = self._reported or estimate, estimate
+        before = self._last_report or estimate
+        self._last_report = self._reported = estimate
         if abs(estimate - before) > _STILL * before:
             self._moved_at = self._clock()
         if estimate < _FALLING * before:
             self._fell_at = self._clock()
             self._own = None
-        self._far_below = self._far_below + 1 if estimate < _FAR_BELOW * self._sent_rate() else 0
+        self._far_below = self._far_below + 1 if estimate < _FAR_BELOW * self.sent_rate else 0
         self._judge()
 
     def may_repeat(self) -> bool:
         """Whether a lost packet may be sent again: not while these take the place of new ones."""
         now = self._clock()
-        more = _REPEATED * self._sent_rate() * (now - self._repeats_at) / _PACKET_BITS
+        more = _REPEATED * self.sent_rate * (now - self._repeats_at) / _PACKET_BITS
         self._repeats, self._repeats_at = min(_REPEATED_AT_ONCE, self._repeats + more), now
         if self._repeats < 1:
             return False
@@ -149,7 +157,7 @@ class LinkRate:
         since = self._clock() - _REMEMBERED_S
         trouble = self._lost_at > since or (self._fell_at > since and self._far_below > 1)
         estimate = self.estimate
-        if trouble and estimate is not None and estimate < _BELOW * self._sent_rate():
+        if trouble and estimate is not None and estimate < _BELOW * self.sent_rate:
             self.narrow = True
 
     def _limit(self, arrived: int) -> None:
@@ -168,7 +176,3 @@ class LinkRate:
             self._own = round(_GROWTH * estimate)
         elif self.narrow and max(self._lost_at, self._moved_at) < self._clock() - self._calm_s:
             self._own = round(_PROBING * estimate)
-
-    def _sent_rate(self) -> float:
-        now = self._clock()
-        return sum(bits for at, bits in self._sent if now - at <= _WINDOW_S) / _WINDOW_S

@@ -1,0 +1,1 @@
+"""A stream's pictures as video packets: encoded once, for everybody who wants that codec."""

@@ -1,0 +1,43 @@
+"""Who counts what becomes of a stream's packets."""
+
+from typing import Protocol
+
+
+class EncodingObserver(Protocol):
+    """Is told of every picture, key frame and loss; all calls return at once."""
+
+    def picture_encoded(self, codec: str, seconds: float) -> None: ...
+
+    def key_frame_made(self, reason: str) -> None:
+        """One that was asked for; reason: join, pli, fir, overflow, tier, cut."""
+
+    def picture_lost(self) -> None:
+        """A viewer says that it cannot go on without a key frame."""
+
+    def packets_lost(self, count: int) -> None:
+        """A viewer asks for packets again."""
+
+    def packets_dropped(self, count: int) -> None:
+        """A subscriber did not take them in time."""
+
+    def bytes_sent(self, count: int) -> None: ...
+
+    def viewer_closed(self, reason: str) -> None: ...
+
+
+class Unobserved:
+    """Nobody counts."""
+
+    def picture_encoded(self, codec: str, seconds: float) -> None: ...
+
+    def key_frame_made(self, reason: str) -> None: ...
+
+    def picture_lost(self) -> None: ...
+
+    def packets_lost(self, count: int) -> None: ...
+
+    def packets_dropped(self, count: int) -> None: ...
+
+    def bytes_sent(self, count: int) -> None: ...
+
+    def viewer_closed(self, reason: str) -> None: ...
