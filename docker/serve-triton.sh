@@ -3,8 +3,21 @@
 set -eu
 
 pipelines=$(python3 -c 'from gateway.embedded.server import model_repository; print(model_repository())')
-engines=${WANSTREAM_ENGINES_DIR:-$WANSTREAM_HOME/engines}/models
+store=${WANSTREAM_ENGINES_DIR:-$WANSTREAM_HOME/engines}
+engines=$store/models
 mkdir -p "$engines"
+
+# What the plans need, as wanstream-build has noted it; CUDA_POOL_BYTES wins, arguments do over both.
+pool=${CUDA_POOL_BYTES:-}
+if [ -f "$store/server_options" ]; then
+    while read -r option; do
+        case $option in
+            --cuda-memory-pool-byte-size=*) [ -z "${CUDA_POOL_BYTES:-}" ] || continue; pool=noted ;;
+        esac
+        set -- "$option" "$@"
+    done < "$store/server_options"
+fi
+if [ "$pool" != noted ]; then set -- "--cuda-memory-pool-byte-size=0:${pool:-1073741824}" "$@"; fi
 
 # Triton puts paths into a shell's command line as they are, so it gets names that mean themselves there.
 plain=$(mktemp -d /tmp/wanstream-XXXXXX)

@@ -42,17 +42,19 @@ class Resources:
         """Of the file system of `directory`, which exists, and of the main memory."""
         return cls(shutil.disk_usage(directory).free, available_memory())
 
-    def check(self, disk: int, memory: int) -> None:
-        """Raises StoreError unless an export that needs so many bytes of each can run."""
+    def check(
+        self, disk: int, memory: int, what: str = "The export", advice: str = "a smaller --precision"
+    ) -> None:
+        """Raises StoreError unless `what` can run, which needs so many bytes of each."""
         if disk + _RESERVE_BYTES > self.disk:
             raise StoreError(
-                f"The export needs {in_units(disk)} of disk; {in_units(self.disk)} are free. Free some, "
+                f"{what} needs {in_units(disk)} of disk; {in_units(self.disk)} are free. Free some, "
                 "or choose another directory: --out DIRECTORY."
             )
         if self.memory is not None and memory > self.memory:
             raise StoreError(
-                f"The export needs about {in_units(memory)} of memory; {in_units(self.memory)} are free. "
-                "Stop other programs, use a larger machine, or a smaller --precision."
+                f"{what} needs about {in_units(memory)} of memory; {in_units(self.memory)} are free. "
+                f"Stop other programs, use a larger machine, or {advice}."
             )
 
 

@@ -6,7 +6,7 @@ Whatever stops a build, what a set is served with is complete.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from export.onnx.store import EngineStore, Resources
-from export.tensorrt.engine_build import BuildPlan, build_plan, timing_cache
+from export.tensorrt.engine_build import BuildPlan, build_plan, server_options, timing_cache
 from export.tensorrt.tensorrt_build import (
     TOLERANCES,
     BuildError,
@@ -146,6 +146,19 @@ class Build:
                 self.store.write_file(path.with_name(MANIFEST), record)
             self._configure("tensorrt")
 
+    def check(self) -> None:
+        """Say of each plan whether it is whole and fits this machine. Raises EngineError if one does not."""
+        problems = []
+        for manifest in self.manifests(hashes=False):
+            try:
+                check_plan(self.store.engine(manifest.name), manifest, self.machine, hashes=True)
+            except EngineError as error:
+                problems.append(str(error))
+            else:
+                self.say(f"{manifest.name}: the plan can be served here.")
+        if problems:
+            raise EngineError("\n".join(problems))
+
     def serve_with(self, variant: Variant) -> None:
         """Write it into the set. Raises EngineError if a plan is absent, stale or foreign."""
         with self.store.writing():
@@ -159,7 +172,29 @@ class Build:
         path = self.store.sets / self.engine_set / SET
         engines = read_engine_set(path.parent).model_copy(update={"serve_with": variant, "gpus": self.gpus})
         self.store.write_file(path, engines.model_dump_json(indent=1).encode())
+        self._write_server_options()
         self.say(f"Engine set '{self.engine_set}' is served by {NAMES[variant]} from its next load on.")
+
+    def _write_server_options(self) -> None:
+        """For all sets that plans serve: one Triton serves them."""
+        pools: dict[int, int] = {}
+        version_compatible = False
+        for directory in sorted(self.store.sets.iterdir()):
+            other = replace(self, engine_set=directory.name)
+            try:
+                engines = read_engine_set(directory)
+                if engines.serve_with != "tensorrt":
+                    continue
+                pool = max(memory.pool for memory in other.memory())
+                plans = [manifest.tensorrt for manifest in other.manifests(hashes=False)]
+            except EngineError:  # of another release, say; nobody asked for it now
+                continue
+            pools |= {gpu: max(pool, pools.get(gpu, 0)) for gpu in engines.gpus}
+            version_compatible |= any(plan and plan.options.version_compatible for plan in plans)
+        options = server_options(pools, version_compatible=version_compatible)
+        self.store.write_file(
+            self.store.root / SERVER_OPTIONS, "".join(f"{option}\n" for option in options).encode()
+        )
 
     def _check_gpu(self, manifests: list[EngineManifest]) -> None:
         """Raises BuildError for a precision that this GPU does not have."""
@@ -177,16 +212,22 @@ class Build:
         if not missing:
             self.say(f"All {len(manifests)} plans are there, for this machine and these options.")
             return
-        references = (
-            [2 * m.bytes for m in missing if m.precision not in CPU_PRECISIONS] if self.compare else []
-        )
-        disk = sum(m.bytes for m in missing) + max(references, default=0)
-        memory = 3 * max(m.bytes for m in missing) + max(references, default=0)
+        compared = [m for m in missing if self._is_compared(m)]
+        disk = sum(m.bytes for m in missing) + max(map(_reference_bytes, compared), default=0)
+        largest = max(missing, key=lambda m: m.bytes)
+        memory = max(3 * largest.bytes, max(map(_comparison_bytes, compared), default=0))
         self.say(
             f"{len(missing)} of {len(manifests)} plans to build for {self.machine.gpu} with TensorRT "
             f"{self.machine.tensorrt}: about {in_units(disk)} of disk, {in_units(memory)} of memory."
         )
-        self.resources(self.store.root).check(disk, memory)
+        self.resources(self.store.root).check(
+            disk, memory, f"The build of engine '{largest.name}'", "export the set with a smaller --precision"
+        )
+
+    def _is_compared(self, manifest: EngineManifest) -> bool:
+        """Whether a new plan is compared with its graph; one for which this machine is too small is not."""
+        free = self.resources(self.store.root).memory
+        return self.compare and (free is None or _comparison_bytes(manifest) <= free)
 
     def _is_current(self, manifest: EngineManifest) -> bool:
         if manifest.tensorrt is None or manifest.tensorrt.options != self.options:
@@ -230,6 +271,16 @@ class Build:
         self.say(f"{manifest.name} differs from ONNX Runtime by at most {worst:.2g} of the largest element.")
         return worst
 
+    def _compared(self, manifest: EngineManifest, content: bytes) -> float | None:
+        """How far plan and graph differ; None where this machine is too small to tell."""
+        if self._is_compared(manifest):
+            return self._parity(manifest, content)
+        self.say(
+            f"{manifest.name} is not compared with ONNX Runtime: that takes "
+            f"{in_units(_comparison_bytes(manifest))} of memory, which are not free here."
+        )
+        return None
+
     def _record(self, manifest: EngineManifest, content: bytes) -> bytes:
         """The manifest with what is known about the plan of this content. Raises BuildError."""
         machine = self.machine
@@ -246,18 +297,29 @@ class Build:
             compute_capability=str(machine.compute_capability),
             driver=str(machine.driver),
             options=self.options,
-            parity=self._parity(manifest, content) if self.compare else None,
+            parity=self._compared(manifest, content) if self.compare else None,
             activation_bytes=self.builder.activation_bytes(content),
         )
         return manifest.model_copy(update={"tensorrt": build}).model_dump_json(indent=1).encode()
 
 
+SERVER_OPTIONS: Final = "server_options"  # in the engines' directory; serve-triton reads it
 _TYPES: Final[dict[DType, torch.dtype]] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
 NAMES: dict[Variant, str] = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime on the CPU"}
+
+
+def _reference_bytes(manifest: EngineManifest) -> int:
+    """Of the float32 graph that stands in where ONNX Runtime cannot run the engine's own."""
+    return 0 if manifest.precision in CPU_PRECISIONS else 2 * manifest.bytes
+
+
+def _comparison_bytes(manifest: EngineManifest) -> int:
+    """Memory in which a plan and its graph are run."""
+    return 3 * manifest.bytes + _reference_bytes(manifest)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

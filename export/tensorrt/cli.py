@@ -19,6 +19,7 @@ from streaming.errors import WanstreamError
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("engine_set")
 @click.option("--dry-run", is_flag=True, help="Print what would be built, as JSON; needs no TensorRT.")
+@click.option("--check", is_flag=True, help="Build nothing; tell whether the plans can be served here.")
 @click.option("--trtexec", is_flag=True, help="Print the equal commands of NVIDIA's trtexec.")
 @click.option("--record", is_flag=True, help="Serve the plans that these commands have built here.")
 @click.option(
@@ -71,6 +72,8 @@ def main(
     try:
         if options["dry_run"]:
             click.echo(json.dumps(_description(build), indent=1))
+        elif options["check"]:
+            build.check()
         elif options["trtexec"]:
             click.echo("\n".join(shlex.join(trtexec_command(plan)) for plan in build.plans()))
         elif options["serve_with"]:
@@ -95,7 +98,10 @@ def _description(build: Build) -> dict[str, Any]:
         "tensorrt": machine.tensorrt,
         "engines": [plan.model_dump() for plan in build.plans()],
         "memory": [memory.as_json() for memory in memories],
-        "server_options": server_options(max(m.pool for m in memories), build.options, build.gpus),
+        "server_options": server_options(
+            dict.fromkeys(build.gpus, max(m.pool for m in memories)),
+            version_compatible=build.options.version_compatible,
+        ),
     }
 
 

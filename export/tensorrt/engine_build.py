@@ -4,7 +4,7 @@ Precision is decided by the graph: networks are strongly typed, so no precision 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -85,11 +85,11 @@ def build_plan(
     )
 
 
-def server_options(pool_bytes: int, options: BuildOptions, gpus: Sequence[int]) -> list[str]:
-    """What Triton has to be started with. pool_bytes: of inputs and outputs under way, on each GPU."""
+def server_options(pools: Mapping[int, int], *, version_compatible: bool) -> list[str]:
+    """What Triton has to be started with. pools: bytes of inputs and outputs under way, by GPU."""
     return [
-        *(f"--cuda-memory-pool-byte-size={gpu}:{pool_bytes}" for gpu in gpus),
-        *(("--backend-config=tensorrt,version-compatible=true",) if options.version_compatible else ()),
+        *(f"--cuda-memory-pool-byte-size={gpu}:{size}" for gpu, size in sorted(pools.items())),
+        *(("--backend-config=tensorrt,version-compatible=true",) if version_compatible else ()),
     ]
 
 

@@ -171,7 +171,7 @@ def test_a_pod_is_a_gateway_with_triton_as_its_sidecar_and_the_gpu(chart: Chart)
     assert found["triton"]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert "nvidia.com/gpu" not in json.dumps(found["gateway"]["resources"])
     assert pod(objects)["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
-    assert "--cuda-memory-pool-byte-size=0:5000000000" in found["triton"]["args"]
+    assert "CUDA_POOL_BYTES" not in variables(found["triton"])  # serve-triton reads what the engines need
     assert {"--grpc-address=127.0.0.1", "--http-address=127.0.0.1"} < set(found["triton"]["args"])
 
 

@@ -214,6 +214,46 @@ def test_secrets_reach_only_what_needs_them(services: dict[str, Any]) -> None:
     assert services["turn"]["environment"]["TURN_SECRET"] == ""
 
 
+@pytest.mark.parametrize(
+    ("noted", "chosen", "expected"),
+    [
+        (None, "", ["0:1073741824"]),
+        (None, "2000", ["0:2000"]),
+        ("--cuda-memory-pool-byte-size=0:4400", "", ["0:4400"]),
+        ("--cuda-memory-pool-byte-size=0:4400\n--backend-config=tensorrt,a=b", "2000", ["0:2000"]),
+        ("--backend-config=tensorrt,a=b", "", ["0:1073741824"]),
+        ("", "", ["0:1073741824"]),
+    ],
+    ids=str,
+)
+def test_triton_gets_the_memory_that_the_plans_need(
+    noted: str | None, chosen: str, expected: list[str], tmp_path: Path
+) -> None:
+    """A program in Triton's place says what it was started with."""
+    engines = tmp_path / "engines"
+    engines.mkdir()
+    if noted is not None:
+        (engines / "server_options").write_text("".join(f"{line}\n" for line in noted.splitlines()))
+    for name, text in (("tritonserver", 'printf "%s\\n" "$@"'), ("python3", "echo /models")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "WANSTREAM_HOME": str(tmp_path),
+        "CUDA_POOL_BYTES": chosen,
+    }
+
+    done = subprocess.run(
+        ["sh", DOCKER / "serve-triton.sh", "--last"], capture_output=True, text=True, env=env, check=True
+    )
+
+    given = done.stdout.splitlines()
+    pool = "--cuda-memory-pool-byte-size="
+    assert [line.removeprefix(pool) for line in given if line.startswith(pool)] == expected
+    assert given[-1] == "--last"
+    assert ("--backend-config=tensorrt,a=b" in given) is ("a=b" in (noted or ""))
+
+
 def test_the_relay_starts_only_with_a_secret_which_no_command_line_shows(tmp_path: Path) -> None:
     """coturn in place of the image's; it says what it was configured to."""
     program = tmp_path / "turnserver"

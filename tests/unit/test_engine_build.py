@@ -98,7 +98,7 @@ def test_each_gpu_and_version_of_tensorrt_has_timings_of_its_own(tmp_path: Path)
 
 
 def test_triton_gets_a_pool_on_each_gpu() -> None:
-    assert server_options(1000, BuildOptions(version_compatible=True), (0, 2)) == [
+    assert server_options({2: 1000, 0: 1000}, version_compatible=True) == [
         "--cuda-memory-pool-byte-size=0:1000",
         "--cuda-memory-pool-byte-size=2:1000",
         "--backend-config=tensorrt,version-compatible=true",
@@ -354,6 +354,87 @@ def test_a_build_that_does_not_fit_on_the_disk_does_not_start(build: Build) -> N
         small.run()
 
     assert gpu.built == []
+
+
+def test_what_does_not_fit_into_memory_is_said_of_the_build(build: Build) -> None:
+    small = replace(build, compare=True, resources=lambda path: Resources(disk=10**12, memory=1000))
+
+    with pytest.raises(
+        StoreError, match=r"The build of engine '\S+' needs about .* of memory; 1\.0 kB are free"
+    ):
+        small.run()
+
+
+def test_a_plan_is_not_compared_where_that_does_not_fit(build: Build) -> None:
+    """Engines of full precision are compared in three times their size, and built in as much."""
+    said: list[str] = []
+    largest = max(build.manifests(hashes=False), key=lambda manifest: manifest.bytes)
+    directory = build.store.engine(largest.name)
+    changed = largest.model_copy(update={"precision": "bf16"})
+    (directory / ENGINE_MANIFEST).unlink()  # others have linked it
+    (directory / ENGINE_MANIFEST).write_text(changed.model_dump_json())
+    enough = Resources(disk=10**12, memory=4 * largest.bytes)
+
+    replace(build, compare=True, say=said.append, resources=lambda path: enough).run()
+
+    compared = {m.name: m.tensorrt is not None and m.tensorrt.parity for m in build.manifests(hashes=False)}
+    assert [name for name, parity in compared.items() if parity is None] == [largest.name]
+    assert [
+        line for line in said if line.startswith(f"{largest.name} is not compared with ONNX Runtime: that")
+    ]
+
+
+def test_triton_s_options_are_noted_for_all_sets_that_plans_serve(build: Build) -> None:
+    noted = build.store.root / "server_options"
+    other = replace(build, engine_set="other", gpus=(0, 1))
+    shutil.copytree(build.store.sets / build.engine_set, build.store.sets / other.engine_set)
+    (build.store.sets / "of_another_release").mkdir()
+    pool = max(memory.pool for memory in build.memory())
+
+    build.run()
+    one = noted.read_text()
+    replace(other, options=BuildOptions(version_compatible=True)).run()
+    both = noted.read_text()
+    for each in (build, other):
+        each.serve_with("onnxruntime")
+
+    assert one == f"--cuda-memory-pool-byte-size=0:{pool}\n"
+    assert both == (
+        f"--cuda-memory-pool-byte-size=0:{pool}\n--cuda-memory-pool-byte-size=1:{pool}\n"
+        "--backend-config=tensorrt,version-compatible=true\n"
+    )
+    assert noted.read_text() == ""
+
+
+def test_a_check_builds_nothing_and_names_every_plan_that_cannot_be_served(build: Build) -> None:
+    said: list[str] = []
+    gpu = Gpu()
+    checking = replace(build, builder=gpu, say=said.append)
+    with pytest.raises(EngineError) as nothing_there:
+        checking.check()
+    build.run()
+
+    checking.check()
+    first, second = build.manifests(hashes=False)[:2]
+    (build.store.engine(first.name) / PLAN_FILE).write_bytes(b"cut")
+    (build.store.engine(second.name) / PLAN_FILE).unlink()
+    with pytest.raises(EngineError) as two_wrong:
+        checking.check()
+
+    assert str(nothing_there.value).count("it was never built") == 7
+    assert len([line for line in said if line.endswith(": the plan can be served here.")]) == 7 + 5
+    lines = str(two_wrong.value).splitlines()
+    assert [name in line for name, line in zip((first.name, second.name), lines, strict=True)] == [True, True]
+    assert gpu.built == []
+
+
+def test_the_command_says_by_its_exit_code_whether_plans_are_there(
+    exported_engines: tuple[Path, EngineSet],
+) -> None:
+    result = run(exported_engines, "--check")
+
+    assert result.exit_code == 1
+    assert result.stderr.count("it was never built. Run where Triton runs: wanstream-build") == 7
 
 
 def test_a_set_is_served_as_it_is_told(build: Build) -> None:
