@@ -81,7 +81,7 @@ def adapter_merge(case: GoldenCase) -> None:
 
     merged = dict(merge(base, adapter).tensors(list(base.entries)))
 
-    ranks = {change.down.shape[0] for change in adapter.values()}
+    ranks = {change.down.shape[0] for changes in adapter.values() for change in changes}
     case.assert_equal("config.rank", ranks, {case.config["rank"]})
     for key, before in base.tensors(list(base.entries)):
         if key in adapter:

@@ -57,10 +57,11 @@ def assert_flows(case: GoldenCase, name: str, weights: Checkpoint, place: Place)
         positions = range(first, first + latents.shape[1])
         cache.start_call(step["current_start"], latents.shape[1] * sizes["frame_seq_length"])
 
+        timestep, bias = case.tensors[f"step{k}.in.timestep"], cache.key_bias()
         flow, new_kv = transformer(
-            latents, case.tensors[f"step{k}.in.timestep"], positions, cross_kv, cache.layers, cache.key_bias()
+            latents, timestep, cross_kv, positions=positions, kv=cache.layers, key_bias=bias
         )
-        cache.write(list(new_kv))
+        cache.write(new_kv)
 
         if f"step{k}.{name}" in case.tensors:
             case.assert_close(f"step{k}.{name}", flow)
