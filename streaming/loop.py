@@ -28,9 +28,12 @@ from streaming.triton.sessions import ChunkCancelled, Images
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ChunkRequest:
-    """What a chunk is asked to be: everything in force, not only what changed."""
+    """What a chunk is asked to be: everything in force, not only what changed.
 
-    prompts: PromptRequest
+    A live parameter with the name of a field is its value.
+    """
+
+    prompt: PromptRequest
     steps: tuple[int, ...]  # denoising timesteps, at least one
     seed: int  # base seed, taken at the next reset
     mode: str
@@ -93,7 +96,7 @@ def begin(model: StreamModel, chunk: Session, request: ChunkRequest, step: StepT
     init = request.init_cache or request.mode != chunk.mode  # a mode change is a reset (defect D1)
     with step("text"):
         known = PromptState() if init else chunk.prompt
-        chunk.prompt = known.next(request.prompts, model.encode_prompts)
+        chunk.prompt = known.next(request.prompt, model.encode_prompts)
     init |= request.steps != chunk.steps and request.manage_cache
     chunk.mode, chunk.steps = request.mode, request.steps
     if init:

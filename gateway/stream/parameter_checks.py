@@ -5,7 +5,7 @@ What becomes of valid values over time is in `parameters`.
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -108,58 +108,6 @@ _Steps = Annotated[
 ]
 _Paths = Annotated[list[FilePath], Field(max_length=MAX_PROMPTS)]
 
-# The descriptions are for people who look for a control, in the list of OSC addresses.
-_KINDS: Final[dict[str, Any]] = {
-    "input_mode": Annotated[
-        Literal["text", "video"], Field(description="Generate from the prompt alone, or from the input video")
-    ],
-    "prompts": Annotated[_Prompts, Field(description="What to show; several prompts are blended")],
-    "prompt_interpolation_method": Annotated[
-        Interpolation, Field(description="How several prompts are blended; slerp needs exactly two")
-    ],
-    "transition": Annotated[_Transition, Field(description="Move to other prompts over some chunks")],
-    "denoising_step_list": Annotated[
-        _Steps, Field(description="Timesteps of the denoising, each smaller than the one before")
-    ],
-    "noise_scale": Annotated[
-        Number, Field(ge=0, le=1, description="How far the result may move away from the input video")
-    ],
-    "noise_controller": Annotated[
-        bool, Field(description="Adapt the noise to the motion of the input video")
-    ],
-    "manage_cache": Annotated[bool, Field(description="Start with fresh caches when a change needs it")],
-    "reset_cache": Annotated[bool, Field(description="Start the next chunk with fresh caches")],
-    "kv_cache_attention_bias": Annotated[
-        Number, Field(ge=0.01, le=1, description="Weight of past frames in attention; 1 is off")
-    ],
-    "base_seed": Annotated[
-        Seed, Field(description="Seed of the noise, from the next fresh start of the caches")
-    ],
-    "lora_scales": Annotated[
-        list[Any], Field(max_length=_MAX_ENTRIES, description="New scales of loaded LoRA adapters")
-    ],
-    "vace_ref_images": Annotated[_Paths, Field(description="Reference images of the next chunk")],
-    "first_frame_image": Annotated[FilePath, Field(description="Image that the next chunk begins with")],
-    "last_frame_image": Annotated[FilePath, Field(description="Image that the next chunk ends with")],
-    "images": _Paths,
-    "vace_context_scale": Annotated[
-        Number, Field(ge=0, le=_MAX_VACE_SCALE, description="Strength of reference images and control video")
-    ],
-    "vace_enabled": Annotated[bool, Field(description="Let VACE guide the pictures")],
-    "vace_use_input_video": Annotated[bool, Field(description="Whether VACE takes the input video")],
-    "paused": Annotated[bool, Field(description="Stand still: no new chunks, the last picture is repeated")],
-    "spout_sender": _LocalSink,
-    "spout_receiver": _SpoutReceiver,
-    "output_sinks": _LocalSinks,
-    "input_source": _InputSource,
-    "pipeline_ids": list[str],
-    "take_control": bool,
-    "hand_over": Annotated[Text, Field(max_length=64)],
-}
-FIELDS: Final[dict[str, TypeAdapter[Any]]] = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
-_LORA_SCALE: Final = TypeAdapter(_LoraScale)
-_ANY_NUMBER: Final = TypeAdapter(Number)
-
 
 @dataclass(frozen=True, slots=True)
 class ParameterContext:
@@ -172,6 +120,138 @@ class ParameterContext:
     @property
     def vace_loaded(self) -> bool:
         return self.spec.supports_vace and bool(self.load_params.get("vace_enabled"))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveParameter:
+    """All that is declared about a parameter that holds until it is changed, and that chunks are told.
+
+    kind      type and range
+    default   what is in force until a client says something
+    told      whether the loaded pipeline makes use of it
+    """
+
+    kind: Any
+    default: Callable[[ParameterContext], Any]
+    told: Callable[[ParameterContext], bool]
+
+
+def _has_prompts(context: ParameterContext) -> bool:
+    return context.spec.supports_prompts
+
+
+def _has_loop(context: ParameterContext) -> bool:
+    return context.spec.loop is not None
+
+
+def _has_past_weight(context: ParameterContext) -> bool:
+    return context.spec.supports_kv_cache_bias
+
+
+def _has_vace(context: ParameterContext) -> bool:
+    return context.vace_loaded
+
+
+def _empty_prompt(context: ParameterContext) -> Any:
+    return [{"text": "", "weight": 1.0}] if context.spec.supports_prompts else None
+
+
+def _steps(context: ParameterContext) -> Any:
+    return list(context.spec.denoising_steps) if context.spec.denoising_steps else None
+
+
+# All that a message may say. The descriptions are for people who look for a control in the list of OSC
+# addresses.
+_KINDS: Final[dict[str, Any]] = {
+    "input_mode": Annotated[
+        Literal["text", "video"], Field(description="Generate from the prompt alone, or from the input video")
+    ],
+    "prompts": LiveParameter(
+        Annotated[_Prompts, Field(description="What to show; several prompts are blended")],
+        _empty_prompt,
+        _has_prompts,
+    ),
+    "prompt_interpolation_method": LiveParameter(
+        Annotated[
+            Interpolation, Field(description="How several prompts are blended; slerp needs exactly two")
+        ],
+        lambda _: "linear",
+        _has_prompts,
+    ),
+    "transition": LiveParameter(
+        Annotated[_Transition, Field(description="Move to other prompts over some chunks")],
+        lambda _: None,
+        _has_prompts,
+    ),
+    "denoising_step_list": LiveParameter(
+        Annotated[_Steps, Field(description="Timesteps of the denoising, each smaller than the one before")],
+        _steps,
+        _has_loop,
+    ),
+    "noise_scale": LiveParameter(
+        Annotated[
+            Number, Field(ge=0, le=1, description="How far the result may move away from the input video")
+        ],
+        lambda context: context.spec.noise_scale,
+        _has_loop,
+    ),
+    "noise_controller": LiveParameter(
+        Annotated[bool, Field(description="Adapt the noise to the motion of the input video")],
+        lambda context: context.spec.noise_controller,
+        _has_loop,
+    ),
+    "manage_cache": LiveParameter(
+        Annotated[bool, Field(description="Start with fresh caches when a change needs it")],
+        lambda _: True,
+        _has_loop,
+    ),
+    "reset_cache": Annotated[bool, Field(description="Start the next chunk with fresh caches")],
+    "kv_cache_attention_bias": LiveParameter(
+        Annotated[Number, Field(ge=0.01, le=1, description="Weight of past frames in attention; 1 is off")],
+        lambda context: context.spec.kv_cache_attention_bias,
+        _has_past_weight,
+    ),
+    "base_seed": LiveParameter(
+        Annotated[Seed, Field(description="Seed of the noise, from the next fresh start of the caches")],
+        lambda context: context.load_params.get("base_seed", context.spec.base_seed),
+        _has_loop,
+    ),
+    "lora_scales": Annotated[
+        list[Any], Field(max_length=_MAX_ENTRIES, description="New scales of loaded LoRA adapters")
+    ],
+    "vace_ref_images": Annotated[_Paths, Field(description="Reference images of the next chunk")],
+    "first_frame_image": Annotated[FilePath, Field(description="Image that the next chunk begins with")],
+    "last_frame_image": Annotated[FilePath, Field(description="Image that the next chunk ends with")],
+    "images": _Paths,
+    "vace_context_scale": LiveParameter(
+        Annotated[
+            Number,
+            Field(ge=0, le=_MAX_VACE_SCALE, description="Strength of reference images and control video"),
+        ],
+        lambda _: 1.0,
+        _has_vace,
+    ),
+    "vace_enabled": LiveParameter(
+        Annotated[bool, Field(description="Let VACE guide the pictures")], _has_vace, _has_vace
+    ),
+    "vace_use_input_video": LiveParameter(
+        Annotated[bool, Field(description="Whether VACE takes the input video")], lambda _: True, _has_vace
+    ),
+    "paused": Annotated[bool, Field(description="Stand still: no new chunks, the last picture is repeated")],
+    "spout_sender": _LocalSink,
+    "spout_receiver": _SpoutReceiver,
+    "output_sinks": _LocalSinks,
+    "input_source": _InputSource,
+    "pipeline_ids": list[str],
+    "take_control": bool,
+    "hand_over": Annotated[Text, Field(max_length=64)],
+}
+LIVE: Final = {name: kind for name, kind in _KINDS.items() if isinstance(kind, LiveParameter)}
+FIELDS: Final[dict[str, TypeAdapter[Any]]] = {
+    name: TypeAdapter(kind.kind if isinstance(kind, LiveParameter) else kind) for name, kind in _KINDS.items()
+}
+_LORA_SCALE: Final = TypeAdapter(_LoraScale)
+_ANY_NUMBER: Final = TypeAdapter(Number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ Which values are valid is in `parameter_checks`.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from gateway.errors import Problem, ValidationFailed
 from gateway.http.strict_json import JsonError
 from gateway.http.validation import located
 from gateway.stream.parameter_checks import (
     IMAGE_KEYS,
+    LIVE,
     WISHES,
     ParameterContext,
     Validated,
@@ -34,8 +35,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_EMPTY_PROMPT: Final = ({"text": "", "weight": 1.0},)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +134,7 @@ class ParameterState:
     @property
     def effective(self) -> dict[str, Any]:
         """Every parameter in force, defaults included; `paused` too, one-shot keys not."""
-        spec, load = self._context.spec, self._context.load_params
-        defaults: dict[str, Any] = {
-            "prompts": [dict(p) for p in _EMPTY_PROMPT] if spec.supports_prompts else None,
-            "prompt_interpolation_method": "linear",
-            "transition": None,
-            "denoising_step_list": list(spec.denoising_steps) if spec.denoising_steps else None,
-            "noise_scale": spec.noise_scale,
-            "noise_controller": spec.noise_controller,
-            "manage_cache": True,
-            "kv_cache_attention_bias": spec.kv_cache_attention_bias,
-            "base_seed": load.get("base_seed", spec.base_seed),
-            "vace_context_scale": 1.0,
-            "vace_enabled": self._context.vace_loaded,
-            "vace_use_input_video": True,
-        }
+        defaults = {name: declared.default(self._context) for name, declared in LIVE.items()}
         known = {key: value for key, value in self._stored.items() if key in defaults}
         return {"input_mode": self.input_mode, **defaults, **known, "paused": self.paused}
 
@@ -277,16 +262,7 @@ class ParameterState:
 
 def parameters_of(context: ParameterContext) -> list[str]:
     """Names of the parameters that the pipeline makes use of in every chunk."""
-    spec, keys = context.spec, ["input_mode"]
-    if spec.supports_prompts:
-        keys += ["prompts", "prompt_interpolation_method", "transition"]
-    if spec.loop is not None:
-        keys += ["denoising_step_list", "noise_scale", "noise_controller", "manage_cache", "base_seed"]
-    if spec.supports_kv_cache_bias:
-        keys += ["kv_cache_attention_bias"]
-    if context.vace_loaded:
-        keys += ["vace_context_scale", "vace_enabled", "vace_use_input_video"]
-    return keys
+    return ["input_mode", *(name for name, declared in LIVE.items() if declared.told(context))]
 
 
 def _finish(transition: Mapping[str, Any], values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ Names and ranges of the parameters are those of api.md 9.3; the gateway has vali
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -89,22 +90,20 @@ def chunk_request(
     value = parameters.get
     mode = value("input_mode", TEXT if video is None else VIDEO)
     method = value("prompt_interpolation_method", "linear")
-    return ChunkRequest(
-        prompts=PromptRequest(
+    request = ChunkRequest(
+        prompt=PromptRequest(
             prompts_of(value("prompts", ())), method, transition_request(parameters.get("transition"))
         ),
         steps=tuple(value("denoising_step_list", spec.denoising_steps)),
         seed=value("base_seed", base_seed),
         mode=mode,
-        init_cache=bool(value("init_cache", False)),
-        manage_cache=bool(value("manage_cache", True)),
-        noise_scale=value("noise_scale", spec.noise_scale),
-        noise_controller=bool(value("noise_controller", spec.noise_controller)),
         past_weight=value("kv_cache_attention_bias", spec.kv_cache_attention_bias)
         if spec.supports_kv_cache_bias
         else 1.0,
         video=video if mode == VIDEO else None,
     )
+    names = {field.name for field in fields(ChunkRequest)} & parameters.keys()
+    return replace(request, **{name: parameters[name] for name in names})
 
 
 def transition_request(transition: Mapping[str, Any] | None) -> TransitionRequest | None:

@@ -35,7 +35,7 @@ class EngineFailure(Exception):
 def make_chunk(glass: GlassModel, session: Session, ask: Ask) -> None:
     """Noise alone decides about the latents, so that frames are their numbers."""
     request = ChunkRequest(
-        prompts=PromptRequest(((str(ask.prompt), 1.0),)),
+        prompt=PromptRequest(((str(ask.prompt), 1.0),)),
         steps=ask.steps,
         seed=0,
         mode=ask.mode,
