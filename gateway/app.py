@@ -24,7 +24,7 @@ from gateway.http.origins import OriginPolicy, guard_origins
 from gateway.http.page_policy import protect_pages
 from gateway.http.trailing_slash import without_slash
 from gateway.http.uploads import take_bodies_in_pieces
-from gateway.local_video.service import LocalVideo
+from gateway.local_video.service import LIBRARIES, LocalVideo
 from gateway.logs import Logs
 from gateway.metrics import Metrics
 from gateway.osc.paths import SCRIPT, STYLE
@@ -44,9 +44,12 @@ from gateway.routes.operations import operations_blueprint
 from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
+from gateway.routes.streams import streams_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving.interface import Serving
 from gateway.stream.encoding.encoders import Encoding
+from gateway.stream.file_source import file_attacher
+from gateway.stream.openers import Openers
 from gateway.stream.streams import Streams
 from gateway.threads import separate_threads
 from gateway.webrtc.aiortc_patches.consent import install_patient_consent
@@ -74,6 +77,7 @@ class Services:
     pipelines: Pipelines
     loader: LoadService
     streams: Streams
+    openers: Openers
     sessions: Sessions
     publishers: Publishers
     metrics: Metrics
@@ -110,7 +114,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]  # clients show pipelines in the order of the answer
     services = _services(config, serving)
-    access = Access(config)
+    access = Access(config, services.streams)
     policy = OriginPolicy(config)
     app.extensions["wanstream"] = services
     for blueprint in (
@@ -122,8 +126,9 @@ def create_app(config: Config, serving: Serving) -> Quart:
         loras_blueprint(services.loras),
         models_blueprint(services.models),
         ice_blueprint(services.ice),
-        webrtc_blueprint(services.streams, services.sessions),
+        webrtc_blueprint(services.streams, services.sessions, access),
         local_video_blueprint(services.local_video, services.streams),
+        streams_blueprint(services.streams, services.openers, access, policy),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
         sessions_blueprint(services.streams, services.sessions, serving),
@@ -173,6 +178,7 @@ def _services(config: Config, serving: Serving) -> Services:
         pipelines=pipelines,
         loader=loader,
         streams=streams,
+        openers=_openers(config, local_video),
         sessions=sessions,
         publishers=publishers,
         metrics=metrics,
@@ -184,6 +190,14 @@ def _services(config: Config, serving: Serving) -> Services:
         osc=osc,
         local_video=local_video,
     )
+
+
+def _openers(config: Config, local_video: LocalVideo) -> Openers:
+    openers = Openers()
+    openers.add("file", file_attacher(config.directories.assets))
+    for kind in LIBRARIES:
+        openers.add(kind, local_video.attach)
+    return openers
 
 
 def _answer_errors_as_json(app: Quart) -> None:

@@ -94,6 +94,7 @@ class Secrets:
     cloudflare_api_token: str | None = field(default=None, repr=False)
     twilio_account_sid: str | None = field(default=None, repr=False)
     twilio_auth_token: str | None = field(default=None, repr=False)
+    view_token: str | None = field(default=None, repr=False)  # WANSTREAM_VIEW_TOKEN, to look and no more
     access_token: str | None = field(default=None, repr=False)  # WANSTREAM_TOKEN, asked of every client
     admin_token: str | None = field(default=None, repr=False)  # may change a locked server
     turn_secret: str | None = field(default=None, repr=False)  # shared with the TURN servers of turn_urls
@@ -186,6 +187,10 @@ class Config:
         """
         values = {k: v for k, v in (os.environ if env is None else env).items() if v != ""}
         origins = values.get("WANSTREAM_CORS_ORIGINS")
+        if "WANSTREAM_VIEW_TOKEN" in values and "WANSTREAM_TOKEN" not in values:
+            raise WanstreamError(
+                "WANSTREAM_VIEW_TOKEN is for a server that asks for a token: set WANSTREAM_TOKEN, too."
+            )
         _check_lock(values)
         return cls(
             directories=_directories(values),
@@ -197,6 +202,7 @@ class Config:
                 twilio_account_sid=values.get("TWILIO_ACCOUNT_SID"),
                 twilio_auth_token=values.get("TWILIO_AUTH_TOKEN"),
                 access_token=values.get("WANSTREAM_TOKEN"),
+                view_token=values.get("WANSTREAM_VIEW_TOKEN"),
                 admin_token=values.get("WANSTREAM_ADMIN_TOKEN"),
                 turn_secret=values.get("WANSTREAM_TURN_SECRET"),
             ),

@@ -4,30 +4,41 @@ Each is accepted as `Authorization: Bearer ...`, and as `?token=...` when the pa
 which then keeps it in a cookie.
 """
 
-import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from quart import Quart, Request, Response, current_app, jsonify, request
+from quart import Quart, Request, Response, current_app, request
 
 from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.http.openapi import refuses
 from gateway.http.origins import OriginPolicy
+from gateway.stream.access import Grant, equal
+from gateway.stream.stream import Stream
+from gateway.stream.streams import Streams
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 _COOKIE: Final = "wanstream_token"
 _OPEN: Final = frozenset({"/health", "/ready", "/metrics"})  # probes and scrapers have no token
 _YEAR_S: Final = 365 * 24 * 3600
+_NEEDS: Final = "_wanstream_needs"
+_DEEDS: Final[dict[Grant, str]] = {
+    "view": "see this stream",
+    "drive": "control this stream",
+    "publish": "send pictures to this stream",
+    "all": "do everything",
+}
 _OPERATORS_ONLY: Final = "_wanstream_operators_only"
 
 
 class Access:
-    """Who may do what on one server."""
+    """Who may do what on one server, and with its streams."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, streams: Streams) -> None:
         admin, viewers = config.secrets.admin_token, config.secrets.access_token
+        self._streams = streams
+        self._view_token = config.secrets.view_token
         self._admin = admin
         self._tokens = [] if viewers is None else [token for token in (viewers, admin) if token is not None]
         self.locked = config.locked
@@ -38,7 +49,42 @@ class Access:
 
     def admits(self, given: str) -> bool:
         """Whether a token opens the server."""
-        return any(_equal(given, token) for token in self._tokens) or self._is_admin(given)
+        return any(equal(given, token) for token in self._tokens) or self._is_admin(given)
+
+    def knows(self, given: Sequence[str]) -> bool:
+        """Whether one of these tokens is good for anything here."""
+        return any(map(self.admits, given)) or bool(self._grants(given, None))
+
+    def allows(self, need: Grant, stream: Stream | None = None) -> bool:
+        """Whether the current request may do this, with this stream."""
+        given = tokens_of(request)
+        is_private = stream is not None and stream.tokens is not None
+        opens_all = any(map(self.admits, given)) or not (self.asks_for_token or is_private)
+        if opens_all:
+            return True
+        grants = self._grants(given, stream)
+        # Where nobody has a token for everything, whoever drives a private stream may also end it.
+        return need in grants or (need == "all" and "drive" in grants and not self.asks_for_token)
+
+    def require(self, need: Grant, stream: Stream | None = None) -> None:
+        """Raises ApiError 401 or 403 when the current request may not do this, with this stream."""
+        if self.allows(need, stream):
+            return
+        if self.knows(tokens_of(request)):
+            raise ApiError(403, f"This token does not open that: one is needed that may {_DEEDS[need]}.")
+        text = "A token is needed: send 'Authorization: Bearer TOKEN', or open the page with ?token=TOKEN"
+        raise ApiError(401, text, headers={"WWW-Authenticate": "Bearer"})
+
+    def _grants(self, given: Sequence[str], stream: Stream | None) -> frozenset[Grant]:
+        """What tokens for less than everything open; without a stream: what has to do with none."""
+        is_private = stream is not None and stream.tokens is not None
+        has_view = self._view_token is not None and any(equal(each, self._view_token) for each in given)
+        if stream is None:
+            tokens = [each.tokens for each in self._streams if each.tokens is not None]
+            return frozenset({"view"} if has_view or any(each.grants(given) for each in tokens) else ())
+        if is_private and stream.tokens is not None:
+            return stream.tokens.grants(given)
+        return frozenset({"view"} if has_view else ())
 
     def may_change_server(self, incoming: Request) -> bool:
         """Whether a request may load pipelines and change what all viewers share."""
@@ -50,14 +96,30 @@ class Access:
         remedy = "send the admin token" if self._admin else "its operator can set WANSTREAM_ADMIN_TOKEN"
         return ApiError(403, f"This server is locked. {advice}; to change it, {remedy}.")
 
+    def stream(self, name: str) -> Stream | None:
+        return self._streams.lookup(name)
+
     def _is_admin(self, given: str) -> bool:
-        return self._admin is not None and _equal(given, self._admin)
+        return self._admin is not None and equal(given, self._admin)
 
 
 def operators_only(view: View) -> View:
     """Refuse a route to viewers of a locked server. To be applied right below the route's own decorator."""
     setattr(view, _OPERATORS_ONLY, True)
     return refuses(403)(view)
+
+
+def needs(grant: Grant, default: str | None = None) -> Callable[[View], View]:
+    """Open a route for tokens that grant less than everything. Below the route's own decorator.
+
+    default: the stream that is meant when the address names none.
+    """
+
+    def mark(view: View) -> View:
+        setattr(view, _NEEDS, (grant, default))
+        return view
+
+    return mark
 
 
 def guard_access(app: Quart, access: Access, policy: OriginPolicy, holds: Callable[[], str | None]) -> None:
@@ -71,12 +133,12 @@ def guard_access(app: Quart, access: Access, policy: OriginPolicy, holds: Callab
     async def check() -> tuple[Response, int, dict[str, str]] | None:
         if request.path in _OPEN or request.method == "OPTIONS":
             return None
-        if access.asks_for_token and not any(access.admits(given) for given in tokens_of(request)):
-            detail = (
-                "A token is needed: send 'Authorization: Bearer TOKEN', or open the page with ?token=TOKEN"
-            )
-            return jsonify({"detail": detail}), 401, {"WWW-Authenticate": "Bearer"}
         view = current_app.view_functions.get(request.endpoint or "")
+        grant: Grant
+        default: str | None
+        grant, default = getattr(view, _NEEDS, ("all", None))
+        name = (request.view_args or {}).get("stream_id", default)
+        access.require(grant, None if name is None else access.stream(name))
         if getattr(view, _OPERATORS_ONLY, False) and not access.may_change_server(request):
             raise access.refusal(holds())
         return None
@@ -84,7 +146,7 @@ def guard_access(app: Quart, access: Access, policy: OriginPolicy, holds: Callab
     @app.after_request
     async def remember(response: Response) -> Response:
         given = request.args.get("token", "")
-        if given and access.admits(given) and response.status_code < 400:
+        if given and access.knows([given]) and response.status_code < 400:
             response.set_cookie(
                 _COOKIE,
                 given,
@@ -102,10 +164,14 @@ def tokens_of(incoming: Request) -> list[str]:
     scheme, _, credentials = incoming.headers.get("Authorization", "").partition(" ")
     return [
         credentials.strip() if scheme.lower() == "bearer" else "",
-        incoming.args.get("token", ""),
+        incoming.args.get("token", "") if _is_for_players(incoming) else "",
         incoming.cookies.get(_COOKIE, ""),
     ]
 
 
-def _equal(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode(), token.encode())
+def _is_for_players(incoming: Request) -> bool:
+    """Whether a token may be part of the address: of pages and pictures, which are opened without headers."""
+    path = incoming.path
+    return incoming.method in ("GET", "HEAD") and (
+        not path.startswith("/api/") or path.endswith(("/frame", "/mjpeg", "/events"))
+    )

@@ -135,6 +135,32 @@ class CandidatesBody(BaseModel):
     candidates: list[Candidate]
 
 
+class StreamObject(BaseModel, extra="allow"):
+    """A stream. `tokens` are there when it was made as private, and for whoever may do everything."""
+
+    id: str
+    state: Literal["waiting", "idle", "running", "paused", "ended"]
+    pipeline_id: str | None
+    kept: bool
+    private: bool
+    drivers: Literal["one", "many"]
+    driver: str | None
+    created_at: float
+    source: dict[str, Any]
+    sinks: list[dict[str, Any]]
+    viewers: int
+    people: list[dict[str, Any]]
+    recording: dict[str, Any]
+    whip_url: str
+    whep_url: str
+    mjpeg_url: str
+    tokens: dict[str, str] | None = None
+
+
+class StreamList(BaseModel):
+    streams: list[StreamObject]
+
+
 class SessionMetrics(BaseModel):
     sessions: dict[str, dict[str, Any]]
     gpu: dict[str, float | None]

@@ -14,12 +14,14 @@ MAX_JSON_BYTES = 1 << 20
 _LIMIT = f"JSON bodies are limited to {MAX_JSON_BYTES // (1 << 20)} MiB"
 
 
-async def json_object(request: Request) -> dict[str, Any]:
-    """The JSON object in a request's body.
+async def json_object(request: Request, *, or_empty: bool = False) -> dict[str, Any]:
+    """The JSON object in a request's body. or_empty: no body at all stands for an empty one.
 
     Raises ApiError 413 for more than 1 MiB, ValidationFailed where the body is absent, not JSON or no object.
     """
     body = await limited_body(request, MAX_JSON_BYTES, _LIMIT)
+    if not body and or_empty:
+        return {}
     if not body:
         raise ValidationFailed([Problem(type="missing", loc=["body"], msg="Field required", input=None)])
     if not _is_json(request.mimetype):

@@ -104,6 +104,10 @@ class LocalVideo:
         if not stream.state.input_mode_chosen:
             await stream.update({"input_mode": "video"})
 
+    async def attach(self, stream: Stream, wish: Mapping[str, Any]) -> None:
+        """`set_source` for a request's `{"kind", "name"}`."""
+        await self.set_source(stream, str(wish["kind"]), True, str(wish.get("name") or ""))
+
     def wish(self, stream: Stream, wishes: Mapping[str, Any]) -> list[Problem]:
         """Do what live parameters ask for, in their order; returns what cannot be had here.
 

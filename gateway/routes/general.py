@@ -8,6 +8,7 @@ from quart import Blueprint, Response, send_from_directory
 from quart_schema import hide, tag, validate_response
 
 from gateway.http import bodies
+from gateway.http.auth import needs
 from gateway.http.openapi import answers
 from gateway.local_video.service import LocalVideo
 from gateway.serving.hardware import hardware_info
@@ -42,6 +43,7 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
         return bodies.HardwareInfo.model_validate(await hardware_info(serving, local_video))
 
     @bp.get("/")
+    @needs("view")
     @tag(["general"])
     @answers(200, "text/html", description="a page that streams")
     async def index() -> Response:
@@ -51,6 +53,7 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
         return response
 
     @bp.get("/static/<path:name>")
+    @needs("view")
     @hide
     async def static(name: str) -> Response:
         response = await send_from_directory(_PAGE, name)

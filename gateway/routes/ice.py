@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from quart import Blueprint
 from quart_schema import tag, validate_response
 
+from gateway.http.auth import needs
 from gateway.webrtc.ice.servers import IceServers
 
 
@@ -26,6 +27,7 @@ def ice_blueprint(ice: IceServers) -> Blueprint:
     bp = Blueprint("ice", __name__, url_prefix="/api/v1/webrtc")
 
     @bp.get("/ice-servers")
+    @needs("view")
     @tag(["webrtc"])
     @validate_response(IceServersBody)
     async def ice_servers() -> tuple[dict[str, Any], int, dict[str, str]]:

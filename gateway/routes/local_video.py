@@ -7,6 +7,7 @@ from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
 from gateway.http import bodies
+from gateway.http.auth import needs
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses
 from gateway.http.validation import Text, check
@@ -26,6 +27,7 @@ def local_video_blueprint(local_video: LocalVideo, streams: Streams) -> Blueprin
     bp = Blueprint("local_video", __name__, url_prefix="/api/v1")
 
     @bp.put("/streams/<stream_id>/sinks/<kind>")
+    @needs("drive")
     @tag(["streams"])
     @document_request(bodies.LocalSinkBody)
     @refuses(400, 404)

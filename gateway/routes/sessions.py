@@ -1,9 +1,5 @@
 """Live sessions over REST: numbers, a snapshot, parameters (api.md 13)."""
 
-import asyncio
-import io
-
-from PIL import Image
 from pydantic import BaseModel, Field
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, tag, validate_response
@@ -13,8 +9,10 @@ from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
-from gateway.serving.interface import Images, Serving
+from gateway.serving.interface import Serving
+from gateway.stream.jpegs import jpeg
 from gateway.stream.streams import Streams
+from gateway.threads import in_media_thread
 from gateway.webrtc.sessions import Sessions
 
 _MIB = 1 << 20
@@ -45,10 +43,11 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
     async def frame() -> Response:
         """The last picture of the newest session as JPEG; `quality` 1 to 100."""
         quality = query_int("quality", 85, minimum=1, maximum=100)
-        images = [stream.output.last for stream in streams if stream.output.last is not None]
+        public = (stream.output for stream in streams if stream.tokens is None)
+        images = [output.last for output in public if output.last is not None]
         if not images:
             raise ApiError(404, "No frame available: no session has shown a picture yet")
-        return Response(await asyncio.to_thread(_jpeg, images[-1], quality), mimetype="image/jpeg")
+        return Response(await in_media_thread(jpeg, images[-1], quality), mimetype="image/jpeg")
 
     @bp.get("/parameters")
     @tag(["session"])
@@ -71,9 +70,3 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
         return bodies.ParametersApplied.model_validate(await streams.update_all(values))
 
     return bp
-
-
-def _jpeg(image: Images, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()

@@ -7,6 +7,7 @@ from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
 from gateway.http import bodies
+from gateway.http.auth import Access, needs
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.validation import Text, check
@@ -28,10 +29,11 @@ _OFFER: TypeAdapter[_Offer] = TypeAdapter(_Offer)
 _CANDIDATES: TypeAdapter[bodies.CandidatesBody] = TypeAdapter(bodies.CandidatesBody)
 
 
-def webrtc_blueprint(streams: Streams, sessions: Sessions) -> Blueprint:
+def webrtc_blueprint(streams: Streams, sessions: Sessions, access: Access) -> Blueprint:
     bp = Blueprint("webrtc", __name__, url_prefix="/api/v1/webrtc/offer")
 
     @bp.post("")
+    @needs("view")
     @tag(["webrtc"])
     @document_request(bodies.OfferBody)
     @refuses(400, 404, 409, 422, 503)
@@ -43,9 +45,11 @@ def webrtc_blueprint(streams: Streams, sessions: Sessions) -> Blueprint:
         """
         body = check(_OFFER, await json_object(request), "body")
         if body.streamId is None:
+            access.require("all")
             answer = await sessions.offer(body.sdp, body.type, body.initialParameters)
         else:
             join = Join(streams.find(body.streamId), body.role, body.publish, body.label)
+            access.require("view" if body.role == "viewer" and not body.publish else "drive", join.stream)
             answer = await sessions.join(body.sdp, body.type, join, body.initialParameters)
         return bodies.AnswerBody(
             sdp=answer.sdp,
@@ -56,6 +60,7 @@ def webrtc_blueprint(streams: Streams, sessions: Sessions) -> Blueprint:
         )
 
     @bp.patch("/<session_id>")
+    @needs("view")
     @tag(["webrtc"])
     @document_request(bodies.CandidatesBody)
     @answers(204, description="added, or of no use")
@@ -67,6 +72,7 @@ def webrtc_blueprint(streams: Streams, sessions: Sessions) -> Blueprint:
         return "", 204
 
     @bp.delete("/<session_id>")
+    @needs("view")
     @tag(["webrtc"])
     @answers(204, description="closed")
     @refuses(404)

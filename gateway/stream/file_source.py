@@ -6,18 +6,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import av
 from av.container import InputContainer
+from pydantic import TypeAdapter
 
 from gateway.errors import ApiError
 from gateway.files.media import MediaError, damaged, open_video, rgb_picture
+from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
+from gateway.http.validation import FilePath, check, quoted
 from gateway.serving.interface import Images
+from gateway.stream.openers import Attach
+from gateway.stream.stream import Stream
 from gateway.stream.video_input import MAX_PIXELS, Feed, Size, shrink
 
 logger = logging.getLogger(__name__)
 
+_PATH: Final = TypeAdapter(FilePath)
 _ASSUMED_FPS = 30.0
 _LONGEST_GAP_S = 1.0  # between two pictures; what a file says beyond that is taken for a fault
 _LATE_S = 0.25  # from here on pictures are left out, so that motion keeps its speed
@@ -121,6 +127,22 @@ async def open_file(path: Path, on_lost: OnLost) -> FileSource:
         return await asyncio.to_thread(_open, path, on_lost)
     except MediaError as error:
         raise ApiError(400, f"'{path.name}' cannot be played: {error}") from error
+
+
+def file_attacher(assets: Path) -> Attach:
+    """For `{"kind": "file", "path": ...}`: plays a video of the assets directory."""
+
+    async def attach(stream: Stream, wish: Mapping[str, Any]) -> None:
+        name = check(_PATH, wish.get("path"), "body", "path")
+        try:
+            path = await asyncio.to_thread(resolve_inside, assets, name)
+        except PathNotAllowedError as error:
+            raise ApiError(400, str(error)) from error
+        if not await asyncio.to_thread(is_file, path):
+            raise ApiError(404, f"No such asset: '{quoted(name, 200)}'. Upload it first.")
+        stream.take_source(await open_file(path, stream.source_lost))
+
+    return attach
 
 
 def _open(path: Path, on_lost: OnLost) -> FileSource:

@@ -9,12 +9,13 @@ from typing import Any, Final, Literal
 from gateway.errors import Problem
 from gateway.logs import current_session
 from gateway.pipelines.state import Pipelines
+from gateway.stream.access import StreamTokens
 from gateway.stream.encoding.encoders import Encoders, Encoding
 from gateway.stream.hub import Hub
 from gateway.stream.parameter_checks import Validated
 from gateway.stream.parameter_news import ParameterNews
 from gateway.stream.parameters import ParameterState, check_messages
-from gateway.stream.parts import Control, Sink, Source
+from gateway.stream.parts import Control, Sink, Source, parameter_error
 from gateway.stream.seat import COMMANDS, Drivers, Seat
 from gateway.stream.video_input import Feed, VideoInput
 from gateway.stream.worker import StreamObserver, StreamStoppedError, StreamWorker
@@ -45,9 +46,14 @@ class Stream:
         linger_s: float = 0.0,
         drivers: Drivers = "one",
         encoding: Encoding | None = None,
+        stays: bool = False,
     ) -> None:
+        """stays: it waits for another pipeline when its own is unloaded; others end."""
         self.id = stream_id
         self.linger_s = linger_s
+        self.kept = False  # until it is deleted, or for `linger_s` without anybody
+        self.tokens: StreamTokens | None = None  # of a private stream
+        self.created_at = time.time()
         self._pipelines = pipelines
         self.state = state
         self.input = VideoInput(lambda: state.input_mode == "video")
@@ -72,6 +78,7 @@ class Stream:
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self._updating = asyncio.Lock()  # updates take effect in the order in which they came
         self._running: asyncio.Task[None] | None = None
+        self._drain: asyncio.Task[None] | None = None
         self.worker = StreamWorker(
             self.id,
             pipelines,
@@ -81,6 +88,7 @@ class Stream:
             lambda: bool(self._sources),
             self.notify,
             observer,
+            stays,
         )
         self.worker.set_paused(state.paused)
 
@@ -116,6 +124,10 @@ class Stream:
     def drop_source(self, source: Source) -> None:
         """`source` has ended; of no consequence when another one has taken its place."""
         self._sources = [pair for pair in self._sources if pair[0] is not source]
+
+    def source_lost(self, text: str) -> None:
+        """The source cannot go on; the last picture stands."""
+        self.notify(parameter_error([Problem(loc=["source"], msg=text, type="source_lost")]))
 
     def stop_sources(self) -> None:
         """Take no more input pictures."""
@@ -212,6 +224,11 @@ class Stream:
         """Call it when everything is freed."""
         self._on_closed.append(call)
 
+    def forget(self, call: Callable[[], object]) -> None:
+        """Undo `on_closed`. Idempotent."""
+        if call in self._on_closed:
+            self._on_closed.remove(call)
+
     def introduction(self, control: Control) -> dict[str, Any]:
         """A message: what somebody who has joined needs to know; then come the changes."""
         return {
@@ -229,6 +246,16 @@ class Stream:
         """Tell all controls."""
         for control in self._controls:
             control.notify(message)
+
+    def always_run(self) -> None:
+        """Generate whether or not somebody looks."""
+        self.begin()
+        self._drain = asyncio.create_task(self._look_away(), name=f"drain-{self.id}")
+
+    async def _look_away(self) -> None:
+        sink = self.output.join()
+        while await sink.next() is not None:
+            pass
 
     def begin(self) -> None:
         """Generate from now on: somebody wants to see pictures. Idempotent."""
@@ -336,18 +363,21 @@ class Stream:
             self.output.close()
             self.input.close()
             self.stop_sources()
-            if self._running is not None:
-                self._running.cancel()
-                await asyncio.gather(self._running, return_exceptions=True)
+            tasks = [task for task in (self._drain, self._running) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.encoders.close()
             self.output.clear()
         finally:
-            for call in self._on_closed:
+            for call in tuple(self._on_closed):
                 call()
 
     def _end_unheld(self) -> None:
         """Nobody holds the stream any more; whoever still sees it is told."""
-        if self._controls or self._sinks:
+        if self.kept and self.viewers:
+            self.linger()
+        elif self._controls or self._sinks:
             self.stop(None)
             if self._running is not None:
                 self._running.cancel()
@@ -358,6 +388,30 @@ class Stream:
         if self._end is not None:
             self._end.cancel()
             self._end = None
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What GET /api/v1/streams/{id} tells about it, without addresses."""
+        source, take = self.source, next((s.info for s in self._sinks if s.info["kind"] == "recorder"), None)
+        state = "live" if self.has_live_source else "lost"
+        return {
+            "id": self.id,
+            "state": self.phase,
+            "pipeline_id": self._pipelines.loaded.spec.id if self._pipelines.loaded else None,
+            "kept": self.kept,
+            "private": self.tokens is not None,
+            "drivers": self.seat.drivers,
+            "driver": self.seat.driver,
+            "created_at": self.created_at,
+            "source": {"kind": "none"} if source is None else {**source.info, "state": state},
+            "sinks": [{k: v for k, v in sink.info.items() if k != "owner"} for sink in self._sinks],
+            "viewers": self.viewers,
+            "people": [
+                {"sessionId": control.id, "label": control.label, "role": self.seat.role_of(control)}
+                for control in self._controls
+            ],
+            "recording": {"state": "recording" if take else "stopped", "take": take and take.get("take")},
+        }
 
     def metrics(self) -> dict[str, Any]:
         """What GET /api/v1/session/metrics tells about it."""

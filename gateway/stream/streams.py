@@ -5,7 +5,7 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from gateway.config import Limits
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.http.validation import located, quoted
 from gateway.pipelines.state import Loaded, Pipelines
+from gateway.stream.access import StreamTokens
 from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.parameters import ParameterContext, ParameterState
 from gateway.stream.seat import Drivers
@@ -105,13 +106,20 @@ class Streams:
 
     def find(self, stream_id: str) -> Stream:
         """The stream of this id, of one of its peers' session ids, or of an alias. Raises ApiError 404."""
-        stream = self._streams.get(stream_id) or self._by_alias(stream_id) or self._by_control(stream_id)
-        if stream is None or stream.closed:
+        stream = self.lookup(stream_id)
+        if stream is None:
             raise ApiError(404, f"Stream {quoted(stream_id, 64)} not found")
         return stream
 
+    def lookup(self, stream_id: str) -> Stream | None:
+        """`find`, but None for a stream that is not there."""
+        stream = self._streams.get(stream_id) or self._by_alias(stream_id) or self._by_control(stream_id)
+        return None if stream is None or stream.closed else stream
+
     def newest(self) -> Stream | None:
-        return max(self, key=lambda stream: stream.started, default=None)
+        """The newest stream that is not private."""
+        public = (stream for stream in self if stream.tokens is None)
+        return max(public, key=lambda stream: stream.started, default=None)
 
     def require_service(self) -> Loaded:
         """What a new stream would be made for. Raises ApiError 503 (the server stops), 400 (no pipeline)."""
@@ -140,11 +148,13 @@ class Streams:
         kept: bool = False,
         linger_s: float = 0.0,
         drivers: Drivers = "one",
+        private: bool = False,
     ) -> Stream:
         """A new stream, for the caller to hold.
 
-        stream_id: a name, or None: an id of its own. kept: it holds itself. linger_s: how long it outlives
-        its last holder, and waits for its first. Raises ApiError 400 (no pipeline), 409 (the name is in use),
+        stream_id: a name, or None: an id of its own. kept: it holds itself, or, with `linger_s`, lives on
+        while somebody watches. linger_s: how long it outlives its last holder, and waits for its first.
+        private: it has tokens of its own. Raises ApiError 400 (no pipeline), 409 (the name is in use),
         422 (not a name), 503 (full, or the server stops), ValidationFailed (parameters).
         """
         loaded = self.require_service()
@@ -154,18 +164,29 @@ class Streams:
         await self._make_room(loaded.spec)
         if chosen in self._streams:  # made while this one waited
             raise _in_use(chosen)
-        stream = Stream(chosen, self._pipelines, state, self._observer, linger_s, drivers, self._encoding)
+        stays = kept or linger_s > 0
+        stream = Stream(
+            chosen, self._pipelines, state, self._observer, linger_s, drivers, self._encoding, stays
+        )
+        stream.kept = kept
+        stream.tokens = StreamTokens() if private else None
         self._streams[chosen] = stream
         self._totals.streams += 1
         stream.on_closed(lambda: self._closed(stream))
         stream.on_wish = self.on_wish
         state.remarks += stream.fulfil()
-        if kept:
+        if kept and not linger_s:
             stream.hold(self)
         elif linger_s > 0:
             stream.linger()
         logger.info("[%s] Stream made for %s", stream.id, loaded.spec.id)
         return stream
+
+    async def end(self, stream: Stream, reason: str) -> None:
+        """End a stream, after whoever sees it could read that."""
+        if stream.controls and _stop(stream):
+            await asyncio.sleep(_FLUSH_S)
+        await stream.close(reason)
 
     async def close(self) -> None:
         """Tell everybody that the streams are over and end them all, in parallel."""
@@ -178,11 +199,14 @@ class Streams:
         await asyncio.gather(*ends, return_exceptions=True)
 
     async def update_all(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Apply a partial update to every stream; body of the answer to POST /api/v1/session/parameters.
+        """Apply a partial update to every stream that is not private; see `update`."""
+        return await self.update([stream for stream in self if stream.tokens is None], values)
+
+    async def update(self, streams: Sequence[Stream], values: dict[str, Any]) -> dict[str, Any]:
+        """Apply a partial update that came over REST; body of the answer.
 
         Raises ValidationFailed when no key of it could be applied.
         """
-        streams = list(self)
         reports = await asyncio.gather(*(stream.update(values) for stream in streams))
         errors = next((report for report in reports if report), [])  # the same pipeline judges alike
         refused = {str(problem["loc"][0]) for problem in errors if problem["loc"]}

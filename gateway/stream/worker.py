@@ -59,7 +59,7 @@ class WorkerStats:
 class StreamWorker:
     """Generates one stream's video until `StreamStoppedError` is raised or the task is cancelled.
 
-    has_input: whether the stream has a source at all.
+    has_input: whether the stream has a source at all. stays: it waits while no pipeline is loaded.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class StreamWorker:
         has_input: Callable[[], bool],
         notify: Notify,
         observer: StreamObserver,
+        stays: bool = False,
     ) -> None:
         self._id = stream_id
         self._pipelines = pipelines
@@ -81,6 +82,7 @@ class StreamWorker:
         self._has_input = has_input
         self._notify = notify
         self._observer = observer
+        self._stays = stays
         self._pipeline_id = pipelines.loaded.spec.id if pipelines.loaded else ""
         self._told = self._pipeline_id  # what the peer believes to see; empty: another one is on its way
         self._resumed = asyncio.Event()
@@ -111,7 +113,10 @@ class StreamWorker:
             try:
                 loaded = await self._pipelines.wait_loaded()
             except NothingLoaded as error:
-                raise StreamStoppedError(error.error) from error
+                if not self._stays:
+                    raise StreamStoppedError(error.error) from error
+                await self._pipelines.wait_for(State.LOADED)
+                continue
             self._state.rebase(loaded.spec, loaded.params)
             self._input.expect_for(loaded)
             self._failures = 0
@@ -124,7 +129,8 @@ class StreamWorker:
                 async with self._pipelines.open_session(loaded) as session:
                     await self._until_retired(loaded, session)
             except ServingLost as error:
-                raise StreamStoppedError(str(error)) from error
+                if not (self._stays and loaded.retired.is_set()):
+                    raise StreamStoppedError(str(error)) from error
 
     async def _until_retired(self, loaded: Loaded, session: ServingSession) -> None:
         """Stream until the pipeline is replaced or unloaded; a chunk in the making is not waited for then."""

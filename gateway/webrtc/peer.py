@@ -143,6 +143,7 @@ class Peer:
         if self._camera is not None:
             self._camera.stop()
             self.stream.drop_source(self._camera)
+        self.stream.forget(self._begin_to_close)
         self.stream.remove_control(self.channels)
         self.stream.remove_sink(self._viewer)
         self.stream.release(self)

@@ -13,9 +13,10 @@ from quart import Blueprint, Request, Response, request
 from quart_schema import hide
 
 from gateway.errors import ApiError
-from gateway.http.auth import Access, tokens_of
+from gateway.http.auth import Access, needs, tokens_of
 from gateway.http.limited import limited_body
 from gateway.http.origins import OriginPolicy
+from gateway.stream.access import Grant
 from gateway.stream.streams import MAIN
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.signalling import MAX_SDP_CHARACTERS, invalid
@@ -78,10 +79,11 @@ class _Endpoint:
         """The routes, at `/api/v1/KIND` and `/KIND`, with or without a stream's id."""
         bp = Blueprint(self._kind, __name__)
         bp.after_request(_as_problem)
+        grant: Grant = "publish" if self._kind == "whip" else "view"
         for root in (f"/api/v1/{self._kind}", f"/{self._kind}"):
             for path in (root, f"{root}/<stream_id>"):
-                _add(bp, path, self.post, self.get, self.options)
-            _add(bp, f"{root}/<stream_id>/<secret>", self.patch, self.delete, self.options)
+                _add(bp, path, grant, self.post, self.get, self.options)
+            _add(bp, f"{root}/<stream_id>/<secret>", grant, self.patch, self.delete, self.options)
         return bp
 
     async def post(self, stream_id: str = MAIN) -> Response:
@@ -121,14 +123,14 @@ class _Endpoint:
             response.headers.add("Link", field)
 
 
-def _add(bp: Blueprint, path: str, *views: View) -> None:
+def _add(bp: Blueprint, path: str, grant: Grant, *views: View) -> None:
     """Let views answer the methods after which they are called."""
     for view in views:
         method = view.__name__
         bp.add_url_rule(
             path,
             f"{method}{len(bp.deferred_functions)}",
-            _hidden(view),
+            needs(grant, MAIN)(_hidden(view)),
             methods=[method.upper()],
             provide_automatic_options=False,  # Quart's would answer before ours
             strict_slashes=False,  # a slash too many would be redirected, which few of the clients follow

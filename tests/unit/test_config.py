@@ -39,6 +39,7 @@ def test_a_directory_that_some_part_could_not_use_is_refused_in_a_sentence(
         ({"PIPELINE": "longlive", "WANSTREAM_PIPELINE_PARAMS": "[320]"}, "must be a JSON object"),
         ({"WANSTREAM_PIPELINE_PARAMS": '{"height": 320}'}, "needs PIPELINE"),
         ({"WANSTREAM_LOCKED": "on"}, "needs PIPELINE"),
+        ({"WANSTREAM_VIEW_TOKEN": "v"}, "set WANSTREAM_TOKEN, too"),
         ({"WANSTREAM_LOCKED": "yes"}, "must be one of on, off"),
     ],
     ids=str,
