@@ -371,12 +371,21 @@ def test_what_is_not_sent_takes_its_default_in_both_modes() -> None:
     video = chunk_request({"prompts": ["a boat"]}, camera(), LONGLIVE, 42)
 
     for request in (text, video):
-        assert request.prompts.prompts == (("a boat", 1.0),)
+        assert request.prompt.prompts == (("a boat", 1.0),)
         assert request.steps == (1000, 750, 500, 250)  # defect D6: in video mode too
         assert (request.noise_scale, request.noise_controller, request.seed) == (0.7, True, 42)
         assert request.manage_cache
         assert not request.init_cache
     assert (text.mode, video.mode) == ("text", "video")
+
+
+def test_a_parameter_with_the_name_of_a_field_is_its_value() -> None:
+    told = {"prompts": "a boat", "noise_scale": 0.25, "manage_cache": False, "init_cache": True, "other": 1}
+
+    request = chunk_request(told, None, LONGLIVE, 42)
+
+    assert (request.noise_scale, request.manage_cache, request.init_cache) == (0.25, False, True)
+    assert request.noise_controller
 
 
 def test_pictures_that_come_in_text_mode_are_ignored() -> None:
