@@ -1,7 +1,8 @@
 """When the packets of a picture leave: not all at once, for a narrow network has a short queue.
 
 A picture of the usual size leaves at once, as it always did. What is larger, such as a key frame, is spread:
-over one picture's time at most, or, where the network is known to be narrow, at little more than its rate.
+over one picture's time at most, or, where the network is known to be narrow, at little more than its rate. It
+never makes the next pictures late: the more of them wait, the faster it goes.
 """
 
 import time
@@ -26,16 +27,22 @@ class Pacer:
         self._room_bits = float("inf")
         self._rate = 1.0  # bit/s at which it runs out
 
-    def begin(self, picture_bytes: int, bitrate: int, period_s: float, *, narrow: bool) -> None:
-        """Another picture begins. bitrate: of the encoder. period_s: from one picture to the next."""
+    def begin(
+        self, picture_bytes: int, bitrate: int, period_s: float, *, narrow: bool, waiting: int = 0
+    ) -> None:
+        """Another picture begins. bitrate: of the encoder. period_s: from one picture to the next.
+
+        waiting: pictures that wait behind it.
+        """
         self._run_out()
         bits = 8.0 * picture_bytes
         if narrow:
             self._room_bits = _AT_ONCE_S * bitrate
-            self._rate = max(1.0, _FASTER_NARROW * bitrate, bits / _LONGEST_S)
+            rate = max(_FASTER_NARROW * bitrate, bits / _LONGEST_S)
         else:
             self._room_bits = max(_AT_ONCE_S, _USUAL_PICTURES * period_s) * bitrate
-            self._rate = max(1.0, _FASTER * bitrate, bits / min(period_s or _LONGEST_S, _LONGEST_S))
+            rate = max(_FASTER * bitrate, bits / min(period_s or _LONGEST_S, _LONGEST_S))
+        self._rate = max(1.0, rate * (1 + waiting))
 
     def sent(self, packet_bytes: int) -> float:
         """A packet has left; returns after how many seconds the next one may."""

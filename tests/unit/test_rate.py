@@ -236,3 +236,17 @@ def test_key_frames_are_rare_on_a_narrow_network_only() -> None:
         sent.append((at_once, viewer.link.may_send_key_frame()))
 
     assert sent == [(True, True), (False, True)]
+
+
+def test_a_limit_of_ours_is_not_taken_for_a_movement_of_the_viewers_estimate() -> None:
+    viewer = narrow_viewer(150_000)
+    viewer.watch(150_000)
+    viewer.link.lost(0.3)  # which lowers what counts of the estimate
+    viewer.now += 2.5
+    viewer.link.report(150_000)
+    still = viewer.wanted
+    viewer.now += 1
+
+    viewer.link.lost(0.0)  # the first report after so long without loss that it may climb
+
+    assert viewer.wanted > still == round(0.85 * 150_000)

@@ -55,8 +55,10 @@ class InformedSender(RTCRtpSender):
         picture = await super()._next_encoded_frame(codec)
         if picture is not None and self._packets is not None:
             size = sum(len(payload) for payload in picture.payloads)
-            bitrate, period_s = self._packets.bitrate, self._packets.period_s
-            self._pacer.begin(size, bitrate, period_s, narrow=self.link.narrow)
+            packets = self._packets
+            self._pacer.begin(
+                size, packets.bitrate, packets.period_s, narrow=self.link.narrow, waiting=packets.waiting
+            )
         return picture
 
     async def sent(self, packet_bytes: int) -> None:
