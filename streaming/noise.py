@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[Any]
-Draw = Callable[[Sequence[int]], Tensor]  # shape -> standard normal, float32, on the CPU
+Draw = Callable[[Sequence[int]], Tensor]  # shape -> standard normal, float32
 
 FULL_MOTION = 0.2  # difference of frames in [-1, 1] that counts as most motion
 SEEDS = 2**64
@@ -23,11 +23,15 @@ class NoiseSource(Protocol):
 
 
 class SeededNoise:
-    """torch's CPU generator, so that a seed gives the same stream on every device."""
+    """torch's generator; by default the CPU's, so that a seed gives the same stream on every device."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """device: of the generator and of what it draws."""
+        self._device = device
 
     def chunk(self, seed: int) -> Draw:
-        generator = torch.Generator().manual_seed(seed % SEEDS)
-        return lambda shape: torch.randn(*shape, generator=generator)
+        generator = torch.Generator(self._device).manual_seed(seed % SEEDS)
+        return lambda shape: torch.randn(*shape, generator=generator, device=self._device)
 
 
 def motion_noise_scale(video: Array, before: Array | None, frames: int, requested: float) -> float:

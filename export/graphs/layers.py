@@ -4,15 +4,21 @@ Written so that a graph exports to plain ONNX (serving.md 9): no complex numbers
 in place, and statistics and softmax in float32 whatever the type of the graph.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _cpu_kernels: ContextVar[bool] = ContextVar("cpu_kernels", default=False)
+_fused: ContextVar[bool] = ContextVar("fused", default=False)
 
 
 @contextmanager
@@ -23,6 +29,39 @@ def exporting_for_cpu() -> Iterator[None]:
         yield
     finally:
         _cpu_kernels.reset(token)
+
+
+@contextmanager
+def fused_elements() -> Iterator[None]:
+    """Inside, each function that is `fusible` runs as a kernel of its own, by torch.compile."""
+    token = _fused.set(True)
+    try:
+        yield
+    finally:
+        _fused.reset(token)
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """By PyTorch's compiler, for the device of its arguments; it runs when it is called."""
+    return torch.compile(function)
+
+
+def fusible(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of elements, bound by memory: as one kernel it reads and writes each of them once.
+
+    Compiled alone: a whole transformer is slower compiled than as it is (docs/gpu.md 1).
+    """
+    made: list[Callable[P, R]] = []
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _fused.get() or torch.compiler.is_exporting():
+            return function(*args, **kwargs)
+        if not made:
+            made.append(compiled(function))
+        return made[0](*args, **kwargs)
+
+    return call
 
 
 def attention(
@@ -73,14 +112,39 @@ def _attention_of_onnx_runtime(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | N
     return y.reshape(*q.shape[:2], *v.shape[2:])
 
 
+@fusible
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary encoding: element pair (2j, 2j + 1) of a head is turned by the angle of column j.
 
     x [B, T, N, D], cos and sin float32 [T, D / 2] -> [B, T, N, D], type of x; computed in float32.
     """
+    return _rotated(x, cos, sin)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for all heads
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+@fusible
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, see `RMSNorm`."""
+    return _normed(x, weight, eps)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x32 = x.float()
+    scale = torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
+    return (x32 * scale).to(x.dtype) * weight
+
+
+@fusible
+def norm_and_rotate(
+    x: Tensor, weight: Tensor, eps: float, heads: tuple[int, int], cos: Tensor, sin: Tensor
+) -> Tensor:
+    """`rms_norm` of all heads together, then `rotate` of each: [B, T, N * D] -> [B, T, N, D]."""
+    return _rotated(_normed(x, weight, eps).unflatten(2, heads), cos, sin)
 
 
 class Linear(nn.Module):
@@ -123,9 +187,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, dim] -> [*, dim]"""
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (x32 * scale).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -144,4 +206,21 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, dim] -> [*, dim]"""
-        return F.layer_norm(x.float(), (self.dim,), self.weight, self.bias, self.eps).to(x.dtype)
+        return _layer_normed(x, self.weight, self.bias, self.eps)
+
+    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """The norm * (1 + scale) + shift; x [B, T, dim], both [B, F, dim], one vector per latent frame."""
+        return norm_and_modulate(x, self.weight, self.bias, self.eps, shift, scale)
+
+
+def _layer_normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+
+
+@fusible
+def norm_and_modulate(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, shift: Tensor, scale: Tensor
+) -> Tensor:
+    """See `LayerNorm.modulated`."""
+    frames = _layer_normed(x, weight, bias, eps).reshape(*shift.shape[:2], -1, x.shape[2])
+    return (frames * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).reshape(x.shape)

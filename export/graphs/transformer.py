@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, rotate
+from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, fusible, norm_and_rotate, rotate
 from export.graphs.signature import Signature, Values
 from streaming.checkpoints.config import TransformerConfig
 from streaming.network.inputs import GROUPS, OUTPUTS, TensorSpec, sized
@@ -37,15 +37,16 @@ class SelfAttention(nn.Module):
         rope_k    cos, sin [S + T, D / 2] of all keys, when they are cached un-roped
         returns   y [B, T, dim], new_kv [2, B, T, N, D]
         """
-        q = rotate(self.norm_q(self.q(x)).unflatten(2, self.heads), *rope)
-        k = self.norm_k(self.k(x)).unflatten(2, self.heads)
+        q = norm_and_rotate(self.q(x), self.norm_q.weight, self.norm_q.eps, self.heads, *rope)
+        k = self.k(x)
         v = self.v(x).unflatten(2, self.heads)
         k_cached, v_cached = kv.unbind(0)
         if self.unroped_cache:
             assert rope_k is not None, "un-roped keys need tables of all positions"
+            k = self.norm_k(k).unflatten(2, self.heads)
             keys = rotate(torch.cat([k_cached, k], dim=1), *rope_k)
         else:
-            k = rotate(k, *rope)
+            k = norm_and_rotate(k, self.norm_k.weight, self.norm_k.eps, self.heads, *rope)
             keys = torch.cat([k_cached, k], dim=1)
         y = attention(q, keys, torch.cat([v_cached, v], dim=1), bias)
         return self.o(y.flatten(2)), torch.stack([k, v])
@@ -97,10 +98,10 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """x [B, T, dim], e0 [B, F, 6, dim], the rest as in SelfAttention -> x, new_kv"""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.unsqueeze(1) + e0).unbind(2)
-        y, new_kv = self.self_attn(modulate(self.norm1(x), shift1, scale1), kv, bias, rope, rope_k)
-        x = x + gate(y, gate1)
+        y, new_kv = self.self_attn(self.norm1.modulated(x, shift1, scale1), kv, bias, rope, rope_k)
+        x = add_gated(x, y, gate1)
         x = x + self.cross_attn(self.norm3(x), cross_kv)
-        x = x + gate(self.ffn(modulate(self.norm2(x), shift2, scale2)), gate2)
+        x = add_gated(x, self.ffn(self.norm2.modulated(x, shift2, scale2)), gate2)
         return x, new_kv
 
 
@@ -116,7 +117,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         """x [B, T, dim], e [B, F, dim] -> [B, T, patch * out_dim]"""
         shift, scale = (self.modulation.unsqueeze(1) + e.unsqueeze(2)).unbind(2)
-        y: Tensor = self.head(modulate(self.norm(x), shift, scale))
+        y: Tensor = self.head(self.norm.modulated(x, shift, scale))
         return y
 
 
@@ -238,15 +239,11 @@ class CrossAttentionKV(nn.Module):
         return torch.stack([k, v]).reshape(2, *context.shape[:2], *self.heads)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift; x [B, T, dim], shift and scale [B, F, dim], one vector per latent frame."""
-    frames = x.reshape(*shift.shape[:2], -1, x.shape[2])
-    return (frames * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).reshape(x.shape)
-
-
-def gate(x: Tensor, factor: Tensor) -> Tensor:
-    """x * factor; x [B, T, dim], factor [B, F, dim], one vector per latent frame."""
-    return (x.reshape(*factor.shape[:2], -1, x.shape[2]) * factor.unsqueeze(2)).reshape(x.shape)
+@fusible
+def add_gated(x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
+    """x + y * factor; x, y [B, T, dim], factor [B, F, dim], one vector per latent frame."""
+    gated = y.reshape(*factor.shape[:2], -1, y.shape[2]) * factor.unsqueeze(2)
+    return x + gated.reshape(x.shape)
 
 
 def pad_prompt(prompt_embeds: Tensor, text_len: int) -> Tensor:

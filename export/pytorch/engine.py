@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from export.graphs.signature import Signature
 from streaming.network.inputs import TensorSpec
 
-Call = Callable[..., Sequence[Tensor] | Tensor]
+Call = Callable[..., Sequence[Tensor]]
 
 
 class ModuleEngine:
@@ -23,27 +23,30 @@ class ModuleEngine:
         signature: Signature,
         *,
         optional: Sequence[str] = (),
-        wrapped: Callable[[Call], Call] = lambda call: call,
+        wrapped: Callable[[Call], Call] | None = None,
     ) -> None:
-        """wrapped: from the module to what is called in its place, with the same arguments."""
+        """wrapped: from the module's call, inputs in order, to one that may overwrite its results."""
+
+        def call(*values: Tensor | None) -> Sequence[Tensor]:
+            results = module(**signature.arguments(values))
+            return (results,) if isinstance(results, Tensor) else results
+
         self.inputs, self.outputs = (
             tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs)
         )
-        self._call = wrapped(module)
-        self._signature, self._optional = signature, frozenset(optional)
+        self._call: Call = call if wrapped is None else wrapped(call)
+        self._overwritten = wrapped is not None
+        self._specs, self._optional = signature.inputs, frozenset(optional)
         self._device, self._dtype = next(module.parameters()).device, _working_type(module)
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         """As Engine.run."""
-        arguments = self._signature.arguments(self._value(spec, inputs) for spec in self._signature.inputs)
+        values = [self._value(spec, inputs) for spec in self._specs]
         if self._device.type == "cpu":
             torch.set_flush_denormal(True)  # trained networks meet such numbers: they take many times longer
         with torch.inference_mode():
-            results = self._call(**arguments)
-        if isinstance(results, Tensor):
-            results = (results,)
-        named = dict(zip(self.outputs, results, strict=True))
-        return {name: named[name] for name in outputs}
+            named = dict(zip(self.outputs, self._call(*values), strict=True))
+            return {name: named[name].clone() if self._overwritten else named[name] for name in outputs}
 
     def _value(self, spec: TensorSpec, inputs: Mapping[str, Tensor]) -> Tensor | None:
         if spec.name in self._optional and spec.name not in inputs:

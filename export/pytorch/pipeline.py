@@ -4,6 +4,7 @@ The same code in float32 on the CPU and in bfloat16 on a GPU; what is fast on a 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Final
 
 import torch
@@ -14,19 +15,21 @@ from export.checkpoints.load import load_text_encoder, load_vae, open_transforme
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import Autoencoder, AutoencoderGraph, DecoderGraph, EncoderGraph
 from export.pytorch.engine import ModuleEngine
+from export.pytorch.faster import NOTHING, channels_innermost, faster_calls, for_cpu
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, read_config
 from streaming.conditioning.embedding_cache import EmbeddingCache
 from streaming.conditioning.prompt_encoder import PromptEncoder
 from streaming.conditioning.tokenizer import PromptTokenizer
 from streaming.engines.engine import BatchLimit, Engine, Engines, VaeEngines
-from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchPrecision
+from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchPrecision, TorchSwitches
 from streaming.engines.manifest import file_info, fingerprint
 from streaming.engines.records import EngineError
-from streaming.engines.served import PROMPTS
+from streaming.engines.served import CPU, PROMPTS
 from streaming.network.inputs import KEY_BIAS
 from streaming.network.model import StreamModel
 from streaming.network.transformer import ModelSizes
+from streaming.noise import SeededNoise
 from streaming.specs import LoopSpec, PipelineSpec
 from streaming.triton.model_pipeline import ModelPipeline
 
@@ -53,17 +56,11 @@ def load_pipeline(spec: PipelineSpec, plan: LoadPlan) -> ModelPipeline:
     )
     vae_file, vae_dtype = models / VAE_FILES[torch_plan.vae_type], DTYPES[torch_plan.vae_precision]
     vae = load_vae(vae_file, torch_plan.vae_type, vae_dtype, device)
+    switches = torch_plan.switches if torch_plan.on_gpu else for_cpu(torch_plan.switches)
     encode_prompts = _prompt_encoder(torch_plan, config, plan)
-    model = stream_model(
-        spec.loop,
-        transformer,
-        text_kv,
-        vae,
-        encode_prompts,
-        plan.size,
-        spare_bias=torch_plan.switches.spare_bias,
-    )
-    return ModelPipeline(spec, model, plan.base_seed)
+    model = stream_model(spec.loop, transformer, text_kv, vae, encode_prompts, plan.size, switches=switches)
+    noise = SeededNoise(device if switches.device_noise else CPU)
+    return ModelPipeline(spec, model, plan.base_seed, noise)
 
 
 def stream_model(
@@ -74,14 +71,20 @@ def stream_model(
     encode_prompts: EncodePrompts,
     size: tuple[int, int],
     *,
-    spare_bias: bool = False,
+    switches: TorchSwitches = NOTHING,
     watch: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> StreamModel:
     """What streams need of these networks, at a size of height x width pixels, in the transformer's type.
 
-    watch: from the transformer's engine to the one that the loop calls
+    switches   what is to make it faster
+    watch      from the transformer's engine to the one that the loop calls
     """
     weight = transformer.patch_embedding.weight_t
+    if switches.channels_last:
+        channels_innermost(vae)
+    tokens = prod(side // vae.spatial_factor // transformer.config.patch_size[1] for side in size)
+    wrapped = faster_calls(switches, loop.longest_chunk * tokens)
+    signature = transformer.signature(0)
 
     def coder(graph: AutoencoderGraph) -> Engine:
         return ModuleEngine(graph, graph.signature(*size))
@@ -89,7 +92,7 @@ def stream_model(
     return StreamModel(
         spec=loop,
         engines=Engines(
-            watch(ModuleEngine(transformer, transformer.signature(0), optional=(KEY_BIAS,))),
+            watch(ModuleEngine(transformer, signature, optional=(KEY_BIAS,), wrapped=wrapped)),
             ModuleEngine(text_kv, text_kv.signature()),
             VaeEngines(
                 coder(EncoderGraph(vae, True)),
@@ -106,7 +109,7 @@ def stream_model(
         cache_frames=loop.cache_frames,
         dtype=weight.dtype,
         device=weight.device,
-        spare_bias=spare_bias,
+        spare_bias=switches.spare_bias,
     )
 
 

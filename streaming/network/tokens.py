@@ -33,7 +33,13 @@ def unpatchify(tokens: Tensor, h: int, w: int, patch: Patch = PATCH) -> Tensor:
     return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(B, -1, C, h, w)
 
 
-def rope_tables(frames: Sequence[int], rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
+def rope_tables(
+    frames: Sequence[int],
+    rows: int,
+    columns: int,
+    head_dim: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
     """cos and sin of all tokens of these frames, float32 [len(frames) * rows * columns, head_dim / 2].
 
     frames   position of each latent frame, 0 .. 1023, in the order of the tokens; any order, with repeats
@@ -42,11 +48,13 @@ def rope_tables(frames: Sequence[int], rows: int, columns: int, head_dim: int) -
     A head's complex numbers are divided among frame, row and column; each axis has its own base (wan.md 2.5).
     The tables are shared with other callers: do not change them.
     """
-    return _rope_tables(tuple(frames), rows, columns, head_dim)
+    return _rope_tables(tuple(frames), rows, columns, head_dim, torch.device(device))
 
 
 @lru_cache(maxsize=8)  # every step of a chunk asks for the same ones
-def _rope_tables(frames: tuple[int, ...], rows: int, columns: int, head_dim: int) -> tuple[Tensor, Tensor]:
+def _rope_tables(
+    frames: tuple[int, ...], rows: int, columns: int, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     spatial = head_dim // 6
     split = (head_dim // 2 - 2 * spatial, spatial, spatial)
     shape = (len(frames), rows, columns)
@@ -58,7 +66,7 @@ def _rope_tables(frames: tuple[int, ...], rows: int, columns: int, head_dim: int
         along[axis] = shape[axis]
         parts.append(torch.outer(position, frequencies).reshape(along).expand(*shape, count))
     angles = torch.cat(parts, dim=-1).reshape(-1, head_dim // 2)
-    return angles.cos().float(), angles.sin().float()
+    return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
 def time_sinusoid(timestep: Tensor, freq_dim: int) -> Tensor:

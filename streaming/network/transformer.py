@@ -72,10 +72,9 @@ class TransformerCall:
 
     def rope(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """cos and sin, float32 [tokens of these frames, D / 2]."""
-        _, ph, pw = self.sizes.patch
-        return rope_tables(
-            positions, self.latents.shape[3] // ph, self.latents.shape[4] // pw, self.sizes.head_dim
-        )
+        latents, (_, ph, pw) = self.latents, self.sizes.patch
+        rows, columns = latents.shape[3] // ph, latents.shape[4] // pw
+        return rope_tables(positions, rows, columns, self.sizes.head_dim, latents.device)
 
 
 def timesteps(timestep: float, x: Tensor) -> Tensor:
