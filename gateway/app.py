@@ -45,6 +45,7 @@ from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.streams import streams_blueprint
+from gateway.routes.tempo import tempo_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving.interface import Serving
 from gateway.stream.encoding.encoders import Encoding
@@ -129,6 +130,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         webrtc_blueprint(services.streams, services.sessions, access),
         local_video_blueprint(services.local_video, services.streams),
         streams_blueprint(services.streams, services.openers, access, policy),
+        tempo_blueprint(services.streams),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
         sessions_blueprint(services.streams, services.sessions, serving),
@@ -165,6 +167,7 @@ def _services(config: Config, serving: Serving) -> Services:
     encoding = Encoding(config.bitrate, config.shared_encoders, config.low_tier, metrics.encoding)
     streams = Streams(pipelines, metrics, config.directories.assets, config.limits, encoding)
     sessions = Sessions(streams, ice, config.connect_timeout_s)
+    streams.tempo.on_changed(lambda: _tell_tempo(streams))
     local_video = LocalVideo(streams, ndi_allowed=config.ndi_allowed)
     streams.on_wish = local_video.wish
     osc = OscServer(config.osc, config.osc_address, streams, pipelines)
@@ -198,6 +201,12 @@ def _openers(config: Config, local_video: LocalVideo) -> Openers:
     for kind in LIBRARIES:
         openers.add(kind, local_video.attach)
     return openers
+
+
+def _tell_tempo(streams: Streams) -> None:
+    message = {"type": "tempo_update", **streams.tempo.status()}
+    for stream in streams:
+        stream.notify(message)
 
 
 def _answer_errors_as_json(app: Quart) -> None:

@@ -231,3 +231,20 @@ class LocalSinkState(_Body):
 
 class LocalSenders(BaseModel):
     senders: list[str]
+
+
+class TempoStatus(BaseModel):
+    enabled: bool
+    source: str = Field(description="who set it: `manual` (REST), `tap` or `osc`")
+    bpm: float
+    beats_per_bar: int
+    beat: int = Field(description="of the bar, from 1")
+    bar_phase: float = Field(description="0 to 1")
+    chunk_ms: float | None = Field(
+        description="longest last chunk of a stream: changes are seen with the next one"
+    )
+
+
+class TempoSources(BaseModel):
+    sources: list[str]
+    quantize_modes: list[str]

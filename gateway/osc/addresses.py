@@ -15,6 +15,7 @@ from gateway.osc.wire import Impulse, OscError
 from gateway.stream.parameter_checks import FIELDS, MAX_PROMPTS, MAX_TRANSITION_CHUNKS
 from gateway.stream.seat import COMMANDS
 from gateway.stream.streams import ALL
+from gateway.stream.tempo import BPM_RANGE
 
 _STREAM: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _PATTERN: Final = re.compile(r"[*?\[\]{}#,\s]")
@@ -157,6 +158,11 @@ def _own_keys() -> Iterator[Key]:
     yield Key("temporal_interpolation_method", "string", text, choices=choices)
     blend = "prompt_interpolation_method"
     yield Key("interpolation_method", "string", blending["description"], choices=choices, field=blend)
+    yield Key("tempo/tap", "trigger", "Tap the beat")
+    yield Key("tempo/bpm", "number", "Beats per minute", *BPM_RANGE)
+    quantize = FIELDS["quantize_mode"].json_schema()
+    modes = tuple(quantize["enum"])
+    yield Key("tempo/quantize", "string", quantize["description"], choices=modes, field="quantize_mode")
     text = "Scale of the loaded adapter whose file has that name, without its ending"
     yield Key("lora/<stem>/scale", "number", text, -10, 10)
 

@@ -20,6 +20,7 @@ from gateway.stream.parameter_checks import fold
 from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from gateway.stream.streams import ALL, Streams
+from gateway.stream.tempo import BPM_RANGE
 from gateway.waiting import end
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _MAX_WAITING: Final = 256  # bundles whose time has not come
 _MAX_RECENT: Final = 50
 _MAX_LISTENERS: Final = 16
 _MAX_UNREAD: Final = 1000  # commands of a listener that does not read
+_TEMPO: Final = ("tempo/tap", "tempo/bpm")
 _HINTS: Final = ("plain_words",)  # what is no refusal
 
 
@@ -178,6 +180,32 @@ class OscServer:
 
     def _take_message(self, message: Message) -> None:
         target, name = addresses.split(message.address, self._find)
+        if name in _TEMPO:
+            value = self._change_tempo(name, message)
+        else:
+            value = self._change_streams(target, name, message)
+        self.counts["applied"] += 1
+        self._tell(name, value)
+        if self.log_all_messages:
+            logger.info("OSC %s %s", message.address, quoted(str(message.arguments), 200))
+
+    def _change_tempo(self, name: str, message: Message) -> Any:
+        """It is one for all streams, whatever the address says."""
+        key, _ = addresses.find(name)
+        value, tempo = key.convert(message.arguments), self._streams.tempo
+        if name == "tempo/tap":
+            if value:
+                tempo.tap()
+        elif BPM_RANGE[0] <= value <= BPM_RANGE[1]:
+            tempo.enable("osc", value)
+        else:
+            raise OscError(
+                "range", f"Beats per minute are {BPM_RANGE[0]:g} to {BPM_RANGE[1]:g}, not {value:g}"
+            )
+        return value
+
+    def _change_streams(self, target: str, name: str, message: Message) -> Any:
+        """Gather what a message sets; the value that it brought."""
         streams = list(self._streams) if target == ALL else [self._find(target)]
         value: Any = None
         if target == ALL:  # for streams to come, and to be refused as a whole
@@ -189,10 +217,7 @@ class OscServer:
             update.addresses |= dict.fromkeys(values, message.address)
         if self._updates:
             self._arrived.set()
-        self.counts["applied"] += 1
-        self._tell(name, value)
-        if self.log_all_messages:
-            logger.info("OSC %s %s", message.address, quoted(str(message.arguments), 200))
+        return value
 
     def _find(self, stream_id: str) -> Stream:
         try:

@@ -20,6 +20,7 @@ from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.http.strict_json import JsonError, parse_json
 from gateway.http.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
 from gateway.stream.prompt_hints import PLAIN_WORDS, hint_at
+from gateway.stream.tempo import MAX_LOOKAHEAD_MS, QuantizeMode
 from streaming.specs import Interpolation, PipelineSpec
 
 MAX_PROMPTS: Final = 16
@@ -30,6 +31,8 @@ IMAGE_KEYS: Final = VACE_IMAGE_KEYS | {"images"}
 
 # What a stream is attached to: done at once, and no part of a chunk's parameters.
 WISHES: Final = frozenset({"spout_sender", "spout_receiver", "output_sinks", "input_source"})
+# How changes wait for the beat: in force at once, and no part of a chunk's parameters either.
+TIMING: Final = frozenset({"quantize_mode", "lookahead_ms"})
 
 _MAX_ENTRIES: Final = 64
 _MAX_VACE_SCALE: Final = 2.0
@@ -243,6 +246,10 @@ _KINDS: Final[dict[str, Any]] = {
     "output_sinks": _LocalSinks,
     "input_source": _InputSource,
     "pipeline_ids": list[str],
+    "quantize_mode": Annotated[QuantizeMode, Field(description="Which beat changes of parameters wait for")],
+    "lookahead_ms": Annotated[
+        Number, Field(ge=0, le=MAX_LOOKAHEAD_MS, description="How long before that beat they begin")
+    ],
     "take_control": bool,
     "hand_over": Annotated[Text, Field(max_length=64)],
 }

@@ -14,6 +14,7 @@ from gateway.http.validation import located
 from gateway.stream.parameter_checks import (
     IMAGE_KEYS,
     LIVE,
+    TIMING,
     WISHES,
     ParameterContext,
     Validated,
@@ -77,6 +78,7 @@ class ParameterState:
         self._lora_scales: dict[str, float] = {}
         self._images: dict[str, Any] = {}
         self._wishes: dict[str, Any] = {}
+        self.timing: dict[str, Any] = {}  # `quantize_mode` and `lookahead_ms`, once they are set
         self._hinted = False  # at a notation in a prompt
         self.paused = False
         self.remarks: list[Problem] = []
@@ -217,6 +219,8 @@ class ParameterState:
                 self._reset = self._reset or bool(value)
             elif key == "lora_scales":
                 self._lora_scales |= {entry["path"]: entry["scale"] for entry in value or ()}
+            elif key in TIMING:
+                self.timing[key] = value
             elif key in WISHES:
                 self._wishes |= {key: value} if value is not None else {}
             elif key in IMAGE_KEYS:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from gateway.errors import Problem
@@ -16,6 +17,7 @@ from gateway.stream.parameter_checks import Validated
 from gateway.stream.parameter_news import ParameterNews
 from gateway.stream.parameters import ParameterState, check_messages
 from gateway.stream.parts import Control, Sink, Source, parameter_error
+from gateway.stream.quantizer import Quantizer
 from gateway.stream.seat import COMMANDS, Drivers, Seat
 from gateway.stream.video_input import Feed, VideoInput
 from gateway.stream.worker import StreamObserver, StreamStoppedError, StreamWorker
@@ -71,6 +73,9 @@ class Stream:
         self._controls: list[Control] = []
         self.seat = Seat(drivers, lambda: self.controls)
         self._news = ParameterNews(lambda: self.controls)
+        self.quantizer = Quantizer(
+            lambda: state.timing, lambda values: self._apply(Validated(values)), self.notify
+        )
         self._holders: dict[object, Callable[[], bool]] = {}
         self._on_closed: list[Callable[[], object]] = []
         self._end: asyncio.TimerHandle | None = None
@@ -306,7 +311,8 @@ class Stream:
             return problems
         if by is not None and not self.seat.admits(by):
             return [self.seat.refusal(by)]
-        return problems + self._apply(validated)
+        now = self.quantizer.hold(validated.values, by)
+        return problems + self._apply(replace(validated, values=now))
 
     def _apply(self, validated: Validated) -> list[Problem]:
         problems = self.state.apply(validated)
@@ -354,6 +360,7 @@ class Stream:
             self.closed = True
             self._cancel_end()
             self._news.close()
+            self.quantizer.close()
             self._closing = asyncio.create_task(self._close(), name=f"close-stream-{self.id}")
         return self._closing
 

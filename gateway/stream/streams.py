@@ -19,6 +19,7 @@ from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.parameters import ParameterContext, ParameterState
 from gateway.stream.seat import Drivers
 from gateway.stream.stream import Stream
+from gateway.stream.tempo import Tempo
 from gateway.stream.worker import StreamObserver
 from gateway.threads import in_parameter_thread
 from streaming.specs import PipelineSpec
@@ -69,6 +70,7 @@ class Streams:
         self._encoding = encoding
         self._streams: dict[str, Stream] = {}
         self._totals = Totals()  # without the streams that are still there
+        self.tempo = Tempo()
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self.draining = False  # no new streams
         self.refused = dict.fromkeys(_REASONS, 0)  # offers, by the reason
@@ -174,6 +176,7 @@ class Streams:
         self._totals.streams += 1
         stream.on_closed(lambda: self._closed(stream))
         stream.on_wish = self.on_wish
+        stream.quantizer.tempo = self.tempo
         state.remarks += stream.fulfil()
         if kept and not linger_s:
             stream.hold(self)

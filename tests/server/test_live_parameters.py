@@ -18,7 +18,7 @@ import pytest_asyncio
 from PIL import Image
 
 from export.onnx.store import EngineStore
-from gateway.stream.parameter_checks import FIELDS, WISHES
+from gateway.stream.parameter_checks import FIELDS, TIMING, WISHES
 from gateway.stream.parameters import ParameterContext, ParameterState
 from streaming.engines.engine_set import EngineSet, read_engine_set
 from streaming.engines.served import InProcess, open_model
@@ -105,7 +105,12 @@ CASES = {
     "vace_enabled": Case({"vace_enabled": True}, Effect.NONE, remark=NO_VACE),
     "vace_use_input_video": Case({"vace_use_input_video": False}, Effect.NONE, CAMERA),
 }
-ELSEWHERE = {"paused", "pipeline_ids", *WISHES}  # no chunk is made; only in an offer; around the stream
+ELSEWHERE = {
+    "paused",
+    "pipeline_ids",
+    *WISHES,
+    *TIMING,
+}  # no chunk is made; only in an offer; around the stream
 
 
 @pytest.fixture(scope="module")

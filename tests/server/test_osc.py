@@ -210,3 +210,40 @@ async def test_settings_and_the_graph_editor_s_inventory(double_server: DoublePr
     assert [(code, told["log_all_messages"]) for code, told in (on, off)] == [(200, True), (200, False)]
     assert wrong[0] == 422
     assert (inventory.status, inventory.json()) == (200, {"count": 0})
+
+
+async def test_changes_wait_for_the_beat(
+    peer: Peer, osc: SimpleUDPClient, double_server: DoubleProcess
+) -> None:
+    async def call(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        answer = await double_server.client.call(method, f"/api/v1/tempo/{path}", json_body=body)
+        return answer.status, answer.json()
+
+    enabled = await call("POST", "enable", {"bpm": 240, "beats_per_bar": 4})
+    peer.send({"quantize_mode": "bar", "prompts": [{"text": "on the one", "weight": 1.0}]})
+
+    def told(kind: str) -> list[dict[str, Any]]:
+        return [m for m in peer.messages if m["type"] == kind]
+
+    await until(lambda: told("change_applied"), 10, "the bar")
+    await until(lambda: double_server.prompts() == ["on the one"], 10, "a chunk of it")
+    osc.send_message("/scope/tempo/bpm", 100.0)
+
+    async def by_osc() -> bool:
+        return bool((await call("GET", "status"))[1]["source"] == "osc")
+
+    await until(by_osc, 10, "the tempo by OSC")
+    status = (await call("GET", "status"))[1]
+    paced = await call("POST", "set_tempo", {"bpm": 60})
+    disabled = await call("POST", "disable", {})
+    peer.send({"quantize_mode": None})
+
+    assert (enabled[0], enabled[1]["bpm"]) == (200, 240)
+    assert 0 <= told("change_scheduled")[0]["delay_ms"] <= 1000
+    assert told("tempo_update")[-1]["bpm"] >= 60
+    assert (status["bpm"], status["chunk_ms"] > 0) == (100, True)
+    assert (paced[1]["bpm"], disabled[1]["enabled"]) == (60, False)
+    assert (await call("GET", "sources"))[1]["quantize_modes"] == ["none", "beat", "bar", "2_bars", "4_bars"]
+    assert (await call("POST", "tap"))[0] == 200
+    for wrong in ({"bpm": 5}, {"bpm": "fast"}, {}):
+        assert (await call("POST", "set_tempo", wrong))[0] == 422

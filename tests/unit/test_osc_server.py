@@ -25,6 +25,7 @@ from gateway.stream.parameter_checks import FIELDS, WISHES
 from gateway.stream.parameters import ParameterContext, ParameterState
 from gateway.stream.seat import COMMANDS
 from gateway.stream.stream import Stream
+from gateway.stream.tempo import Tempo
 from streaming.errors import WanstreamError
 from streaming.specs import LONGLIVE
 from tests.server.peer import until
@@ -203,6 +204,7 @@ class RecordedStream(Stream):
 class Table:
     def __init__(self, *streams: RecordedStream) -> None:
         self.streams = list(streams)
+        self.tempo = Tempo()
 
     def __iter__(self) -> Iterator[Stream]:
         return iter(self.streams)
@@ -370,6 +372,24 @@ async def test_a_new_stream_takes_over_what_was_set_for_all(streams: Table, tmp_
         await until(lambda: all(stream.updates for stream in streams.streams), 10, "the prompts")
 
         assert [s.updates[0]["transition"]["num_steps"] for s in streams.streams] == [2, 5]
+
+
+async def test_the_tempo_is_one_for_all_streams(streams: Table) -> None:
+    async with running(streams) as osc:
+        for address, value in (
+            ("tempo/bpm", 90.0),
+            ("tempo/bpm", 1000.0),
+            ("tempo/tap", 1),
+            ("tempo/bpm", "x"),
+        ):
+            osc.receive(message(f"/wanstream/left/{address}", value), "127.0.0.1")
+        osc.receive(message("/wanstream/left/tempo/quantize", "bar"), "127.0.0.1")
+        await until(lambda: streams.streams[0].updates, 10, "the mode")
+
+        status = streams.tempo.status()
+        assert osc.counts == {"applied": 3, "range": 1, "type": 1}
+        assert (status["enabled"], status["source"], status["bpm"]) == (True, "osc", 90.0)
+        assert [stream.state.timing for stream in streams] == [{"quantize_mode": "bar"}, {}]
 
 
 @pytest.mark.parametrize(
