@@ -61,9 +61,10 @@ from gateway.webrtc.aiortc_patches.media_ports import install_media_ports
 from gateway.webrtc.aiortc_patches.sender import install_sender
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.sessions import Sessions
-from gateway.whip.metrics import WhipCollector
+from gateway.whip.metrics import PartsCollector
+from gateway.whip.playing import Players
 from gateway.whip.publishing import Publishers
-from gateway.whip.routes import whip_blueprint
+from gateway.whip.routes import whep_blueprint, whip_blueprint
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Services:
     openers: Openers
     sessions: Sessions
     publishers: Publishers
+    players: Players
     metrics: Metrics
     assets: Assets
     loras: Loras
@@ -133,6 +135,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         tempo_blueprint(services.streams),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
+        whep_blueprint(services.players, services.ice, access),
         sessions_blueprint(services.streams, services.sessions, serving),
         operations_blueprint(services.pipelines, services.streams, services.metrics, config.pipeline),
     ):
@@ -174,7 +177,8 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics.watch(pipelines, streams, sessions)
     metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
     publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
-    metrics.add(WhipCollector(publishers))
+    players = Players(streams, pipelines, ice, config.connect_timeout_s)
+    metrics.add(PartsCollector(streams, publishers))
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
         config=config,
@@ -184,6 +188,7 @@ def _services(config: Config, serving: Serving) -> Services:
         openers=_openers(config, local_video),
         sessions=sessions,
         publishers=publishers,
+        players=players,
         metrics=metrics,
         assets=Assets(config.directories.assets, quota_bytes),
         loras=Loras.from_config(config, loader.loras_in_use),
@@ -266,6 +271,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
             services.streams.close,
             services.sessions.close,
             services.publishers.close,
+            services.players.close,
             services.pipelines.close,
             services.models.close,
             services.ice.close,

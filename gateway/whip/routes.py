@@ -13,7 +13,7 @@ from quart import Blueprint, Request, Response, request
 from quart_schema import hide
 
 from gateway.errors import ApiError
-from gateway.http.auth import Access, needs, tokens_of
+from gateway.http.auth import Access, needs
 from gateway.http.limited import limited_body
 from gateway.http.origins import OriginPolicy
 from gateway.stream.access import Grant
@@ -21,6 +21,7 @@ from gateway.stream.streams import MAIN
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.signalling import MAX_SDP_CHARACTERS, invalid
 from gateway.whip.links import ice_links
+from gateway.whip.playing import Players
 from gateway.whip.publishing import Publishers
 from gateway.whip.session import Session, Sessions
 
@@ -62,6 +63,26 @@ def whip_blueprint(
     return bp
 
 
+def whep_blueprint(players: Players, ice: IceServers, access: Access) -> Blueprint:
+    """Watching. Query: wait=1, to be answered although there is nothing to see yet."""
+
+    async def begin(stream_id: str, offer: str) -> tuple[Session, str]:
+        wait = request.args.get("wait") == "1"
+        return await players.play(stream_id, offer, wait=wait, first_address=_own_address(request))
+
+    bp = _Endpoint("whep", players, begin, ice, access).blueprint()
+
+    @bp.after_request
+    async def name_type(response: Response) -> Response:
+        """By this answer to HEAD a player sees what kind of address it was given."""
+        if request.method == "HEAD" and response.status_code == 204:
+            response.status_code = 200
+            response.content_type = _SDP
+        return response
+
+    return bp
+
+
 class _Endpoint:
     """The views of one protocol, called like the methods that they answer."""
 
@@ -74,16 +95,16 @@ class _Endpoint:
         self._begin = begin
         self._ice = ice
         self._access = access
+        self._grant: Grant = "publish" if kind == "whip" else "view"
 
     def blueprint(self) -> Blueprint:
         """The routes, at `/api/v1/KIND` and `/KIND`, with or without a stream's id."""
         bp = Blueprint(self._kind, __name__)
         bp.after_request(_as_problem)
-        grant: Grant = "publish" if self._kind == "whip" else "view"
         for root in (f"/api/v1/{self._kind}", f"/{self._kind}"):
             for path in (root, f"{root}/<stream_id>"):
-                _add(bp, path, grant, self.post, self.get, self.options)
-            _add(bp, f"{root}/<stream_id>/<secret>", grant, self.patch, self.delete, self.options)
+                _add(bp, path, self._grant, self.post, self.get, self.options)
+            _add(bp, f"{root}/<stream_id>/<secret>", self._grant, self.patch, self.delete, self.options)
         return bp
 
     async def post(self, stream_id: str = MAIN) -> Response:
@@ -105,7 +126,7 @@ class _Endpoint:
         response.headers["Allow"] = "PATCH, DELETE, OPTIONS" if secret else "POST, GET, HEAD, OPTIONS"
         if "Access-Control-Request-Method" not in request.headers:  # else it is a browser's preflight
             response.headers["Accept-Post"] = _SDP
-            if not self._access.asks_for_token or any(map(self._access.admits, tokens_of(request))):
+            if self._access.allows(self._grant, self._access.stream(stream_id)):
                 await self._add_links(response)
         return response
 

@@ -25,6 +25,7 @@ ENCODERS = {
     "VP8": "vp8enc deadline=1 keyframe-max-dist=30 ! rtpvp8pay",
     "H264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=30 ! rtph264pay config-interval=-1",
 }
+DECODERS = {"VP8": "rtpvp8depay ! vp8dec", "H264": "rtph264depay ! avdec_h264"}
 PUBLISHER = (
     "webrtcbin name=peer bundle-policy=max-bundle "
     "videotestsrc is-live=true ! video/x-raw,width=320,height=240 ! {encoder} ! {caps} ! peer. "
@@ -42,9 +43,11 @@ class Peer:
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session = ""
+        self._screen = f"{DECODERS[codec]} ! fakesink name=screen signal-handoffs=true"
         caps = CAPS[codec]
         text = PUBLISHER.format(encoder=ENCODERS[codec], caps=caps) if role == "publish" else PLAYER
-        self._pipeline = Gst.parse_launch(text)
+        self._pipeline = Gst.Pipeline()
+        self._pipeline.add(Gst.parse_bin_from_description(text, False))
         self._peer = self._pipeline.get_by_name("peer")
         self._peer.connect("notify::ice-gathering-state", self._on_gathering)
         self._peer.connect("notify::connection-state", self._on_state)
@@ -94,9 +97,9 @@ class Peer:
     def _on_pad(self, _: Gst.Element, pad: Gst.Pad) -> None:
         if pad.get_direction() != Gst.PadDirection.SRC:
             return
-        sink = Gst.parse_bin_from_description("decodebin ! fakesink name=screen signal-handoffs=true", True)
+        sink = Gst.parse_bin_from_description(self._screen, True)
         sink.get_by_name("screen").connect("handoff", self._on_picture)
-        self._pipeline.add(sink)
+        self._peer.get_parent().add(sink)
         sink.sync_state_with_parent()
         pad.link(sink.get_static_pad("sink"))
 

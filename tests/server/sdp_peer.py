@@ -15,15 +15,18 @@ FRAGMENT = "application/trickle-ice-sdpfrag"
 class SdpPeer(Peer):
     """`Peer` with the requests of RFC 9725. `answered` is the server's answer to its POST."""
 
-    def __init__(self, client: HttpClient, path: str, **options: Any) -> None:
+    def __init__(self, client: HttpClient, path: str, *, token: str = "", **options: Any) -> None:
         """path: of the endpoint. options: of `Peer`; there is no data channel unless asked for."""
         super().__init__(client, **{"data_channel": False, **options})
         self.path = path
+        self._bearer = {"Authorization": f"Bearer {token}"} if token else {}
         self.answered: Answer | None = None
 
     @classmethod
-    def publisher(cls, client: HttpClient, source: MediaStreamTrack, path: str = "/api/v1/whip") -> "SdpPeer":
-        return cls(client, path, source=source, direction="sendonly")
+    def publisher(
+        cls, client: HttpClient, source: MediaStreamTrack, path: str = "/api/v1/whip", **options: Any
+    ) -> "SdpPeer":
+        return cls(client, path, source=source, direction="sendonly", **options)
 
     @classmethod
     def player(cls, client: HttpClient, path: str = "/api/v1/whep", **options: Any) -> "SdpPeer":
@@ -32,9 +35,8 @@ class SdpPeer(Peer):
     async def post(self, sdp: str | None = None, headers: Mapping[str, str] | None = None) -> Answer:
         """POST an offer, its own by default; a 201 is applied when it was its own."""
         offer = await self.offer_sdp() if sdp is None else sdp
-        answer = await self.client.call(
-            "POST", self.path, body=offer.encode(), headers={"Content-Type": SDP, **(headers or {})}
-        )
+        headers = {"Content-Type": SDP, **self._bearer, **(headers or {})}
+        answer = await self.client.call("POST", self.path, body=offer.encode(), headers=headers)
         if answer.status == 201:
             self.answered = answer
             if sdp is None:
@@ -58,11 +60,11 @@ class SdpPeer(Peer):
 
     async def change(self, fragment: str, headers: Mapping[str, str] | None = None) -> Answer:
         """PATCH a fragment."""
-        headers = {"Content-Type": FRAGMENT, **(headers or {})}
+        headers = {"Content-Type": FRAGMENT, **self._bearer, **(headers or {})}
         return await self.client.call("PATCH", self.location, body=fragment.encode(), headers=headers)
 
     async def end(self) -> Answer:
-        return await self.client.call("DELETE", self.location)
+        return await self.client.call("DELETE", self.location, headers=self._bearer)
 
 
 async def posted(client: HttpClient, path: str, sdp: str) -> Answer:

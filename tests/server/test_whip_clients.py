@@ -1,4 +1,7 @@
-"""Publishers that are not ours: FFmpeg 8, GStreamer, npm packages in Chromium; all send a token."""
+"""Publishers and players that are not ours: FFmpeg 8, GStreamer, npm packages in Chromium.
+
+All send the server's token, and all say that they leave but for one player.
+"""
 
 import asyncio
 import signal
@@ -12,9 +15,11 @@ import pytest_asyncio
 from playwright.async_api import Browser
 
 from tests.server.browser import opened
+from tests.server.camera import NumberedCamera
 from tests.server.double_process import DoubleProcess
 from tests.server.npm_clients import write_page
 from tests.server.peer import until
+from tests.server.sdp_peer import SdpPeer
 from tests.server.whip_calls import arriving, no_publishers
 
 pytest_plugins = ["tests.server.page_fixtures"]
@@ -28,7 +33,8 @@ TOKEN = "open-sesame"
 def token_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
     """A gateway with a token and LongLive, served by the double."""
     process = DoubleProcess(
-        tmp_path_factory.mktemp("clients"), {"WANSTREAM_TOKEN": TOKEN, "PIPELINE": "longlive"}
+        tmp_path_factory.mktemp("clients"),
+        {"WANSTREAM_TOKEN": TOKEN, "PIPELINE": "longlive", "WANSTREAM_MAX_SESSIONS": "4"},
     )
     yield process
     process.stop()
@@ -36,7 +42,7 @@ def token_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoublePro
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def server(token_server: DoubleProcess) -> AsyncIterator[DoubleProcess]:
-    """It, ready. Afterwards there are no publishers, because each client says that it leaves."""
+    """It, ready. Afterwards there is no publisher, because each says that it leaves."""
 
     async def ready() -> bool:
         return (await token_server.client.call("GET", "/ready")).status == 200
@@ -60,16 +66,16 @@ async def program(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
+    assert process.stdin is not None
     try:
         yield process
+        process.stdin.close()
+        await asyncio.wait_for(process.communicate(), 15)
     except BaseException:
         process.kill()
         output, _ = await process.communicate()
         print(output.decode(errors="replace")[-4000:])  # noqa: T201 - pytest shows it with the failure
         raise
-    assert process.stdin is not None
-    process.stdin.close()
-    await asyncio.wait_for(process.communicate(), 15)
 
 
 @pytest.mark.parametrize("profile", ["baseline", "high"])
@@ -103,4 +109,41 @@ async def test_a_page_publishes_its_camera(
         await page.evaluate("([name, ...rest]) => publish[name](...rest)", [name, url, TOKEN])
         await arriving(server.client, 10)
         await page.evaluate("end()")
-        await no_publishers(server.client)
+
+
+@asynccontextmanager
+async def published(server: DoubleProcess) -> AsyncIterator[str]:
+    """A stream with a publisher; where it is played."""
+    path = "/whip/played"
+    async with SdpPeer.publisher(server.client, NumberedCamera(), path, token=TOKEN) as publisher:
+        await publisher.begin()
+        yield f"{server.url}/api/v1/whep/played"
+        await publisher.end()
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+async def test_gstreamer_plays(server: DoubleProcess, codec: str) -> None:
+    async with (
+        published(server) as url,
+        program("/usr/bin/python3", str(GSTREAMER), "play", f"{url}?wait=1", codec, TOKEN) as player,
+    ):
+        assert player.stdout is not None
+        lines = [await asyncio.wait_for(player.stdout.readline(), 20) for _ in range(12)]
+
+    assert lines[1:] == [b"picture 576 320\n"] * 11
+
+
+@pytest.mark.parametrize("name", ["whip-whep", "eyevinn"])
+async def test_a_page_plays_a_stream(
+    server: DoubleProcess, browser: Browser, page_url: str, name: str
+) -> None:
+    async with published(server) as url, opened(browser, page_url) as page:
+        await page.evaluate("([name, ...rest]) => play[name](...rest)", [name, f"{url}?wait=1", TOKEN])
+        await page.wait_for_function(
+            "document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames >= 10"
+        )
+        video = page.locator("video")
+        size = [await video.evaluate(f"video => video.{side}") for side in ("videoWidth", "videoHeight")]
+        await page.evaluate("end()")
+
+    assert size == [576, 320]

@@ -37,7 +37,7 @@ window.play = {
   },
   eyevinn: async (url, token) => {
     const player = new WebRTCPlayer({ video: document.querySelector("video"), type: "whep" });
-    await player.load(new URL(url), token);
+    await player.load(new URL(url), `Bearer ${token}`);
     window.end = () => player.destroy();
   },
 };
