@@ -74,12 +74,13 @@ class PeerError(RuntimeError):
 class PeerProcess:
     """Handle on one peer process; it can connect and disconnect any number of times."""
 
-    def __init__(self, options: PeerOptions) -> None:
+    def __init__(self, options: PeerOptions, kind: "type[Stream] | None" = None) -> None:
+        """kind: of its connections; None: `Stream`."""
         context = mp.get_context("spawn")
         self._pipe, remote = context.Pipe()
         self._process = context.Process(
             target=_main,
-            args=(remote, encode_loop(options) if options.camera else None, options.fps),
+            args=(remote, encode_loop(options) if options.camera else None, options.fps, kind or Stream),
             daemon=True,
         )
         self._process.start()
@@ -139,13 +140,13 @@ class PeerProcess:
         return value
 
 
-def _main(pipe: Connection, pictures: list[bytes] | None, fps: int) -> None:
+def _main(pipe: Connection, pictures: list[bytes] | None, fps: int, kind: "type[Stream]") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     install_jitter_buffer()  # aiortc's own shows a picture when the next one begins; browsers do not wait
-    asyncio.run(_serve(pipe, pictures, fps))
+    asyncio.run(_serve(pipe, pictures, fps, kind))
 
 
-async def _serve(pipe: Connection, pictures: list[bytes] | None, fps: int) -> None:
+async def _serve(pipe: Connection, pictures: list[bytes] | None, fps: int, kind: "type[Stream]") -> None:
     stream: Stream | None = None
     pipe.send((True, None))
     while True:
@@ -154,7 +155,7 @@ async def _serve(pipe: Connection, pictures: list[bytes] | None, fps: int) -> No
             return
         try:
             if command == "connect":
-                stream = Stream(argument[0], pictures, fps)
+                stream = kind(argument[0], pictures, fps)
                 pipe.send((True, await stream.open(argument[1])))
                 continue
             assert stream is not None, "the peer is not connected"
