@@ -17,6 +17,8 @@ from gateway.errors import ApiError, ValidationFailed
 from gateway.files.assets import Assets
 from gateway.files.loras.loras import Loras
 from gateway.files.models.models import Models
+from gateway.fleet.forwarding import Forwarding, pass_on_to_owners
+from gateway.fleet.owners import Owners
 from gateway.http.auth import Access, guard_access
 from gateway.http.base_path import serve_below_path
 from gateway.http.openapi import ApiDocument
@@ -81,6 +83,7 @@ class Services:
     streams: Streams
     openers: Openers
     sessions: Sessions
+    owners: Owners
     publishers: Publishers
     players: Players
     metrics: Metrics
@@ -119,6 +122,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     services = _services(config, serving)
     access = Access(config, services.streams)
     policy = OriginPolicy(config)
+    forwarding = Forwarding(services.owners, policy)
     app.extensions["wanstream"] = services
     for blueprint in (
         general_blueprint(serving, services.local_video, VERSION, config.git_commit),
@@ -129,7 +133,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         loras_blueprint(services.loras),
         models_blueprint(services.models),
         ice_blueprint(services.ice),
-        webrtc_blueprint(services.streams, services.sessions, access),
+        webrtc_blueprint(services.streams, services.sessions, access, forwarding),
         local_video_blueprint(services.local_video, services.streams),
         streams_blueprint(services.streams, services.openers, access, policy),
         tempo_blueprint(services.streams),
@@ -144,6 +148,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     guard_origins(app, policy)
     serve_below_path(app, config)
     protect_pages(app, policy, [SCRIPT], [STYLE])
+    pass_on_to_owners(app, forwarding)
     guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
         app,
@@ -152,7 +157,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         expose_headers=["Content-Disposition", "Location", "Link", "ETag", "Accept-Patch"],
         max_age=600,
     )
-    _run_with_app(app, services)
+    _run_with_app(app, services, forwarding)
     return app
 
 
@@ -169,6 +174,8 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics = Metrics(VERSION, config.git_commit)
     encoding = Encoding(config.bitrate, config.shared_encoders, config.low_tier, metrics.encoding)
     streams = Streams(pipelines, metrics, config.directories.assets, config.limits, encoding)
+    owners = Owners(config.node, config.peers)
+    streams.new_id = owners.new_id
     sessions = Sessions(streams, ice, config.connect_timeout_s)
     streams.tempo.on_changed(lambda: _tell_tempo(streams))
     local_video = LocalVideo(streams, ndi_allowed=config.ndi_allowed)
@@ -187,6 +194,7 @@ def _services(config: Config, serving: Serving) -> Services:
         streams=streams,
         openers=_openers(config, local_video),
         sessions=sessions,
+        owners=owners,
         publishers=publishers,
         players=players,
         metrics=metrics,
@@ -241,7 +249,7 @@ def _answer_errors_as_json(app: Quart) -> None:
         return jsonify({"detail": "Internal server error, see the server's log"}), 500
 
 
-def _run_with_app(app: Quart, services: Services) -> None:
+def _run_with_app(app: Quart, services: Services, forwarding: Forwarding) -> None:
     config = services.config
     begin_with = config.pipeline or config.opening
     autoload = begin_with and Autoload(
@@ -276,6 +284,7 @@ def _run_with_app(app: Quart, services: Services) -> None:
             services.models.close,
             services.ice.close,
             services.pipelines.serving.close,
+            forwarding.close,
         ]
         for step in steps:
             try:

@@ -150,6 +150,8 @@ class Config:
     pytorch: TorchSettings = field(default_factory=TorchSettings)  # how checkpoints run without engines
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
+    node: str | None = None  # HOST:PORT of this gateway, as those of `peers` see it
+    peers: tuple[str, ...] = ()  # HOST:PORT of all gateways of the fleet, or names that mean them
     base_path: str = ""  # below which the server stands behind a proxy; empty, or "/video"
     trusted_proxies: tuple[Network, ...] = ()
     media_ports: range | None = None  # UDP; None: what the operating system picks
@@ -226,6 +228,8 @@ class Config:
             pytorch=_pytorch(values),
             demo=_switch(values, "WANSTREAM_DEMO", "on"),
             cors_origins=_names(origins) if origins else None,
+            node=_node(values),
+            peers=_names(values.get("WANSTREAM_PEERS", "")),
             base_path=_base_path(values),
             trusted_proxies=_networks(values, "WANSTREAM_TRUSTED_PROXIES"),
             media_ports=_ports(values, "WANSTREAM_MEDIA_PORTS"),
@@ -319,6 +323,21 @@ def _base_path(values: Mapping[str, str]) -> str:
     if not PATH_PREFIX.fullmatch(path) or set(path.split("/")) & {".", ".."}:
         raise WanstreamError(f"{name} must be a path such as /video, not {values[name]!r}.")
     return path
+
+
+def _node(values: Mapping[str, str]) -> str | None:
+    """Raises WanstreamError unless this gateway and its peers are named, both or neither."""
+    node, peers = values.get("WANSTREAM_NODE"), _names(values.get("WANSTREAM_PEERS", ""))
+    if node is None and not peers:
+        return None
+    for name in (node or "", *peers):
+        host, _, port = name.rpartition(":")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host) or not port.isdecimal():
+            raise WanstreamError(
+                "WANSTREAM_NODE must be HOST:PORT of this gateway, and WANSTREAM_PEERS a comma list of those "
+                f"of all gateways of the fleet; {name!r} is not HOST:PORT."
+            )
+    return node
 
 
 def _ports(values: Mapping[str, str], name: str) -> range | None:

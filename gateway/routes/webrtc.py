@@ -1,11 +1,13 @@
 """WebRTC signalling."""
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
-from quart import Blueprint, request
+from quart import Blueprint, abort, request
 from quart_schema import document_request, tag, validate_response
 
+from gateway.fleet.forwarding import Forwarding
 from gateway.http import bodies
 from gateway.http.auth import Access, needs
 from gateway.http.json_body import json_object
@@ -25,12 +27,15 @@ class _Offer(BaseModel):
     label: Annotated[Text, Field(max_length=64)] = "browser"
 
 
+_ROOT: Final = "/api/v1/webrtc/offer"
 _OFFER: TypeAdapter[_Offer] = TypeAdapter(_Offer)
 _CANDIDATES: TypeAdapter[bodies.CandidatesBody] = TypeAdapter(bodies.CandidatesBody)
 
 
-def webrtc_blueprint(streams: Streams, sessions: Sessions, access: Access) -> Blueprint:
-    bp = Blueprint("webrtc", __name__, url_prefix="/api/v1/webrtc/offer")
+def webrtc_blueprint(
+    streams: Streams, sessions: Sessions, access: Access, forwarding: Forwarding
+) -> Blueprint:
+    bp = Blueprint("webrtc", __name__, url_prefix=_ROOT)
 
     @bp.post("")
     @needs("view")
@@ -38,12 +43,17 @@ def webrtc_blueprint(streams: Streams, sessions: Sessions, access: Access) -> Bl
     @document_request(bodies.OfferBody)
     @refuses(400, 404, 409, 422, 503)
     @validate_response(bodies.AnswerBody)
-    async def offer() -> bodies.AnswerBody:
+    async def offer() -> tuple[bodies.AnswerBody, int, dict[str, str]]:
         """Open a session, with a stream of its own, or to see the one that `streamId` names.
 
         The answer contains all candidates of the server.
         """
-        body = check(_OFFER, await json_object(request), "body")
+        given = await json_object(request)
+        body = check(_OFFER, given, "body")
+        if body.streamId is not None:
+            passed = await forwarding.pass_on(body.streamId, json.dumps(given).encode())
+            if passed is not None:
+                abort(passed)
         if body.streamId is None:
             access.require("all")
             answer = await sessions.offer(body.sdp, body.type, body.initialParameters)
@@ -51,13 +61,14 @@ def webrtc_blueprint(streams: Streams, sessions: Sessions, access: Access) -> Bl
             join = Join(streams.find(body.streamId), body.role, body.publish, body.label)
             access.require("view" if body.role == "viewer" and not body.publish else "drive", join.stream)
             answer = await sessions.join(body.sdp, body.type, join, body.initialParameters)
-        return bodies.AnswerBody(
+        body_of_answer = bodies.AnswerBody(
             sdp=answer.sdp,
             type="answer",
             sessionId=answer.session_id,
             streamId=answer.stream_id,
             role=answer.role,
         )
+        return body_of_answer, 200, {"Location": f"{request.root_path}{_ROOT}/{answer.session_id}"}
 
     @bp.patch("/<session_id>")
     @needs("view")

@@ -73,6 +73,7 @@ class Streams:
         self.tempo = Tempo()
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self.draining = False  # no new streams
+        self.new_id: Callable[[], str] = lambda: str(uuid.uuid4())  # of a stream or session without a name
         self.refused = dict.fromkeys(_REASONS, 0)  # offers, by the reason
 
     def __iter__(self) -> Iterator[Stream]:
@@ -160,7 +161,7 @@ class Streams:
         422 (not a name), 503 (full, or the server stops), ValidationFailed (parameters).
         """
         loaded = self.require_service()
-        chosen = str(uuid.uuid4()) if stream_id is None else self._checked_name(stream_id)
+        chosen = self.new_id() if stream_id is None else self._checked_name(stream_id)
         context = ParameterContext(loaded.spec, loaded.params, self._assets_directory)
         state = await in_parameter_thread(ParameterState.open, context, parameters)
         await self._make_room(loaded.spec)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -102,7 +101,7 @@ class Sessions:
             raise ApiError(409, text, headers={"Retry-After": "2"})
         self._streams.require_place(stream)
         part = Part(join.role, is_owner=False, label=join.label)
-        peer = self._bind(str(uuid.uuid4()), stream, offer, part)
+        peer = self._bind(self._streams.new_id(), stream, offer, part)
         answer = await self._connect(peer, offer)
         if join.publish:
             await stream.look_at_source()

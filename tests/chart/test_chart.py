@@ -59,7 +59,8 @@ def rendered(chart: Chart, values: Mapping[str, Any]) -> Objects:
     for name, text in chart.render(dict(values), name="demo", namespace="video").items():
         if name.endswith(".yaml"):
             for document in filter(None, yaml.safe_load_all(text)):
-                found[document["kind"]] = document
+                headless = document.get("spec", {}).get("clusterIP") == "None"
+                found["Headless" * headless + document["kind"]] = document
     return found
 
 
@@ -83,7 +84,9 @@ def containers(objects: Objects) -> dict[str, dict[str, Any]]:
 
 
 def variables(container: Mapping[str, Any]) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    """With what Kubernetes puts in place of `$(POD_IP)`."""
+    given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    return {name: value.replace("$(POD_IP)", "10.1.2.3") for name, value in given.items()}
 
 
 # Valid
@@ -269,6 +272,19 @@ def test_a_viewer_s_requests_stay_with_one_pod(chart: Chart) -> None:
     assert policy["loadBalancer"]["consistentHash"]["cookie"]["name"] == "wanstream-pod"
     assert annotations["nginx.ingress.kubernetes.io/affinity"] == "cookie"
     assert route["Service"]["spec"]["sessionAffinity"] == "ClientIP"
+
+
+def test_pods_find_each_other_while_they_end(chart: Chart) -> None:
+    objects = rendered(chart, {"gateway": {"port": 9000}})
+    gateway = containers(objects)["gateway"]
+    config = Config.from_env(variables(gateway))
+    service = objects["HeadlessService"]
+
+    assert config.node == "10.1.2.3:9000"
+    assert config.peers == (f"{service['metadata']['name']}:9000",)
+    assert service["spec"]["ports"][0]["port"] == 9000
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"] == objects["Service"]["spec"]["selector"]
 
 
 def test_scaling_counts_the_viewers_of_this_release_alone(chart: Chart) -> None:

@@ -24,11 +24,12 @@ class DoubleProcess(ServerProcess):
         triton: bool = False,
         connect_timeout_s: float | None = None,
         options: Sequence[str] = (),
+        port: int | None = None,
     ) -> None:
         options = [*options, *(["--triton"] if triton else [])]
         if connect_timeout_s is not None:
             options += ["--connect-timeout", str(connect_timeout_s)]
-        super().__init__("tests.server.serve_double", home, env, options)
+        super().__init__("tests.server.serve_double", home, env, options, port=port)
 
     @property
     def assets(self) -> Path:

@@ -57,14 +57,16 @@ class ServerProcess:
         options: Sequence[str] = (),
         directory: Path | None = None,
         python: str = sys.executable,
+        port: int | None = None,
     ) -> None:
         """Start `python -m module --host 127.0.0.1 --port <free> *options` and wait until it answers.
 
         directory: where it runs, and so whose source; None: this one. python: its interpreter.
+        port: None: a free one.
         Raises AssertionError, with the log, when it does not answer within a minute.
         """
         self.home = home
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = HttpClient(self.url)
         self.log_path = home / "process.log"

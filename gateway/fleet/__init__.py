@@ -1,0 +1,1 @@
+"""Several gateways behind one address: whose session an id means, and how requests reach that gateway."""
