@@ -26,6 +26,7 @@ from gateway.serving.demo import DemoEngines
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
 from gateway.serving.load_plans import LoadPlanner
+from gateway.serving.recipes import recipes
 from gateway.serving.triton import TritonServing
 from streaming.engines.machine import gpu_memory_bytes, torch_has_cuda
 from streaming.errors import WanstreamError
@@ -96,6 +97,12 @@ def pipelines() -> None:
     click.echo(f"{len(SPECS)} pipeline(s) available:")
     for name in SPECS:
         click.echo(f"  • {name}")
+
+
+@main.command(name="recipes")
+def print_recipes() -> None:
+    """Tell what GPUs of the usual sizes can stream without engines, by the memory plan."""
+    click.echo(recipes())
 
 
 def git_commit() -> str:
