@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from gateway.app import VERSION, create_app
 from gateway.config import Config
 from gateway.embedded.server import EmbeddedTriton, model_repository
 from gateway.logs import setup_logging
+from gateway.pipelines.load_params import find_lora
 from gateway.server import bind, serve
+from gateway.serving.adapters import Adapters
 from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.demo import DemoEngines
 from gateway.serving.engine_sets import EngineSets
@@ -140,6 +143,10 @@ def checkpoints_of(config: Config, engines: EngineSets) -> Checkpoints:
 
 def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints | None = None) -> Serving:
     """The serving side that the settings ask for. Raises WanstreamError when they cannot be used."""
+    adapters = Adapters(
+        partial(find_lora, directories=config.directories.lora_directories),
+        engines.models.parent / "adapters",
+    )
     repository = model_repository()
     limit = None if config.memory_limit_mb is None else config.memory_limit_mb * 1_000_000
     if config.triton_url is not None:
@@ -154,12 +161,18 @@ def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints |
             metrics_url=config.triton_metrics_url,
             engines=engines,
             checkpoints=checkpoints,
+            adapters=adapters,
             memory_limit_bytes=limit,
         )
     engines.models.mkdir(parents=True, exist_ok=True)
     triton = EmbeddedTriton([repository, engines.models])
     return TritonServing(
-        repository, embedded=triton, engines=engines, checkpoints=checkpoints, memory_limit_bytes=limit
+        repository,
+        embedded=triton,
+        engines=engines,
+        checkpoints=checkpoints,
+        adapters=adapters,
+        memory_limit_bytes=limit,
     )
 
 

@@ -408,6 +408,7 @@ def engine_set(
         model=ModelFacts(
             text_len=config.text_len,
             text_dim=config.text_dim,
+            ffn_dim=config.ffn_dim,
             **asdict(stream_sizes(config, vae.spatial_factor)),
         ),
         frames=FrameCuts(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from export.checkpoints.checkpoints import load_weights
 from export.checkpoints.load import load_text_encoder, load_vae, open_transformer, transformer_modules
+from export.checkpoints.lora_merge import ScaledAdapter
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import Autoencoder, AutoencoderGraph, DecoderGraph, EncoderGraph
 from export.pytorch.engine import ModuleEngine
@@ -51,8 +52,14 @@ def load_pipeline(spec: PipelineSpec, plan: LoadPlan) -> ModelPipeline:
     device, dtype = torch.device(torch_plan.device), DTYPES[torch_plan.precision]
     config = read_config(models / files.config)
     transformer, text_kv = transformer_modules(config, spec.loop.cached_keys)
+    adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.adapters]
     load_weights(
-        open_transformer(models, files), transformer, text_kv, dtype=dtype, device=device, unexpected="warn"
+        open_transformer(models, files, adapters),
+        transformer,
+        text_kv,
+        dtype=dtype,
+        device=device,
+        unexpected="warn",
     )
     vae_file, vae_dtype = models / VAE_FILES[torch_plan.vae_type], DTYPES[torch_plan.vae_precision]
     vae = load_vae(vae_file, torch_plan.vae_type, vae_dtype, device)

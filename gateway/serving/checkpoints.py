@@ -56,7 +56,8 @@ class Checkpoints:
             True,
             vae_types=vae_types,
             needs_models=False,
-            loras=False,
+            loras=True,
+            runtime_loras=False,
             quantizations=(),
             vace=False,
         )

@@ -71,6 +71,7 @@ class Availability:
     vae_types: tuple[str, ...] = ("wan",)  # autoencoders whose engines exist
     needs_models: bool = True  # whether the checkpoints are needed; not once engines are exported
     loras: bool = True  # whether LoRA files can be loaded, for pipelines that support them
+    runtime_loras: bool = True  # and so that their scales can be changed while streaming
     quantizations: tuple[str, ...] = ("fp8_e4m3fn",)  # for which engines exist
     combinations: tuple[Combination, ...] | None = None  # which of these go together; None: all do
     vace: bool = True  # whether the VACE branch exists, for pipelines that support it

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gateway.serving.adapters import Adapters
 from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import checked_manifests
 from gateway.serving.engine_sets import EngineSets, FoundSet
 from gateway.serving.fit import Fit, fit, fit_checkpoint
 from gateway.serving.interface import Availability, ServedEngine, ServedMemory, ServedPlan, ServingError
+from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.checkpoints.memory import CheckpointSizes, checkpoint_weights
 from streaming.engines.engine_set import EngineSet
@@ -96,7 +98,9 @@ Load = EngineLoad | CheckpointLoad
 
 @dataclass(frozen=True, slots=True)
 class LoadPlanner:
-    """What can be loaded here, and how. checkpoints: None where PyTorch runs none.
+    """What can be loaded here, and how.
+
+    checkpoints: None where PyTorch runs none. adapters: None where there are no LoRA files.
 
     Without a wish: plans for a GPU; a checkpoint on a GPU; engines on the CPU, those of the demonstration
     too; a checkpoint on the CPU.
@@ -104,6 +108,7 @@ class LoadPlanner:
 
     sets: EngineSets
     checkpoints: Checkpoints | None = None
+    adapters: Adapters | None = None
 
     def availability(self, spec: PipelineSpec, backend: BackendChoice = "auto") -> Availability:
         """Whether a pipeline can be loaded, as a load asks for it."""
@@ -147,6 +152,7 @@ class LoadPlanner:
                 return self._checkpoint(spec, load_params)
             raise
         plan = plan_load(found, self.sets.models, load_params, on_cpu=self.sets.on_cpu)
+        plan = self._adapted(plan, load_params, found.content.model.transformer())
         try:
             manifests = checked_manifests(found.content, self.sets.models, plan.size, plan.variant)
         except EngineError as error:
@@ -171,7 +177,28 @@ class LoadPlanner:
             raise ServingError(_NO_CHECKPOINTS.reason or "")
         plan = self.checkpoints.plan(spec, load_params)
         sizes = self.checkpoints.sizes(spec, load_params["vae_type"])
+        plan = self._adapted(plan, load_params, sizes.transformer)
         return CheckpointLoad(plan, spec, sizes, self.checkpoints.availability(spec).vae_types)
+
+    def _adapted(
+        self, plan: LoadPlan, load_params: Mapping[str, Any], config: TransformerConfig | None
+    ) -> LoadPlan:
+        """The plan with the LoRA files of the load. config: of the transformer; None: nobody can tell."""
+        if not load_params.get("loras"):
+            return plan
+        if self.adapters is None:
+            raise ServingError("This server has no directory of LoRA files: load without 'loras'.")
+        if plan.backend == "triton":
+            raise ServingError(
+                "LoRA files cannot be merged into engines that Triton runs: load with 'backend' pytorch or "
+                "onnxruntime."
+            )
+        if config is None:
+            raise ServingError(
+                f"The engines '{plan.set_directory.name}' were exported by a version without LoRA. Run "
+                "wanstream-export again, or load without 'loras'."
+            )
+        return plan.model_copy(update={"adapters": self.adapters.planned(load_params, config)})
 
 
 _NO_CHECKPOINTS = Availability(

@@ -20,6 +20,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.server import EmbeddedTriton
+from gateway.serving.adapters import Adapters
 from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import why_refused
 from gateway.serving.engine_sets import EngineSets
@@ -75,6 +76,7 @@ class TritonServing:
         embedded: EmbeddedTriton | None = None,
         engines: EngineSets | None = None,
         checkpoints: Checkpoints | None = None,
+        adapters: Adapters | None = None,
         memory_limit_bytes: int | None = None,
     ) -> None:
         """repository: where the pipelines' models are. Give one of external_url and embedded.
@@ -89,7 +91,7 @@ class TritonServing:
         self._repository = repository
         self._metrics_url = metrics_url
         self._engines = engines
-        self._planner = None if engines is None else LoadPlanner(engines, checkpoints)
+        self._planner = None if engines is None else LoadPlanner(engines, checkpoints, adapters)
         self._server = TritonServer(
             external_url, embedded, on_lost=self._lost, prepare=self._unload_leftovers, look=self._look
         )
@@ -212,6 +214,9 @@ class TritonServing:
         chosen = await self._memory.fit(load)
         on_stage(chosen.summary)
         plan, self._served = load.planned(chosen), load.served(chosen)
+        if planner.adapters is not None and plan.adapters:
+            kept = await asyncio.to_thread(planner.adapters.keep, plan.adapters)
+            plan = plan.model_copy(update={"adapters": kept})
         if isinstance(load, EngineLoad) and plan.backend == "triton":
             await self._load_models(client, load, plan, on_stage)
         return self._for_models(plan)
@@ -246,6 +251,10 @@ class TritonServing:
         changes: dict[str, Any] = {"models": embedded.path_for_models(plan.models.absolute())}
         if plan.engine_set is not None:
             changes["engine_set"] = embedded.path_for_models(plan.engine_set.absolute())
+        changes["adapters"] = tuple(
+            adapter.model_copy(update={"path": embedded.path_for_models(adapter.path.absolute())})
+            for adapter in plan.adapters
+        )
         if plan.pytorch is not None:
             checkpoints = embedded.path_for_models(plan.pytorch.checkpoints.absolute())
             changes["pytorch"] = plan.pytorch.model_copy(update={"checkpoints": checkpoints})

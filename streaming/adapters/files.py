@@ -9,9 +9,9 @@ from typing import Final, Literal
 from safetensors import SafetensorError, safe_open
 
 from streaming.adapters.keys import ModuleNames, Role, is_of_text_encoder, parse
+from streaming.checkpoints.shapes import Shape
 from streaming.errors import WanstreamError
 
-Shape = tuple[int, ...]
 Problem = Literal[
     "file_not_found",
     "path_not_allowed",
@@ -55,6 +55,12 @@ class LayerTensors:
     dora: str | None = None
     product: str | None = None
     rank: int = 0  # of the pair, 0 without one
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of those that are applied."""
+        names = (self.down, self.up, self.alpha, self.diff, self.diff_b)
+        return tuple(name for name in names if name is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streaming.engines.exchange import received, sent
 from streaming.engines.manifest import EngineManifest
-from streaming.engines.ort import open_session
+from streaming.engines.ort import open_session, ort_values
 from streaming.engines.records import EngineError
 from streaming.network.video import FrameGroups
 from streaming.triton.sessions import ModelRunner
@@ -96,10 +96,14 @@ class OrtEngine:
     Inputs are brought to the types of the graph, as those of a served engine are.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        """threads: 0 is one per core. Raises WanstreamError when the file is absent or no valid graph."""
+    def __init__(self, path: Path, threads: int = 0, weights: Mapping[str, Any] | None = None) -> None:
+        """threads: 0 is one per core. weights: arrays in place of those in the file, by name.
+
+        Raises WanstreamError when the file is absent or no valid graph.
+        """
         self._path = path
-        self._session = open_session(path, threads)
+        self._weights = weights, ort_values(weights or {})  # the session only points at them
+        self._session = open_session(path, threads, self._weights[1])
         self._dtypes = {value.name: _DTYPES[value.type] for value in self._session.get_inputs()}
         self.inputs = tuple(self._dtypes)
         self.outputs = tuple(value.name for value in self._session.get_outputs())
@@ -130,15 +134,21 @@ class ManifestEngine:
 class ReopenableEngine(ManifestEngine):
     """An engine of a model repository in ONNX Runtime, in this process, that may leave the memory."""
 
-    def __init__(self, manifest: EngineManifest, path: Path, threads: int) -> None:
-        """path: of the graph. threads: 0 is one per core. It is not open yet."""
+    def __init__(
+        self,
+        manifest: EngineManifest,
+        path: Path,
+        threads: int,
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
+        """path: of the graph. threads, weights: as of `OrtEngine`. It is not open yet."""
         super().__init__(manifest)
-        self._path, self._threads = path, threads
+        self._path, self._threads, self._weights = path, threads, weights
         self._opened: OrtEngine | None = None
 
     def open(self) -> None:
         """No effect when it is open. Raises WanstreamError when the file is absent or no valid graph."""
-        self._opened = self._opened or OrtEngine(self._path, self._threads)
+        self._opened = self._opened or OrtEngine(self._path, self._threads, self._weights)
 
     def close(self) -> None:
         """Free its memory; no effect when it is not open."""

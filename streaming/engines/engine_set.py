@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from streaming.checkpoints.config import TransformerConfig
 from streaming.engines.records import EngineError, Record, read_record
 from streaming.specs import LoopSpec
 
@@ -37,6 +38,24 @@ class ModelFacts(Record):
     channels: int
     patch: tuple[int, int, int]
     spatial_factor: int
+    ffn_dim: int | None = None  # None: the set was exported before there were adapters
+
+    def transformer(self) -> TransformerConfig | None:
+        """Sizes of the transformer; None when the set does not tell."""
+        if self.ffn_dim is None:
+            return None
+        return TransformerConfig(
+            dim=self.heads * self.head_dim,
+            ffn_dim=self.ffn_dim,
+            num_heads=self.heads,
+            num_layers=self.layers,
+            freq_dim=self.freq_dim,
+            text_dim=self.text_dim,
+            text_len=self.text_len,
+            in_dim=self.channels,
+            out_dim=self.channels,
+            patch_size=self.patch,
+        )
 
     @property
     def pixels_per_token(self) -> int:

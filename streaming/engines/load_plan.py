@@ -72,6 +72,19 @@ class TorchPlan(Record):
         return self.precision if self.switches.vae_bf16 else "fp32"
 
 
+class PlannedAdapter(Record):
+    """A LoRA file that is merged into the weights.
+
+    path    of the file
+    name    what the client calls it
+    scale   how strongly it counts
+    """
+
+    path: Path
+    name: str
+    scale: float
+
+
 class LoadPlan(Record):
     """A load of a pipeline with a model. Sizes in pixels.
 
@@ -81,6 +94,7 @@ class LoadPlan(Record):
     make_room    engines that leave the memory while the text encoder is in it, in the order of loading; none:
                  it is always there
     pytorch      of backend `pytorch`
+    adapters     LoRA files, in the order of the load
     loop         what was chosen of the pipeline's loop, see `LOAD_CHOICES`
     """
 
@@ -92,6 +106,7 @@ class LoadPlan(Record):
     gpus: tuple[int, ...] = ()
     make_room: tuple[str, ...] = ()
     pytorch: TorchPlan | None = None
+    adapters: tuple[PlannedAdapter, ...] = ()
     base_seed: int
     loop: Mapping[str, int | bool | None] = {}
 

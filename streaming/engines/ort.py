@@ -1,15 +1,19 @@
 """ONNX Runtime sessions on the CPU. Torch-free."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from streaming.errors import WanstreamError
 
 
-def open_session(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int, weights: Mapping[str, Any] | None = None) -> Any:
     """An `onnxruntime.InferenceSession` of the file.
 
-    threads: within one operator; 0: one per core. Raises WanstreamError when the file is absent or no graph.
+    threads: within one operator; 0: one per core
+    weights: values for the session in place of those in the file, by their names in the graph, see
+        `ort_values`; they must live as long as the session
+    Raises WanstreamError when the file is absent or no graph.
     """
     try:
         import onnxruntime  # an extra: the gateway's installation has none
@@ -29,9 +33,20 @@ def open_session(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Trained networks meet numbers near zero that the CPU computes with many times slower: 10 % of a call.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    for name, value in (weights or {}).items():
+        options.add_initializer(name, value)
     try:
         return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise WanstreamError(
             f"Engine '{path}' cannot be loaded ({error}). Export it again: wanstream-export."
         ) from error
+
+
+def ort_values(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays for `open_session`; a value shares the memory of its array, and a session that of its values."""
+    if not arrays:
+        return {}
+    import onnxruntime
+
+    return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}

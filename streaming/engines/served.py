@@ -54,6 +54,8 @@ _DTYPES: Final = {
     "fp8": torch.bfloat16,  # inputs and outputs of a quantised transformer
 }
 
+Weights = Mapping[str, Mapping[str, Any]]  # arrays by engine and by their names in its graph
+
 
 class Place(Protocol):
     """Makes an engine of a model repository ready to run."""
@@ -65,12 +67,20 @@ class Place(Protocol):
 class InProcess:
     """A place: engines of a model repository in ONNX Runtime in this process, on the CPU."""
 
-    def __init__(self, models: Path, threads: int = 1, make_room: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        models: Path,
+        threads: int = 1,
+        make_room: tuple[str, ...] = (),
+        weights: Weights | None = None,
+    ) -> None:
         """threads: 0 is one per core.
 
         make_room: engines that are closed while the text encoder is open; none: it is always open
+        weights: arrays in place of those in the files
         """
         self._models, self._threads, self._make_room = models, threads, make_room
+        self._weights = weights or {}
         self._engines: dict[str, ReopenableEngine] = {}
 
     def __call__(self, name: str, **facts: object) -> Engine:
@@ -79,7 +89,7 @@ class InProcess:
         check_facts(manifest, facts)
         check_files(directory, manifest)
         check_runs_on_cpu(manifest)
-        engine = ReopenableEngine(manifest, directory / ONNX_FILE, self._threads)
+        engine = ReopenableEngine(manifest, directory / ONNX_FILE, self._threads, self._weights.get(name))
         self._engines[name] = engine
         if self._make_room and manifest.kind == "text_encoder":
             return EngineOnDemand(in_profile(engine, manifest), name, self, self._make_room)
@@ -226,8 +236,23 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
 def place_of(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> Place:
     """Where the engines of a load run."""
     if plan.backend == "onnxruntime":
-        return InProcess(plan.models, threads=0, make_room=plan.make_room)
+        return InProcess(plan.models, threads=0, make_room=plan.make_room, weights=_adapted(plan))
     return InTriton(plan, runner, device)
+
+
+def _adapted(plan: LoadPlan) -> Weights:
+    """The weights that the load's LoRA files change. Raises WanstreamError."""
+    if not plan.adapters:
+        return {}
+    # Here, not above: it comes with `export`, which builds upon this package.
+    from export.checkpoints.lora_merge import ScaledAdapter
+    from export.onnx.adapters import merged_weights
+
+    engines = read_engine_set(plan.set_directory)
+    names = (engines.transformer, engines.text_kv)
+    graphs = [engine_directory(plan.models, name) / ONNX_FILE for name in names]
+    adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.adapters]
+    return dict(zip(names, merged_weights(graphs, adapters), strict=True))
 
 
 def prompt_cache(models: Path, directory: Path) -> EmbeddingCache:
