@@ -31,6 +31,7 @@ from gateway.serving.interface import Serving
 from gateway.serving.load_plans import LoadPlanner
 from gateway.serving.recipes import recipes
 from gateway.serving.triton import TritonServing
+from streaming.engines.demo import demo_adapters
 from streaming.engines.machine import gpu_memory_bytes, torch_has_cuda
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS
@@ -83,7 +84,8 @@ def main(
     try:
         given = {key: value for key, value in options.items() if value is not None}
         config = Config.from_env()
-        directories = config.directories.with_loras(lora_dirs)
+        offered = [demo_adapters()] if config.demo and demo_adapters().is_dir() else []
+        directories = config.directories.with_loras([*lora_dirs, *offered])
         commit = git_commit() if config.git_commit == "unknown" else config.git_commit
         config = dataclasses.replace(config, directories=directories, git_commit=commit, **given)
         if reload:

@@ -19,7 +19,7 @@ from export.graphs.vae import WanVae
 from export.graphs.vae_graphs import encode
 from export.nano.text import CAMERA, PromptBatch, say
 from export.nano.vae_training import fold_statistics, training_form
-from export.nano.world import CPU, STILL_FRAMES, Scene, States, film, palette_of
+from export.nano.world import CPU, STILL_FRAMES, Paint, Scene, States, draw, film, palette_of
 from streaming.conditioning.blending import blend
 
 CHUNK: Final = 3  # latent frames
@@ -88,7 +88,7 @@ def colours_of(films: Sequence[Film], chunk: int, device: torch.device) -> tuple
 
 
 def draw_films(
-    films: Sequence[Film], states: States, size: tuple[int, int], chunks: range
+    films: Sequence[Film], states: States, size: tuple[int, int], chunks: range, paint: Paint = draw
 ) -> tuple[Tensor, States]:
     """Chunks of films of one kind, [n, T, 3, H, W] in [-1, 1], and the states after them.
 
@@ -106,6 +106,7 @@ def draw_films(
             size,
             STILL_FRAMES if starts else 0,
             colours,
+            paint,
         )
         parts.append(pictures)
     return torch.cat(parts, 1), states
@@ -161,7 +162,9 @@ class FilmMaker:
         steps: int,
         batch: int = 8,
         device: torch.device = CPU,
+        paint: Paint = draw,
     ) -> None:
+        self.paint = paint
         self.vae, self.encoder = training_form(vae).to(device), encoder.to(device)
         self.size, self.steps, self.batch, self.device = size, steps, batch, device
         self.rng = random.Random(seed)
@@ -194,7 +197,7 @@ class FilmMaker:
         return {"std": latents.std()}
 
     def _encode(self, films: Sequence[Film], states: States, chunks: range) -> Tensor:
-        return encode_pictures(self.vae, draw_films(films, states, self.size, chunks)[0])[0]
+        return encode_pictures(self.vae, draw_films(films, states, self.size, chunks, self.paint)[0])[0]
 
     @torch.no_grad()
     def _embed(self, films: Sequence[Film]) -> Tensor:

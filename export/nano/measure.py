@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from export.nano.styles import TILE
 from export.nano.world import COLOURS, PALETTE, SHAPES, SPEED, Scene, draw
 
 Images = npt.NDArray[np.uint8]  # [T, H, W, 3] or [H, W, 3]
 PALETTE_RGB = np.array([PALETTE[name] for name in COLOURS], dtype=np.float32)
 LEAST_OBJECT = 0.01  # part of the picture
+LIGHT = 150  # of all three channels: no palette colour but white has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +140,18 @@ def _template(
     )
     result: npt.NDArray[np.bool_] = picture[0, 0].numpy() > 0
     return result
+
+
+def tile_contrast(image: Images) -> float:
+    """How much the tiles of `styles.checkered` differ in brightness, 0 to 1, whichever are the darker."""
+    height, width = image.shape[:2]
+    y, x = np.arange(height) // TILE, np.arange(width) // TILE
+    dark = (y[:, None] + x[None, :]) % 2 == 1
+    brightness = image.astype(np.float32).mean(axis=-1)
+    light, other = float(brightness[~dark].mean()), float(brightness[dark].mean())
+    return abs(light - other) / max(1.0, light, other)
+
+
+def rim_part(image: Images) -> float:
+    """The part of a picture that is as light as the rim of `styles.outlined`; for scenes without white."""
+    return float((image.min(axis=-1) > LIGHT).mean())

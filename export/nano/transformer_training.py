@@ -313,13 +313,16 @@ class TransformerTraining:
         scale = LatentScale(WAN_LATENT_MEAN, WAN_LATENT_STD)
         self._raw = scale.mean.transpose(1, 2).to(device), scale.std.transpose(1, 2).to(device)
 
+    def weights(self) -> Params:
+        """What `forward` computes with."""
+        return {name: q.bfloat16() for name, q in self.params.items()}
+
     def rate(self) -> float:
         warm = min(1.0, (self.done + 1) / 100)
         return self.peak * warm * min(1.0, max(0.02, 3 * (1 - self.done / self.steps)))
 
     def step(self) -> dict[str, Tensor]:
-        late = self.done >= FIRST_PART * self.steps
-        layout = self.rng.choices(LAYOUTS, [each.shares[late] for each in LAYOUTS])[0]
+        layout = self.draw_layout()
         *inputs, tables = self.sample(layout)
         error, at_first = self._gradients[layout](*inputs, *tables)
         self.optimiser.step(self.rate())
@@ -328,6 +331,11 @@ class TransformerTraining:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - keep)
         return {layout.name: error.clone(), f"{layout.name} first": at_first.clone()}
+
+    def draw_layout(self) -> Layout:
+        """The kind of the next sample."""
+        late = self.done >= FIRST_PART * self.steps
+        return self.rng.choices(LAYOUTS, [each.shares[late] for each in LAYOUTS])[0]
 
     def sample(self, layout: Layout) -> tuple[Any, ...]:
         """What `_take_gradients` takes, of films drawn at random."""
@@ -409,7 +417,7 @@ class TransformerTraining:
         sin: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Mean weighted error of x_0, and its plain mean at timestep 1000."""
-        p = {n: q.bfloat16() for n, q in self.params.items()}
+        p = self.weights()
         past = context.shape[1]
         times = torch.cat([torch.zeros_like(t[:, :1]).expand(-1, past), t], 1)
         bias = self._bias(layout.past, layout.new, layout.copies)
@@ -447,7 +455,7 @@ class TransformerTraining:
         """rest: of each block the noise of every step, its embedding, and tables of all frames up to it."""
         n = layout.rolled
         noises, embeddings, tables = rest[:n], rest[n : 2 * n], rest[2 * n :]
-        p = {name: q.bfloat16() for name, q in self.params.items()}
+        p = self.weights()
         done = sum(layout.past) - sum(layout.past[-n:])
         known = context[:, :done]
         for i, block in enumerate(layout.past[-n:]):

@@ -10,7 +10,7 @@ chunk apart. Afterwards a moving shape goes `SPEED` pixels per frame: one latent
 import dataclasses
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -179,6 +179,9 @@ def _star(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 _DISTANCES: Final = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}
 
 
+Paint = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
+
+
 def film(
     scenes: Sequence[Scene],
     states: States,
@@ -186,11 +189,13 @@ def film(
     size: tuple[int, int],
     still: int = 0,
     colours: tuple[Tensor, Tensor] | None = None,
+    paint: Paint = draw,
 ) -> tuple[Tensor, States]:
     """The next `frames` frames of n scenes, [n, T, 3, H, W] in [-1, 1], and the states after them.
 
     still    so many of them stand still first
     colours  of shapes and backgrounds in place of the scenes', [n, 3] each in [-1, 1]
+    paint    draws the shapes, see `draw`
     """
     device, n = states.place.device, len(scenes)
     moved = (torch.arange(frames, device=device) + 1.0 - still).clamp(min=0)
@@ -202,7 +207,7 @@ def film(
     radius = base[:, None] * (1 + PULSE_DEPTH * pulses[:, None] * swing)
     shape = torch.tensor([SHAPES.index(scene.shape) for scene in scenes], device=device)
     own, ground = colours or (palette_of(scenes, "colour", device), palette_of(scenes, "background", device))
-    pictures = draw(
+    pictures = paint(
         shape.repeat_interleave(frames),
         centre.flatten(0, 1),
         radius.flatten(),

@@ -40,6 +40,11 @@ def trained_directory() -> Path:
     return Path(__file__).parents[2] / "export" / "nano" / "weights"
 
 
+def demo_adapters() -> Path:
+    """The LoRA files of the package `export` for the trained weights."""
+    return Path(__file__).parents[2] / "export" / "nano" / "adapters"
+
+
 def demo_info(models: Path) -> DemoInfo:
     """What the checkpoint in `models` is, or will be once it is written.
 

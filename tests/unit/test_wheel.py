@@ -19,7 +19,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 def test_what_is_served_is_in_the_wheel(names: set[str]) -> None:
     page = {f"gateway/page/{path.name}" for path in (ROOT / "gateway/page").glob("*.html")}
-    weights = {f"export/nano/weights/{path.name}" for path in (ROOT / "export/nano/weights").iterdir()}
+    folders = [ROOT / "export/nano/weights", ROOT / "export/nano/adapters"]
+    weights = {str(path.relative_to(ROOT)) for folder in folders for path in folder.iterdir()}
 
     assert page
     assert page <= names

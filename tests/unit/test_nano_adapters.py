@@ -1,0 +1,120 @@
+"""The adapters of the nano checkpoint: their effect is in the picture, and grows with the scale."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.nano_quality import Stream
+from export.checkpoints.demo import trained_weights, write_demo_models
+from export.nano.__main__ import ADAPTERS, main
+from export.nano.measure import Images, look, rim_part, tile_contrast
+from export.nano.styles import STYLES
+from export.nano.world import Scene, States, draw, film
+from export.pytorch.pipeline import load_pipeline
+from streaming.adapters.files import look_into
+from streaming.checkpoints.files import TRANSFORMER_FILES, read_config
+from streaming.checkpoints.shapes import parameter_shapes
+from streaming.engines.load_plan import LoadPlan, PlannedAdapter, TorchPlan
+from streaming.specs import SPECS
+
+SIZE, SCALES, PROMPTS, LARGEST = (96, 96), (0.0, 0.5, 1.0), 10, 300_000
+MEASURES: dict[str, Callable[[Images], float]] = {
+    "outlined-shapes": rim_part,
+    "checkered-background": tile_contrast,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("nano")
+    write_demo_models(directory, trained_weights())
+    return directory
+
+
+def scenes() -> list[Scene]:
+    """Large shapes; nothing white or black, where a rim and tiles would be hard to tell."""
+    rng, found = random.Random(1), []
+    while len(found) < PROMPTS:
+        scene = Scene.drawn(rng)
+        if not {scene.colour, scene.background} & {"white", "black"} and scene.size == "large":
+            found.append(scene)
+    return found
+
+
+def last_pictures(models: Path, path: Path, scale: float, chunks: int) -> list[Images]:
+    """The last picture of each scene's stream with an adapter of this scale."""
+    adapters = (PlannedAdapter(path=path, name=path.name, scale=scale),)
+    plan = LoadPlan(
+        models=models.parent / "engines" / "models",
+        height=SIZE[0],
+        width=SIZE[1],
+        backend="pytorch",
+        pytorch=TorchPlan(checkpoints=models, vae_type="wan"),
+        base_seed=7,
+        adapters=adapters,
+    )
+    pipeline = load_pipeline(SPECS["longlive"], plan)
+    made = []
+    for scene in scenes():
+        stream = Stream(pipeline, seed=7)
+        made.append([stream.chunk(scene.prompt) for _ in range(chunks)][-1][-1])
+    return made
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_each_is_a_small_file_for_this_model(style: str, models: Path) -> None:
+    path = ADAPTERS / f"{style}.safetensors"
+    config = read_config(models / TRANSFORMER_FILES["longlive"].config)
+
+    file = look_into(path, parameter_shapes(config))
+
+    assert path.stat().st_size < LARGEST
+    assert not file.warnings
+    assert {"modelspec.title", "modelspec.description"} <= file.metadata.keys()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_its_effect_grows_with_the_scale_and_leaves_the_prompt(style: str, models: Path) -> None:
+    path = ADAPTERS / f"{style}.safetensors"
+
+    pictures = [last_pictures(models, path, scale, 2 if scale == 1 else 1) for scale in SCALES]
+
+    none, half, whole = ([MEASURES[style](picture) for picture in row] for row in pictures)
+    means = [float(np.mean(row)) for row in (none, half, whole)]
+    assert means[0] < means[1] < means[2]
+    assert means[2] > 5 * max(0.005, means[0])
+    assert all(after > before for before, after in zip(none, whole, strict=True))
+    colours = [
+        look(picture).background == s.background for picture, s in zip(pictures[2], scenes(), strict=True)
+    ]
+    assert style == "checkered-background" or sum(colours) >= 0.9 * PROMPTS
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_is_painted_is_measured(style: str) -> None:
+    states = States(torch.tensor([[48.0, 48.0]]), torch.zeros(1))
+    scene = [Scene("large", "red", "circle", "stays still", "blue")]
+    plain, painted = (
+        ((film(scene, states, 1, SIZE, paint=paint)[0][0, 0] + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+        for paint in (draw, STYLES[style])
+    )
+
+    assert MEASURES[style](painted) > 5 * max(0.005, MEASURES[style](plain))
+
+
+def test_a_training_in_small_writes_a_file_that_merges(tmp_path: Path, models: Path) -> None:
+    arguments = ["adapter", "outlined-shapes", "--out", str(tmp_path), "--films", "2", "--steps", "3"]
+
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+    assert result.exit_code == 0
+    file = look_into(
+        tmp_path / "outlined-shapes.safetensors",
+        parameter_shapes(read_config(models / TRANSFORMER_FILES["longlive"].config)),
+    )
+    assert len(file.layers) == 40
