@@ -159,7 +159,7 @@ def _stream_numbers(records: Sequence[StreamRecord], start: float, end: float) -
     fps: list[float] = []
     totals = {"frames": 0, "lost": 0, "repeated": 0, "unreadable": 0, "client_stalled": 0}
     for record in records:
-        matched = [(match, t) for match, t in _matches(record) if start <= t < end]
+        matched = [(match, t) for match, t in matches(record) if start <= t < end]
         found = [match for match, _ in matched if match is not None]
         delays_ms += [1000 * (t - record.sent[match][1]) for match, t in matched if match is not None]
         gaps_ms += [1000 * (after - before) for (_, before), (_, after) in itertools.pairwise(matched)]
@@ -179,7 +179,7 @@ def _stream_numbers(records: Sequence[StreamRecord], start: float, end: float) -
     }
 
 
-def _matches(record: StreamRecord) -> Iterator[tuple[int | None, float]]:
+def matches(record: StreamRecord) -> Iterator[tuple[int | None, float]]:
     """For each received frame the index in `record.sent` of what it shows, and its time.
 
     The numbers come in a loop: what was sent last under a number, before the frame arrived, is what it shows.

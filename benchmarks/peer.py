@@ -22,7 +22,13 @@ from typing import Any
 
 import av
 import httpx
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    MediaStreamTrack,
+    RTCConfiguration,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCSessionDescription,
+)
 from aiortc.mediastreams import MediaStreamError
 
 from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo, luma_of, read_number
@@ -233,18 +239,37 @@ class NumberedTrack(MediaStreamTrack):
 class Stream:
     """One connection to a server with Scope's signalling."""
 
-    def __init__(self, url: str, pictures: list[bytes] | None, fps: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        pictures: list[bytes] | None,
+        fps: int,
+        *,
+        join: Mapping[str, Any] | None = None,
+        codec: str | None = None,
+        watches: bool = True,
+    ) -> None:
+        """pictures: to send; None: it only watches. join: keys of an offer to see another's numbered stream.
+
+        codec: that it prefers, VP8 or H264; None: the first one that there is. watches: False: it only sends.
+        """
         self.record = StreamRecord()
+        self._join = join
         self._url = url
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._channel = self._connection.createDataChannel("parameters", ordered=True)
-        self._channel.on("message", self.record.messages.append)
+        if watches:
+            self._channel = self._connection.createDataChannel("parameters", ordered=True)
+            self._channel.on("message", self.record.messages.append)
         self._camera: NumberedTrack | None = None
         if pictures is None:
-            self._connection.addTransceiver("video", direction="recvonly")
+            transceiver = self._connection.addTransceiver("video", direction="recvonly")
+            if codec is not None:
+                known = RTCRtpReceiver.getCapabilities("video").codecs
+                transceiver.setCodecPreferences([each for each in known if each.name == codec])
         else:
             self._camera = NumberedTrack(pictures, fps, self.record)
-            sender = self._connection.addTrack(self._camera)
+            direction = "sendrecv" if watches else "sendonly"
+            sender = self._connection.addTransceiver(self._camera, direction=direction).sender
             # aiortc has no public way to tell a track of encoded packets that a key frame is wanted.
             setattr(sender, "_send_keyframe", self._camera.send_key_frame)  # noqa: B010
         self._samples: deque[av.VideoFrame] = deque(maxlen=SAMPLES)
@@ -259,16 +284,28 @@ class Stream:
             await self._connection.setLocalDescription(await self._connection.createOffer())
             offer = self._connection.localDescription
             self._enlarge_receive_buffers()
-            body = {"sdp": offer.sdp, "type": offer.type, "initialParameters": dict(parameters)}
+            more = {"initialParameters": dict(parameters)} if self._join is None else dict(self._join)
+            body = {"sdp": offer.sdp, "type": offer.type, **more}
             self.record.offer_sent = time.monotonic()
             answer = await client.post("/api/v1/webrtc/offer", json=body)
         if answer.status_code != 200:
             raise RuntimeError(f"The server refused the offer: {answer.status_code} {answer.text}")
+
         description = RTCSessionDescription(sdp=answer.json()["sdp"], type=answer.json()["type"])
         await self._connection.setRemoteDescription(description)
         await asyncio.wait_for(self._first_frame.wait(), CONNECT_TIMEOUT_S)
         assert self.record.first_frame is not None
         return self.record.first_frame - self.record.offer_sent
+
+    async def publish(self, name: str) -> None:
+        """Send the pictures to a stream of this name, by WHIP (RFC 9725)."""
+        await self._connection.setLocalDescription(await self._connection.createOffer())
+        async with httpx.AsyncClient(base_url=self._url, timeout=CONNECT_TIMEOUT_S) as client:
+            sdp, kind = self._connection.localDescription.sdp, {"Content-Type": "application/sdp"}
+            answer = await client.post(f"/whip/{name}", content=sdp, headers=kind)
+        if answer.status_code != 201:
+            raise RuntimeError(f"The server refused the offer: {answer.status_code} {answer.text}")
+        await self._connection.setRemoteDescription(RTCSessionDescription(answer.text, "answer"))
 
     async def close(self) -> StreamRecord:
         """Disconnect; what was seen."""
@@ -309,7 +346,8 @@ class Stream:
                     self.record.first_frame = now
                     self._first_frame.set()
                 luma = luma_of(frame)
-                number = read_number(luma) if self._camera is not None else None
+                has_numbers = self._camera is not None or self._join is not None
+                number = read_number(luma) if has_numbers else None
                 self.record.received.append((number, now))
                 self.record.spreads.append(float(luma[::4, ::4].std()))
                 self._samples.append(frame)

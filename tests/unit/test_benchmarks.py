@@ -25,6 +25,8 @@ from benchmarks.endurance import grown, judge
 from benchmarks.latency import table
 from benchmarks.latency_runs import CHANGED, TimedEngine, Window, Workload, chunk_numbers, delays, watch
 from benchmarks.peer import StreamRecord
+from benchmarks.viewers import delays_ms, with_ratios
+from benchmarks.viewers import table as viewers_table
 from streaming.specs import SPECS, TEXT, VIDEO
 
 LONGLIVE = SPECS["longlive"]
@@ -222,3 +224,31 @@ def test_a_table_and_a_picture_are_made_of_what_was_measured(tmp_path: Path) -> 
     assert "not loaded" in lines[3]
     with Image.open(tmp_path / "chunks.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 4
+
+
+def test_a_viewers_delay_is_from_the_latest_picture_of_that_number_in_the_window() -> None:
+    sent = [(0, 1.0), (1, 1.1), (0, 2.0), (1, 2.1)]
+    record = StreamRecord(received=[(0, 1.05), (1, 2.0), (None, 2.02), (0, 2.03), (1, 9.0)])
+
+    assert delays_ms(sent, record, 1.5, 3.0) == pytest.approx([900.0, 30.0])
+
+
+def test_more_viewers_are_compared_with_the_fewest_of_their_codec() -> None:
+    def row(codec: str, viewers: int, cpu_ms: float, *late: float) -> dict[str, Any]:
+        delays = [{"p95": each} for each in late]
+        return {
+            "codec": codec,
+            "viewers": viewers,
+            "cpu_ms_per_picture": cpu_ms,
+            "delay_ms": delays,
+            "join_s": 0.1,
+        }
+
+    rows = with_ratios([row("VP8", 1, 4.0, 20.0), row("VP8", 2, 5.0, 21.0, 29.0), row("H264", 1, 2.0, 9.0)])
+
+    assert [(each["cpu_ratio"], each["p95_more_ms"]) for each in rows] == [
+        (1.0, 0.0),
+        (1.25, 9.0),
+        (1.0, 0.0),
+    ]
+    assert viewers_table(rows).splitlines()[3] == "| VP8 | 2 | 5.0 | 1.25 | 29.0 | 9.0 | 0.1 |"

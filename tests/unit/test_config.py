@@ -53,3 +53,13 @@ def test_neither_token_is_shown() -> None:
     config = Config.from_env({"WANSTREAM_TOKEN": "secret-1", "WANSTREAM_ADMIN_TOKEN": "secret-2"})
 
     assert "secret-" not in repr(config)
+
+
+def test_shared_encoders_and_the_low_tier_are_on_unless_they_are_switched_off() -> None:
+    config = Config.from_env({})
+    off = Config.from_env({"WANSTREAM_SHARED_ENCODERS": "off", "WANSTREAM_LOW_TIER": "OFF"})
+
+    assert (config.shared_encoders, config.low_tier) == (True, True)
+    assert (off.shared_encoders, off.low_tier) == (False, False)
+    with pytest.raises(WanstreamError, match="WANSTREAM_LOW_TIER must be one of on, off"):
+        Config.from_env({"WANSTREAM_LOW_TIER": "maybe"})

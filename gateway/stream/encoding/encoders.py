@@ -191,8 +191,9 @@ class SharedEncoder:
         if now - self._rebuilt_at < _REBUILT_ONCE_IN_S:
             text = "The %s encoder failed again: its %d viewers are closed"
             logger.error(text, self.codec, len(self._subscribers), exc_info=error)
-            for _ in self:
-                self._observer.viewer_closed("error")
+            for queue in self:
+                if queue.link is not None:
+                    self._observer.viewer_closed("error")
             self._end(_FAILURE)
             return
         logger.warning("The %s encoder failed, another one takes its place", self.codec, exc_info=error)
