@@ -215,7 +215,7 @@ def recache(model: StreamModel, chunk: Session, step: StepTimer) -> None:
     past, first = chunk.kv.oldest(sink), oldest + sink
     latents = chunk.clean[:, first - chunk.start :]
     with step("recache"):
-        new_kv = model.clean_kv(latents, first, chunk.conditions, past, model.engines.recache)
+        new_kv = model.clean_kv(latents, first, chunk.conditions, past)
     chunk.kv = past.rebuilt(new_kv, range(first, chunk.start))
 
 

@@ -52,19 +52,6 @@ class FlowSchedule:
         sigma = self._per_frame(timestep, flow, torch.float64)
         return (x_t.double() - sigma * flow.double()).to(flow.dtype)
 
-    def to_flow(self, x_0: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
-        """Inverse of `to_x0`. Shape and type of x_0 out."""
-        sigma = self._per_frame(timestep, x_0, torch.float64)
-        return ((x_t.double() - x_0.double()) / sigma).to(x_0.dtype)
-
-    def warp(self, steps: Tensor) -> Tensor:
-        """Timesteps of a step list in the research code's convention: [n] integers -> float32 [n].
-
-        Step L stands for table entry 1000 - L; 0 for timestep 0. Scope's pipelines do not warp (wan.md 4.4).
-        """
-        table = torch.cat([self.timesteps, torch.zeros(1)])
-        return table[TRAINING_STEPS - steps.long()]
-
     def _per_frame(self, timestep: Tensor, latents: Tensor, dtype: torch.dtype) -> Tensor:
         sigma = self.sigma(timestep).to(device=latents.device, dtype=dtype)
         return sigma.reshape(*timestep.shape, 1, 1, 1)

@@ -16,11 +16,11 @@ from torch import Tensor
 from streaming.cache.attention_bias import HIDDEN
 from streaming.engines.engine import Engines, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel
-from streaming.network.tokens import MAX_POSITIONS, rope_tables
+from streaming.network.tokens import rope_tables
 from streaming.network.transformer import ModelSizes
-from streaming.network.video import WAN_GROUPS
 from streaming.noise import Draw
-from streaming.specs import CachedKeys, LoopSpec
+from streaming.specs import ROPE_POSITIONS, CachedKeys, LoopSpec
+from tests.frame_groups import WAN_GROUPS
 
 SIZE = 16  # pixels; one token per latent frame
 HEAD_DIM = 12
@@ -151,5 +151,5 @@ def _positions(cos: Tensor) -> list[int]:
 
 @cache
 def _table() -> dict[bytes, int]:
-    cos, _ = rope_tables(range(MAX_POSITIONS), 1, 1, HEAD_DIM)
+    cos, _ = rope_tables(range(ROPE_POSITIONS), 1, 1, HEAD_DIM)
     return {row.numpy().tobytes(): position for position, row in enumerate(cos)}

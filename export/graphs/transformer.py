@@ -7,7 +7,6 @@ parameters of one checkpoint. What depends only on the prompt is in `TextKV`; it
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, fusible, norm_and_rotate, rotate
@@ -244,14 +243,3 @@ def add_gated(x: Tensor, y: Tensor, factor: Tensor) -> Tensor:
     """x + y * factor; x, y [B, T, dim], factor [B, F, dim], one vector per latent frame."""
     gated = y.reshape(*factor.shape[:2], -1, y.shape[2]) * factor.unsqueeze(2)
     return x + gated.reshape(x.shape)
-
-
-def pad_prompt(prompt_embeds: Tensor, text_len: int) -> Tensor:
-    """Append zero rows: [B, rows, text_dim] -> [B, text_len, text_dim] (wan.md 2.2)."""
-    return F.pad(prompt_embeds, (0, 0, 0, text_len - prompt_embeds.shape[1]))
-
-
-def empty_caches(config: TransformerConfig, cache_tokens: int, like: Tensor, batch: int = 1) -> list[Tensor]:
-    """Zeros for every layer, [2, B, cache_tokens, N, D], type and device of `like`."""
-    shape = (2, batch, cache_tokens, config.num_heads, config.head_dim)
-    return [like.new_zeros(shape) for _ in range(config.num_layers)]

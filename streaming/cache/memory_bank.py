@@ -104,18 +104,3 @@ def fits(text: Tensor, mean_keys: Sequence[Tensor]) -> list[float]:
 def mean_of(keys: Tensor) -> Tensor:
     """[tokens, N, D] -> [N, D], float32."""
     return keys.float().mean(dim=0)
-
-
-def route(q: Tensor, k: Tensor, tokens_per_frame: int, count: int) -> Tensor:
-    """Sparse memory attention (pipeline-memflow.md 6): the blocks that fit a chunk's queries, for each head.
-
-    q         [B, T, N, D], of the chunk's tokens
-    k         [B, blocks * tokens_per_frame, N, D], of sink and bank
-    returns   int64 [B, N, min(count, blocks)], numbers of the best blocks, ascending
-
-    Off in every published configuration. No graph uses it: a transformer that does needs a key bias by head.
-    """
-    B, _, N, D = k.shape
-    blocks = k.reshape(B, -1, tokens_per_frame, N, D).float().mean(dim=2)  # [B, blocks, N, D]
-    scores = torch.einsum("bnd,bgnd->bng", q.float().mean(dim=1), blocks)
-    return scores.topk(min(count, blocks.shape[1]), dim=-1).indices.sort(dim=-1).values

@@ -197,4 +197,3 @@ class Engines:
     transformer: Engine
     text_kv: Engine  # prompt embedding -> cross-attention keys and values of every layer
     vae: VaeEngines
-    recache: Engine | None = None  # the transformer's graph for up to a whole window; None: `transformer` can

@@ -11,7 +11,7 @@ from streaming.cache.kv_cache import KVCache, Ring, Slots
 from streaming.cache.memory_bank import MemoryBank
 from streaming.conditioning.conditions import Conditions
 from streaming.conditioning.prompts import Encode
-from streaming.engines.engine import Engine, Engines
+from streaming.engines.engine import Engines
 from streaming.network.inputs import FLOW, GROUPS, NEW_KV, numbered
 from streaming.network.transformer import ModelSizes, TransformerCall, timesteps
 from streaming.schedule import FlowSchedule
@@ -101,16 +101,13 @@ class StreamModel:
         call, engine = self._call(x, timestep, start, conditions, cache), self.engines.transformer
         return call.flow(engine.run(call.inputs(engine.inputs), [FLOW])[FLOW])
 
-    def clean_kv(
-        self, x: Tensor, start: int, conditions: Conditions, cache: KVCache, engine: Engine | None = None
-    ) -> list[Tensor]:
+    def clean_kv(self, x: Tensor, start: int, conditions: Conditions, cache: KVCache) -> list[Tensor]:
         """Keys and values of clean latents x [1, F, C, h, w] of the frames from `start`, at timestep 0.
 
         Every frame sees every frame of x and what the cache holds. Returns per layer [2, 1, tokens, N, D].
         """
         names = numbered(NEW_KV, self.sizes.layers)
-        call = self._call(x, 0, start, conditions.of_clean_frames(), cache)
-        engine = engine or self.engines.transformer
+        call, engine = self._call(x, 0, start, conditions.of_clean_frames(), cache), self.engines.transformer
         results = engine.run(call.inputs(engine.inputs), names)
         return [results[name] for name in names]
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from streaming.checkpoints.config import PATCH, Patch
 
 ROPE_BASE = 10_000.0
-MAX_POSITIONS = 1024  # of the reference's tables: a stream must restart before this frame (wan.md 3.5)
 
 
 def patchify(latents: Tensor, patch: Patch = PATCH) -> Tensor:

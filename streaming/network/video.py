@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from streaming.errors import WanstreamError
-from streaming.specs import TEMPORAL_FACTOR
 
 Array = npt.NDArray[Any]
 PIXEL_MAX = 255.0
@@ -50,10 +49,6 @@ class EncodePlan:
     first: int  # frames for the `first` graph
     later: int  # frames after them for the `next` graph
     repeats: int  # copies of the last frame to append before
-
-
-WAN_GROUPS = FrameGroups(first=1, later=TEMPORAL_FACTOR)  # VAE types wan, lightvae
-TINY_GROUPS = FrameGroups(first=TEMPORAL_FACTOR, later=TEMPORAL_FACTOR, repeat_last=True)  # tae, lighttae
 
 
 def resample_indices(have: int, want: int) -> list[int]:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from streaming.conditioning.prompts import PromptRequest, Prompts, TransitionRequest
-from streaming.errors import WanstreamError
-from streaming.loop import CACHE_STEPS, ChunkRequest, StepTimer, generate_chunk
+from streaming.loop import ChunkRequest, StepTimer, generate_chunk
 from streaming.network.model import StreamModel
 from streaming.noise import NoiseSource, SeededNoise
 from streaming.session import Session
@@ -28,11 +27,7 @@ class ModelPipeline:
     def __init__(
         self, spec: PipelineSpec, model: StreamModel, base_seed: int, noise: NoiseSource | None = None
     ) -> None:
-        """base_seed: of the load; a chunk's own wins. Raises WanstreamError for a loop that is not built."""
-        if model.spec.cached_keys not in CACHE_STEPS:
-            raise WanstreamError(
-                f"Pipeline '{spec.id}' cannot stream yet: its cache is not built. Load longlive."
-            )
+        """base_seed: of the load; a chunk's own wins."""
         self.spec, self.model, self.base_seed = spec, model, base_seed
         self.noise: NoiseSource = noise or SeededNoise()
 
@@ -83,10 +78,7 @@ class ModelStream:
 def chunk_request(
     parameters: Mapping[str, Any], video: Images | None, spec: PipelineSpec, base_seed: int
 ) -> ChunkRequest:
-    """All parameters in force -> what the loop is asked for; what is absent takes its default.
-
-    Raises WanstreamError when there is no prompt.
-    """
+    """All parameters in force -> what the loop is asked for; what is absent takes its default."""
     value = parameters.get
     mode = value("input_mode", TEXT if video is None else VIDEO)
     method = value("prompt_interpolation_method", "linear")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from export.graphs.transformer import TextKV, Transformer, empty_caches, pad_prompt
+from export.graphs.transformer import TextKV, Transformer
 from export.pytorch.pipeline import stream_sizes
 from streaming.cache.attention_bias import HIDDEN, visible
 from streaming.checkpoints.config import TransformerConfig
@@ -19,6 +19,7 @@ from streaming.errors import WanstreamError
 from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
 from streaming.network.transformer import TransformerCall
 from tests.random_weights import randomized
+from tests.transformer_inputs import empty_caches, pad_prompt
 
 CONFIG = TransformerConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=6, in_dim=4, out_dim=4

@@ -20,8 +20,9 @@ from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph, decode, encode
 from streaming.checkpoints.files import CheckpointError
 from streaming.errors import WanstreamError
-from streaming.network.video import TINY_GROUPS, WAN_GROUPS, FrameGroups
+from streaming.network.video import FrameGroups
 from streaming.specs import VaeType
+from tests.frame_groups import TINY_GROUPS, WAN_GROUPS
 from tests.random_weights import randomized
 
 TINY = TinyVaeConfig(encoder_width=4, decoder_widths=(6, 4, 5, 4))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from streaming.errors import WanstreamError
 from streaming.network.pictures import to_pictures
-from streaming.network.video import TINY_GROUPS, WAN_GROUPS, resample_indices, resize, to_model
+from streaming.network.video import resample_indices, resize, to_model
+from tests.frame_groups import TINY_GROUPS, WAN_GROUPS
 
 sizes = st.integers(1, 40)
 

@@ -15,11 +15,11 @@ from export.checkpoints.lora_merge import (
     merge,
     user_adapters,
 )
-from export.graphs.transformer import empty_caches, pad_prompt
 from streaming.adapters.files import AdapterError
 from tests.golden.case import GoldenCase
 from tests.golden.place import Place, in_torch
 from tests.golden.replays.transformer import ReferenceCache, load
+from tests.transformer_inputs import empty_caches, pad_prompt
 
 ABSENT = " (intentionally absent)"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from streaming.cache.memory_bank import Block, compress, mean_of, route
+from streaming.cache.memory_bank import Block, compress, mean_of
 from tests.golden.case import GoldenCase
 
 
@@ -38,6 +38,21 @@ def sma_routing(case: GoldenCase) -> None:
             blocks = given.unflatten(1, (-1, tokens)).movedim(3, 1)  # [B, N, blocks, tokens, D]
             index = chosen[..., None, None].expand(-1, -1, -1, *blocks.shape[3:])
             case.assert_close(f"step{k}.out.{name}", blocks.gather(2, index).flatten(2, 3).movedim(1, 2))
+
+
+def route(q: Tensor, k: Tensor, tokens_per_frame: int, count: int) -> Tensor:
+    """Sparse memory attention (pipeline-memflow.md 6): the blocks that fit a chunk's queries, for each head.
+
+    q         [B, T, N, D], of the chunk's tokens
+    k         [B, blocks * tokens_per_frame, N, D], of sink and bank
+    returns   int64 [B, N, min(count, blocks)], numbers of the best blocks, ascending
+
+    Off in every published configuration and in our graphs: it would need a key bias by head.
+    """
+    B, _, N, D = k.shape
+    blocks = k.reshape(B, -1, tokens_per_frame, N, D).float().mean(dim=2)  # [B, blocks, N, D]
+    scores = torch.einsum("bnd,bgnd->bng", q.float().mean(dim=1), blocks)
+    return scores.topk(min(count, blocks.shape[1]), dim=-1).indices.sort(dim=-1).values
 
 
 def count(case: GoldenCase) -> int:

@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 from export.checkpoints.checkpoints import load_weights
-from export.graphs.transformer import TextKV, Transformer, pad_prompt
+from export.graphs.transformer import TextKV, Transformer
 from export.pytorch.engine import ModuleEngine
 from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import Patch, TransformerConfig
 from streaming.engines.engine import Engine, Engines, EngineWrapper, TorchEngine, VaeEngines
 from streaming.network.model import StreamModel
 from streaming.network.tokens import unpatchify
-from streaming.network.video import WAN_GROUPS
 from streaming.noise import Draw, SeededNoise
 from streaming.specs import CachedKeys
 from streaming.triton.model_pipeline import ModelPipeline, ModelStream
 from streaming.triton.protocol import Meta
+from tests.frame_groups import WAN_GROUPS
 from tests.golden.case import GoldenCase
 from tests.golden.replays.stream_cases import DENOISE, WRITE, ChunkCase, StreamCase, read_stream
+from tests.transformer_inputs import pad_prompt
 
 GREY_STEP = 1e-3  # between one picture of the stand-in decoder and the next
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.checkpoints.checkpoints import Checkpoint, load_weights
-from export.graphs.transformer import SelfAttention, TextKV, Transformer, empty_caches, pad_prompt
+from export.graphs.transformer import SelfAttention, TextKV, Transformer
 from export.pytorch.pipeline import stream_sizes
 from streaming.cache.attention_bias import visible
 from streaming.checkpoints.config import TransformerConfig
@@ -19,6 +19,7 @@ from streaming.network.transformer import TransformerCall
 from streaming.schedule import FlowSchedule
 from tests.golden.case import GoldenCase
 from tests.golden.place import Place, in_torch
+from tests.transformer_inputs import empty_caches, pad_prompt
 
 CrossKV = Callable[[Tensor], Sequence[Tensor]]
 Results = tuple[Tensor, list[Tensor]]
