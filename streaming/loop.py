@@ -85,7 +85,7 @@ def generate_chunk(
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
         latent, caches = x_0[:, i : i + 1], chunk.decoder_caches
         pixels, chunk.decoder_caches = decode(model.engines.vae, latent, caches, step)
-        keep_pictures(chunk, model.place(pixels), model.spec.context_pictures)
+        keep_pictures(chunk, model.to_device(pixels), model.spec.context_pictures)
         yield to_pictures(pixels)
     finish(model, chunk, x_0, step)
     session.adopt(chunk)
@@ -125,7 +125,7 @@ def from_noise(
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Pure noise, and all steps."""
     frames = model.spec.chunk_frames(request.mode, first=chunk.start == 0)
-    return model.place(draw(model.latents_shape(frames))), request.steps
+    return model.to_device(draw(model.latents_shape(frames))), request.steps
 
 
 def from_video(
@@ -143,12 +143,12 @@ def from_video(
         chunk.last_input = clip[:, :, -1:]
     z, chunk.encoder_caches = encode(
         model.engines.vae,
-        model.place(torch.from_numpy(clip)),
+        model.to_device(torch.from_numpy(clip)),
         chunk.encoder_caches,
         step,
         normalise=spec.normalise_encoded_video,
     )
-    latents = model.place(draw(z.shape)) * scale + z * (1 - scale)
+    latents = model.to_device(draw(z.shape)) * scale + z * (1 - scale)
     return latents, (first_video_step(scale), *request.steps[1:])
 
 
@@ -170,7 +170,7 @@ def denoise(
     x_t, x_0 = latents, latents
     for i, timestep in enumerate(steps):
         if i > 0:
-            fresh = model.place(draw(x_0.shape))
+            fresh = model.to_device(draw(x_0.shape))
             x_t = schedule.add_noise(x_0, fresh, timesteps(timestep, x_0))
         with step("denoise"):
             flow = model.flow(x_t, timestep, chunk.start, chunk.conditions, chunk.kv)

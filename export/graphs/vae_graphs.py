@@ -197,14 +197,14 @@ def encode(
     prepare: where the graphs run
     Raises WanstreamError when T is too small for one latent frame.
     """
-    plan = vae.groups.plan(frames.shape[2], start=caches is None)
-    frames = torch.cat([frames, *[frames[:, :, -1:]] * plan.repeats], dim=2)
+    cut = vae.groups.cut(frames.shape[2], start=caches is None)
+    frames = torch.cat([frames, *[frames[:, :, -1:]] * cut.repeats], dim=2)
     results: list[Sequence[Tensor]] = []
     if caches is None:
-        results.append(prepare(EncoderGraph(vae, first=True))(frames[:, :, : plan.first]))
+        results.append(prepare(EncoderGraph(vae, first=True))(frames[:, :, : cut.first]))
         caches = tuple(results[-1][2:])
-    if plan.later:
-        later = frames[:, :, plan.first :][:, :, : plan.later]
+    if cut.later:
+        later = frames[:, :, cut.first :][:, :, : cut.later]
         results.append(prepare(EncoderGraph(vae, first=False))(later, caches))
         caches = tuple(results[-1][2:])
     z, mu = (torch.cat([result[i] for result in results], dim=2) for i in range(2))

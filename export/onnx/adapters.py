@@ -21,7 +21,7 @@ TRANSPOSED: Final = ".weight_t"  # a weight that is kept as [in, out]
 
 
 def merged_weights(graphs: Sequence[Path], adapters: Sequence[ScaledAdapter]) -> list[dict[str, Any]]:
-    """Arrays for `open_session` of each graph: the weights that adapters change, by the name in the graph.
+    """Arrays for `open_graph` of each graph: the weights that adapters change, by the name in the graph.
 
     graphs: files that hold a transformer's weights together. Raises AdapterError, EngineError.
     """

@@ -1,6 +1,6 @@
 """Triton as the serving side: which models a pipeline needs, one sequence per session, recovery.
 
-Only the modules `triton*` import tritonclient.
+Only the modules `triton*` and `shared_frames` import tritonclient.
 """
 
 import asyncio

@@ -30,30 +30,30 @@ class CachedFrame:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Which frames a cache holds. Lengths in latent frames; `held` is in order of age, oldest first.
+    """Which frames a cache holds. Lengths in latent frames; `frames` is in order of age, oldest first.
 
-    The first `sink` frames of `held` are never evicted. When frames do not fit, so many are evicted at once
+    The first `sink` of `frames` are never evicted. When frames do not fit, so many are evicted at once
     that `keep` are left: all that later chunks read. A sink that averages sees the same evictions then,
     whatever the capacity.
     """
 
     capacity: int
     sink: int
-    held: tuple[CachedFrame, ...] = ()
+    frames: tuple[CachedFrame, ...] = ()
     keep: int | None = None  # None: as many as fit
 
     def oldest(self, frames: int) -> "Ring":
         """Only the first `frames` of what is held; 0 clears the ring."""
-        return replace(self, held=self.held[:frames])
+        return replace(self, frames=self.frames[:frames])
 
     def before(self, frame: int) -> "Ring":
         """Only frames before this position in the stream."""
-        return replace(self, held=tuple(entry for entry in self.held if entry.frame < frame))
+        return replace(self, frames=tuple(entry for entry in self.frames if entry.frame < frame))
 
     def with_room_for(self, frames: int, window: int) -> "Ring":
         """Evict so that what is held and `frames` new ones are at most `window` frames."""
-        surplus = max(len(self.held) + frames - window, 0)
-        return replace(self, held=self.held[: self.sink] + self.held[self.sink + surplus :])
+        surplus = max(len(self.frames) + frames - window, 0)
+        return replace(self, frames=self.frames[: self.sink] + self.frames[self.sink + surplus :])
 
     def extended(self, frames: Sequence[int]) -> tuple["Ring", dict[int, int]]:
         """With these frames after the held ones; those that do not fit behind the sink are evicted.
@@ -61,7 +61,7 @@ class Ring:
         Returns the ring, and for each new frame that it holds, its index in `frames` -> its slot. A frame
         that stays keeps its slot. When more frames come than fit, the surplus ones are never held.
         """
-        candidates: list[CachedFrame | int] = [*self.held, *range(len(frames))]
+        candidates: list[CachedFrame | int] = [*self.frames, *range(len(frames))]
         keep = self.capacity if self.keep is None else self.keep
         surplus = len(candidates) - keep if len(candidates) > self.capacity else 0
         kept = candidates[: self.sink] + candidates[self.sink + surplus :]
@@ -69,8 +69,8 @@ class Ring:
         taken = {entry.slot for entry in stay}
         free = [slot for slot in range(self.capacity) if slot not in taken]
         placed = dict(zip([entry for entry in kept if isinstance(entry, int)], free, strict=False))
-        held = (*stay, *(CachedFrame(slot, frames[index]) for index, slot in placed.items()))
-        return replace(self, held=held), placed
+        after = (*stay, *(CachedFrame(slot, frames[index]) for index, slot in placed.items()))
+        return replace(self, frames=after), placed
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,12 +79,12 @@ class Slots:
 
     layers             per layer [2, B, S, N, D], keys (0) and values (1); S in tokens
     tokens_per_frame   tokens of one latent frame
-    shown              per layer, slot -> the kept frame whose copy it holds
+    copies             per layer, slot -> the kept frame whose copy it holds
     """
 
     layers: tuple[Tensor, ...]
     tokens_per_frame: int
-    shown: tuple[dict[int, Tensor], ...]
+    copies: tuple[dict[int, Tensor], ...]
 
     @staticmethod
     def of(layers: tuple[Tensor, ...], tokens_per_frame: int) -> "Slots":
@@ -99,13 +99,13 @@ class Slots:
         count = kv.shape[2] // self.tokens_per_frame
         self.layers[layer][:, :, self._tokens(slot, count)] = kv
         for written in range(slot, slot + count):
-            self.shown[layer].pop(written, None)
+            self.copies[layer].pop(written, None)
 
-    def show(self, layer: int, slot: int, frame: Tensor) -> None:
+    def copy(self, layer: int, slot: int, frame: Tensor) -> None:
         """Copy a kept frame to a slot, unless it is there."""
-        if self.shown[layer].get(slot) is not frame:
+        if self.copies[layer].get(slot) is not frame:
             self.write(layer, slot, frame)
-            self.shown[layer][slot] = frame
+            self.copies[layer][slot] = frame
 
     def _tokens(self, frame: int, count: int) -> slice:
         return slice(frame * self.tokens_per_frame, (frame + count) * self.tokens_per_frame)
@@ -159,23 +159,23 @@ class KVCache:
         It is shared with other callers: do not change it.
         """
         bank = range(self.ring.capacity, self.ring.capacity + self.bank_frames)
-        slots = (*(entry.slot for entry in self.ring.held), *bank)
+        slots = (*(entry.slot for entry in self.ring.frames), *bank)
         cached = self.slots.layers[0].shape[2] - self.padding
         return key_bias(slots, self.slots.tokens_per_frame, cached, self.padding, new_tokens, past_weight)
 
     def positions(self) -> list[int]:
         """By slot of the whole memory, the place of its frame in the order of age; 0 where there is none."""
-        places = {entry.slot: place for place, entry in enumerate(self.ring.held)}
+        places = {entry.slot: place for place, entry in enumerate(self.ring.frames)}
         count = self.slots.layers[0].shape[2] // self.slots.tokens_per_frame
         return [places.get(slot, 0) for slot in range(count)]
 
     def ready(self) -> tuple[Tensor, ...]:
         """The memory, per layer [2, B, S, N, D], with kept frames that changed copied to their slots."""
         for layer in range(len(self.slots.layers)):
-            for entry, frame in zip(self.ring.held, self._sink_frames(layer), strict=False):
-                self.slots.show(layer, entry.slot, frame)
+            for entry, frame in zip(self.ring.frames, self._sink_frames(layer), strict=False):
+                self.slots.copy(layer, entry.slot, frame)
             for i, block in enumerate(self.bank[layer] if self.bank else ()):
-                self.slots.show(layer, self.ring.capacity + i, block)
+                self.slots.copy(layer, self.ring.capacity + i, block)
         return self.slots.layers
 
     def append(self, new_kv: Sequence[Tensor], frames: Sequence[int]) -> "KVCache":
@@ -194,18 +194,18 @@ class KVCache:
 
     def rebuilt(self, new_kv: Sequence[Tensor], frames: Sequence[int]) -> "KVCache":
         """As `append`, but in memory of its own, so that this cache stays as it is."""
-        held = self.ring.held
+        before = self.ring.frames
         memory = Slots.of(tuple(map(torch.zeros_like, self.slots.layers)), self.slots.tokens_per_frame)
         fresh = replace(self, slots=memory, ring=self.ring.oldest(0))
-        if held:
+        if before:
             kept = [self.in_order(layer) for layer in range(len(self.slots.layers))]
-            fresh = fresh.append(kept, [entry.frame for entry in held])
+            fresh = fresh.append(kept, [entry.frame for entry in before])
         return fresh.append(new_kv, frames)
 
     def in_order(self, layer: int) -> Tensor:
         """Keys and values of a layer by age, [2, B, held frames * tokens_per_frame, N, D]; a copy."""
         kept = self._sink_frames(layer)
-        others = [self.slots.read(layer, entry.slot) for entry in self.ring.held[len(kept) :]]
+        others = [self.slots.read(layer, entry.slot) for entry in self.ring.frames[len(kept) :]]
         like = self.slots.layers[layer]
         return torch.cat([like[:, :, :0], *(frame.to(like.dtype) for frame in kept), *others], dim=2)
 
@@ -214,22 +214,22 @@ class KVCache:
 
     def _without_later(self, ring: Ring) -> "KVCache":
         sink = self.sink
-        if sink is not None and len(ring.held) < ring.sink:
+        if sink is not None and len(ring.frames) < ring.sink:
             sink = sink.forgetting()
         return replace(self, ring=ring, sink=sink)
 
     def _with_kept_sink(self) -> "KVCache":
         """With a sink that is kept as it is made: its slots are going to hold averages."""
-        if self.sink is None or self.sink.frames or len(self.ring.held) < self.ring.sink:
+        if self.sink is None or self.sink.frames or len(self.ring.frames) < self.ring.sink:
             return self
-        slots = [entry.slot for entry in self.ring.held[: self.ring.sink]]
+        slots = [entry.slot for entry in self.ring.frames[: self.ring.sink]]
         layers = range(len(self.slots.layers))
         made = tuple(tuple(self.slots.read(i, slot).clone() for slot in slots) for i in layers)
         return replace(self, sink=replace(self.sink, frames=made))
 
     def _with_ring(self, ring: Ring) -> "KVCache":
         """Go on to this ring; what it does not hold any more is evicted."""
-        evicted = [entry.slot for entry in self.ring.held if entry not in ring.held]
+        evicted = [entry.slot for entry in self.ring.frames if entry not in ring.frames]
         if self.sink is None or not evicted:
             return replace(self, ring=ring)
         gone = [[self.slots.read(i, slot) for slot in evicted] for i in range(len(self.slots.layers))]

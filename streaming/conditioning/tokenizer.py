@@ -1,4 +1,4 @@
-"""Prompts to token ids, and the cache of what the text encoder makes of them. Torch-free.
+"""Tokenizer of the text encoder: cleaned prompts to token ids. Torch-free.
 
 Rules: wan.md 6.4 and 6.5. The tokenizer's files are local; nothing is downloaded.
 """

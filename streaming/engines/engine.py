@@ -12,9 +12,9 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from streaming.engines.exchange import received, sent
+from streaming.engines.exchange import from_triton, to_triton
 from streaming.engines.manifest import EngineManifest
-from streaming.engines.ort import open_session, ort_values
+from streaming.engines.ort import open_graph, ort_values
 from streaming.engines.records import EngineError
 from streaming.network.video import FrameGroups
 from streaming.triton.sessions import ModelRunner
@@ -102,11 +102,11 @@ class OrtEngine:
         Raises WanstreamError when the file is absent or no valid graph.
         """
         self._path = path
-        self._weights = weights, ort_values(weights or {})  # the session only points at them
-        self._session = open_session(path, threads, self._weights[1])
-        self._dtypes = {value.name: _DTYPES[value.type] for value in self._session.get_inputs()}
+        self._weights = weights, ort_values(weights or {})  # the graph only points at them
+        self._graph = open_graph(path, threads, self._weights[1])
+        self._dtypes = {value.name: _DTYPES[value.type] for value in self._graph.get_inputs()}
         self.inputs = tuple(self._dtypes)
-        self.outputs = tuple(value.name for value in self._session.get_outputs())
+        self.outputs = tuple(value.name for value in self._graph.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         feeds: dict[str, Any] = {
@@ -115,7 +115,7 @@ class OrtEngine:
         # ONNX Runtime does so in its own threads and the first that opens a session; this one computes too.
         torch.set_flush_denormal(True)
         try:
-            results = self._session.run(list(outputs), feeds)
+            results = self._graph.run(list(outputs), feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"Engine '{self._path}' failed: {error}") from error
         return {name: torch.from_numpy(array) for name, array in zip(outputs, results, strict=True)}
@@ -174,9 +174,9 @@ class TritonEngine(ManifestEngine):
         self._device = device or torch.device("cpu")
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        feeds = {name: sent(inputs[name].to(self._device, dtype)) for name, dtype in self.dtypes.items()}
+        feeds = {name: to_triton(inputs[name].to(self._device, dtype)) for name, dtype in self.dtypes.items()}
         results = self._models.run(self.name, feeds, list(outputs))
-        return {name: received(results[name]) for name in outputs}
+        return {name: from_triton(results[name]) for name in outputs}
 
 
 @dataclass(frozen=True, slots=True)

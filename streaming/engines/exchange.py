@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 
-def sent(tensor: Tensor) -> Any:
+def to_triton(tensor: Tensor) -> Any:
     """As a numpy array, the fastest way into Triton; what numpy does not have speaks DLPack itself."""
     if tensor.dtype == torch.bfloat16 or tensor.is_cuda:
         return tensor.contiguous()
     return tensor.numpy()
 
 
-def received(value: Any) -> Tensor:
+def from_triton(value: Any) -> Tensor:
     """From what speaks DLPack. On the CPU a copy, for the memory is the server's until the response ends."""
     tensor: Tensor = from_dlpack(value)
     return tensor if tensor.is_cuda else tensor.clone()

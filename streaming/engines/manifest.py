@@ -1,4 +1,4 @@
-"""What is known about an engine: `engine.json` beside it (serving.md 8.4). Torch-free.
+"""The manifest of an engine: `engine.json` beside it says what it is (serving.md 8.4). Torch-free.
 
 A file that exists proves nothing: whoever loads an engine reads its manifest and compares sizes or hashes.
 """

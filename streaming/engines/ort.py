@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on the CPU. Torch-free."""
+"""Graphs in ONNX Runtime, on the CPU. Torch-free."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from streaming.errors import WanstreamError
 
 
-def open_session(path: Path, threads: int, weights: Mapping[str, Any] | None = None) -> Any:
+def open_graph(path: Path, threads: int, weights: Mapping[str, Any] | None = None) -> Any:
     """An `onnxruntime.InferenceSession` of the file.
 
     threads: within one operator; 0: one per core
@@ -44,7 +44,7 @@ def open_session(path: Path, threads: int, weights: Mapping[str, Any] | None = N
 
 
 def ort_values(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays for `open_session`; a value shares the memory of its array, and a session that of its values."""
+    """Arrays for `open_graph`; a value shares the memory of its array, and a session that of its values."""
     if not arrays:
         return {}
     import onnxruntime

@@ -57,7 +57,7 @@ _DTYPES: Final = {
 Weights = Mapping[str, Mapping[str, Any]]  # arrays by engine and by their names in its graph
 
 
-class Place(Protocol):
+class OpenEngine(Protocol):
     """Makes an engine of a model repository ready to run."""
 
     def __call__(self, name: str, **facts: object) -> Engine:
@@ -65,7 +65,7 @@ class Place(Protocol):
 
 
 class InProcess:
-    """A place: engines of a model repository in ONNX Runtime in this process, on the CPU."""
+    """Opens engines of a model repository in ONNX Runtime in this process, on the CPU."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class InProcess:
 
 
 class InTriton:
-    """A place: engines of a model repository that are models of the Triton server of this process."""
+    """Opens engines of a model repository that are models of the Triton server of this process."""
 
     def __init__(self, plan: LoadPlan, runner: ModelRunner, device: torch.device = CPU) -> None:
         """plan: of the load. device: where inputs and outputs of the engines are."""
@@ -146,7 +146,7 @@ def in_profile(engine: Engine, manifest: EngineManifest) -> Engine:
 def open_model(
     directory: Path,
     spec: PipelineSpec,
-    place: Place,
+    open_engine: OpenEngine,
     size: tuple[int, int] | None = None,
     device: torch.device = CPU,
     cache: EmbeddingCache | None = None,
@@ -172,18 +172,18 @@ def open_model(
         engines.frames.first, engines.frames.later, engines.frames.repeat_last, engines.frames.at_once
     )
     tokenizer = PromptTokenizer.from_directory(directory / TOKENIZER, facts.text_len)
-    transformer = place(engines.transformer, kind="transformer", pipeline=spec.id, layers=facts.layers)
+    transformer = open_engine(engines.transformer, kind="transformer", pipeline=spec.id, layers=facts.layers)
     require_known_inputs(engines.transformer, transformer, spec.id)
     return StreamModel(
         spec=engines.built_for(spec.loop),
         engines=Engines(
             transformer,
-            place(engines.text_kv, kind="text_kv", pipeline=spec.id, layers=facts.layers),
-            _vae(vae, groups, place),
+            open_engine(engines.text_kv, kind="text_kv", pipeline=spec.id, layers=facts.layers),
+            _vae(vae, groups, open_engine),
         ),
         encode_prompts=PromptEncoder(
             tokenizer,
-            place(engines.text_encoder, kind="text_encoder", text_len=facts.text_len),
+            open_engine(engines.text_encoder, kind="text_encoder", text_len=facts.text_len),
             cache or EmbeddingCache(engines.name),
         ),
         sizes=ModelSizes(
@@ -226,14 +226,14 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
             return load_pipeline(chosen, plan)
         device = torch.device("cuda", 0) if plan.gpus and torch.cuda.is_available() else CPU
         cache = prompt_cache(plan.models, plan.set_directory)
-        place = place_of(plan, context.models, device)
-        model = open_model(plan.set_directory, chosen, place, plan.size, device, cache)
+        open_engine = engine_opener(plan, context.models, device)
+        model = open_model(plan.set_directory, chosen, open_engine, plan.size, device, cache)
         return ModelPipeline(spec, model, plan.base_seed)
 
     return load
 
 
-def place_of(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> Place:
+def engine_opener(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> OpenEngine:
     """Where the engines of a load run."""
     if plan.backend == "onnxruntime":
         return InProcess(plan.models, threads=0, make_room=plan.make_room, weights=_adapted(plan))
@@ -272,12 +272,12 @@ def with_choices(spec: PipelineSpec, chosen: Mapping[str, Any]) -> PipelineSpec:
     return spec if spec.loop is None else replace(spec, loop=spec.loop.chosen(chosen))
 
 
-def _vae(names: VaeSet, groups: FrameGroups, place: Place) -> VaeEngines:
+def _vae(names: VaeSet, groups: FrameGroups, open_engine: OpenEngine) -> VaeEngines:
     size: dict[str, Any] = {"height": names.height, "width": names.width}
     return VaeEngines(
-        place(names.encoder_first, kind="vae_encoder_first", **size),
-        place(names.encoder_next, kind="vae_encoder_next", **size),
-        place(names.decoder_first, kind="vae_decoder_first", **size),
-        place(names.decoder_next, kind="vae_decoder_next", **size),
+        open_engine(names.encoder_first, kind="vae_encoder_first", **size),
+        open_engine(names.encoder_next, kind="vae_encoder_next", **size),
+        open_engine(names.decoder_first, kind="vae_decoder_first", **size),
+        open_engine(names.decoder_next, kind="vae_decoder_next", **size),
         groups,
     )

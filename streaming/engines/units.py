@@ -1,4 +1,4 @@
-"""Numbers for people."""
+"""Sizes in bytes as text."""
 
 
 def in_units(size: int) -> str:

@@ -24,15 +24,15 @@ def encode(
     Raises WanstreamError when T is too small for one latent frame.
     """
     name = "z" if normalise else "mu"
-    plan = vae.groups.plan(frames.shape[2], start=caches is None)
-    frames = torch.cat([frames, *[frames[:, :, -1:]] * plan.repeats], dim=2)
+    cut = vae.groups.cut(frames.shape[2], start=caches is None)
+    frames = torch.cat([frames, *[frames[:, :, -1:]] * cut.repeats], dim=2)
     latents = []
     if caches is None:
         with step("encode"):
-            z, caches = _call(vae.encoder_first, "frames", frames[:, :, : plan.first], (), name)
+            z, caches = _call(vae.encoder_first, "frames", frames[:, :, : cut.first], (), name)
         latents.append(z)
-    later = frames[:, :, plan.first : plan.first + plan.later]
-    for part in torch.split(later, vae.groups.at_once or plan.later, dim=2) if plan.later else ():
+    later = frames[:, :, cut.first : cut.first + cut.later]
+    for part in torch.split(later, vae.groups.at_once or cut.later, dim=2) if cut.later else ():
         with step("encode"):
             z, caches = _call(vae.encoder_next, "frames", part, caches, name)
         latents.append(z)
@@ -45,8 +45,8 @@ def encode_alone(vae: VaeEngines, picture: Tensor, step: Step, *, normalise: boo
     picture [B, 3, 1, H, W] in [-1, 1] -> latents [B, 1, C, h, w]
     """
     name = "z" if normalise else "mu"
-    plan = vae.groups.plan(1, start=True)
-    frames = torch.cat([picture] * (1 + plan.repeats), dim=2)
+    cut = vae.groups.cut(1, start=True)
+    frames = torch.cat([picture] * (1 + cut.repeats), dim=2)
     with step("encode"):
         return vae.encoder_first.run({"frames": frames}, [name])[name].transpose(1, 2)
 

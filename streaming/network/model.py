@@ -68,7 +68,7 @@ class StreamModel:
         """Decoded pictures of zero frames, [1, 3, 0, H, W]."""
         return torch.zeros((1, 3, 0, self.height, self.width), dtype=self.dtype, device=self.device)
 
-    def place(self, tensor: Tensor) -> Tensor:
+    def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor in the working type, on the device."""
         return tensor.to(device=self.device, dtype=self.dtype)
 
@@ -93,7 +93,7 @@ class StreamModel:
     def cross_kv(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """Cross-attention keys and values of every layer for a prompt embedding [1, text_len, text_dim]."""
         names = GROUPS["cross"].names(self.sizes.layers)
-        results = self.engines.text_kv.run({"prompt_embeds": self.place(embedding)}, names)
+        results = self.engines.text_kv.run({"prompt_embeds": self.to_device(embedding)}, names)
         return tuple(results[name] for name in names)
 
     def flow(self, x: Tensor, timestep: float, start: int, conditions: Conditions, cache: KVCache) -> Tensor:
@@ -117,7 +117,7 @@ class StreamModel:
         """`start` is the stream's count of frames; where keys are not cached at the positions that it gives,
         the new frames come after the cached ones."""
         absolute = self.spec.cached_keys is CachedKeys.ROTATED
-        first, frames = start if absolute else len(cache.ring.held), x.shape[1]
+        first, frames = start if absolute else len(cache.ring.frames), x.shape[1]
         bias = cache.key_bias(frames * self.tokens_per_frame, conditions.past_weight)
         return TransformerCall(
             sizes=self.sizes,

@@ -31,7 +31,7 @@ class FrameGroups:
     repeat_last: bool = False
     at_once: int | None = None
 
-    def plan(self, frames: int, start: bool) -> "EncodePlan":
+    def cut(self, frames: int, start: bool) -> "FrameCut":
         """Cut one call's `frames` pixel frames; `start` is true in the first call of a stream."""
         first = self.first if start else 0
         needed = 1 if self.repeat_last else first or self.later
@@ -39,11 +39,11 @@ class FrameGroups:
             raise WanstreamError(f"{frames} video frames are too few to encode: send at least {needed}")
         groups, surplus = divmod(max(frames - first, 0), self.later)
         later = (groups + (self.repeat_last and surplus > 0)) * self.later
-        return EncodePlan(first, later, repeats=max(first + later - frames, 0))
+        return FrameCut(first, later, repeats=max(first + later - frames, 0))
 
 
 @dataclass(frozen=True, slots=True)
-class EncodePlan:
+class FrameCut:
     """What to encode of one call's frames."""
 
     first: int  # frames for the `first` graph

@@ -11,7 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from streaming.engines.manifest import ONNX_FILE, check_files, check_runs_on_cpu, read_manifest
-from streaming.engines.ort import open_session
+from streaming.engines.ort import open_graph
 
 
 class OrtModel:
@@ -25,7 +25,7 @@ class OrtModel:
         manifest = read_manifest(directory, args["model_name"])
         check_runs_on_cpu(manifest)
         check_files(directory, manifest)
-        self._session = open_session(directory / ONNX_FILE, threads)
+        self._graph = open_graph(directory / ONNX_FILE, threads)
         self._inputs = tuple(tensor.name for tensor in manifest.inputs)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -37,7 +37,7 @@ class OrtModel:
             names = list(request.requested_output_names())
             given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
             feeds = {name: tensor.as_numpy() for name, tensor in given.items()}
-            results = self._session.run(names, feeds)  # computes only what is asked for
+            results = self._graph.run(names, feeds)  # computes only what is asked for
             tensors = [pb_utils.Tensor(name, array) for name, array in zip(names, results, strict=True)]
             return pb_utils.InferenceResponse(tensors)
         except Exception as error:  # process boundary: the caller sees only what is sent

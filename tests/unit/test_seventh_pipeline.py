@@ -77,7 +77,7 @@ def test_it_streams_in_both_modes_and_follows_its_prompt(loop: LoopSpec) -> None
     assert all(np.array_equal(a, b) for a, b in zip(text, same, strict=True))
     assert not np.array_equal(changed, kept)
     assert isinstance(stream, ModelStream)
-    assert len(stream.session.kv.ring.held) <= loop.local_attn_size
+    assert len(stream.session.kv.ring.frames) <= loop.local_attn_size
 
 
 def test_clients_see_its_data() -> None:

@@ -197,7 +197,7 @@ def test_the_cache_stays_as_large_as_it_was_built_and_holds_no_more_than_the_win
     session = run(glass, [Ask(prompt=k // 7) for k in range(60)])
 
     assert [layer.shape[2] for layer in session.kv.slots.layers] == [spec.cache_tokens(1)]
-    assert len(session.kv.ring.held) <= spec.cache_frames
+    assert len(session.kv.ring.frames) <= spec.cache_frames
     assert session.clean.shape[1] <= spec.local_attn_size
 
 
@@ -213,10 +213,10 @@ def test_a_frame_that_stays_in_the_ring_keeps_its_slot_and_no_slot_is_taken_twic
     ring, first = Ring(capacity, sink), 0
 
     for count in batches:
-        before = {entry.frame: entry.slot for entry in ring.held}
+        before = {entry.frame: entry.slot for entry in ring.frames}
         ring, placed = ring.extended(range(first, first + count))
         first += count
-        after = {entry.frame: entry.slot for entry in ring.held}
+        after = {entry.frame: entry.slot for entry in ring.frames}
 
         assert all(before[frame] == slot for frame, slot in after.items() if frame in before)
         assert len(set(after.values())) == len(after) == min(first, capacity)

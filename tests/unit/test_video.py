@@ -115,29 +115,29 @@ def test_a_picture_that_goes_in_and_out_loses_at_most_one_level(
 def test_the_wan_vae_encodes_full_groups_only(frames: int, start: bool) -> None:
     if not start and frames < 4:
         with pytest.raises(WanstreamError, match="send at least 4"):
-            WAN_GROUPS.plan(frames, start)
+            WAN_GROUPS.cut(frames, start)
         return
 
-    plan = WAN_GROUPS.plan(frames, start)
+    cut = WAN_GROUPS.cut(frames, start)
 
-    assert plan.repeats == 0
-    assert plan.first == (1 if start else 0)
-    assert plan.later % 4 == 0
-    assert 0 <= frames - plan.first - plan.later < 4
+    assert cut.repeats == 0
+    assert cut.first == (1 if start else 0)
+    assert cut.later % 4 == 0
+    assert 0 <= frames - cut.first - cut.later < 4
 
 
 @given(frames=st.integers(1, 60), start=st.booleans())
 def test_the_tiny_vae_encodes_all_frames_and_fills_the_last_group(frames: int, start: bool) -> None:
-    plan = TINY_GROUPS.plan(frames, start)
+    cut = TINY_GROUPS.cut(frames, start)
 
-    assert plan.first == (4 if start else 0)
-    assert plan.later % 4 == 0
-    assert 0 <= plan.repeats < 4
-    assert plan.first + plan.later == frames + plan.repeats
+    assert cut.first == (4 if start else 0)
+    assert cut.later % 4 == 0
+    assert 0 <= cut.repeats < 4
+    assert cut.first + cut.later == frames + cut.repeats
 
 
 @pytest.mark.parametrize("groups", [WAN_GROUPS, TINY_GROUPS])
 @pytest.mark.parametrize("start", [True, False])
 def test_no_frames_cannot_be_encoded(groups: Any, start: bool) -> None:
     with pytest.raises(WanstreamError, match="0 video frames are too few"):
-        groups.plan(0, start)
+        groups.cut(0, start)

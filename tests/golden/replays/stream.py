@@ -256,7 +256,7 @@ def assert_cache(case: GoldenCase, k: int, chunk: ChunkCase, replay: StreamRepla
     kv = replay.stream.session.kv
     recomputed = replay.model.spec.cached_keys is CachedKeys.RECOMPUTED
     own = torch.cat(replay.seen.latents, dim=1).shape[1] if recomputed else 0
-    case.assert_equal(f"steps[{k}]: cached frames", len(kv.ring.held) + own, chunk.held_after)
+    case.assert_equal(f"steps[{k}]: cached frames", len(kv.ring.frames) + own, chunk.held_after)
     for layer in range(len(kv.slots.layers)):
         made, after = kv.in_order(layer), [replay.seen.last_kv[layer]] if recomputed else []
         caches = {names: torch.cat([made, *after], dim=2), names.replace(".kv", ".recomputed_kv"): made}
