@@ -34,6 +34,10 @@ from gateway.osc.server import OscServer
 from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.state import Pipelines
+from gateway.recording.collector import RecordingCollector
+from gateway.recording.recordings import Recordings
+from gateway.recording.take_writer import Limits
+from gateway.recording.takes import Takes
 from gateway.routes.assets import assets_blueprint
 from gateway.routes.docs import docs_blueprint
 from gateway.routes.general import general_blueprint
@@ -45,6 +49,7 @@ from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
 from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
+from gateway.routes.recordings import recordings_blueprint, scope_recordings_blueprint
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.streams import streams_blueprint
 from gateway.routes.tempo import tempo_blueprint
@@ -94,6 +99,7 @@ class Services:
     logs: Logs
     osc: OscServer
     local_video: LocalVideo
+    recordings: Recordings
 
 
 def create_app(config: Config, serving: Serving) -> Quart:
@@ -137,6 +143,8 @@ def create_app(config: Config, serving: Serving) -> Quart:
         local_video_blueprint(services.local_video, services.streams),
         streams_blueprint(services.streams, services.openers, access, policy),
         tempo_blueprint(services.streams),
+        recordings_blueprint(services.recordings, services.streams),
+        scope_recordings_blueprint(services.recordings, services.streams),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
         whep_blueprint(services.players, services.ice, access),
@@ -180,6 +188,12 @@ def _services(config: Config, serving: Serving) -> Services:
     streams.tempo.on_changed(lambda: _tell_tempo(streams))
     local_video = LocalVideo(streams, ndi_allowed=config.ndi_allowed)
     streams.on_wish = local_video.wish
+    recordings = Recordings(
+        Takes(config.directories.recordings, config.recording.total_bytes),
+        Limits(max_s=config.recording.max_s, max_bytes=config.recording.max_bytes),
+    )
+    recordings.serve(streams)
+    metrics.add(RecordingCollector(recordings))
     osc = OscServer(config.osc, config.osc_address, streams, pipelines)
     metrics.watch(pipelines, streams, sessions)
     metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
@@ -205,6 +219,7 @@ def _services(config: Config, serving: Serving) -> Services:
         logs=Logs(config.directories.logs),
         osc=osc,
         local_video=local_video,
+        recordings=recordings,
     )
 
 
@@ -266,6 +281,7 @@ def _run_with_app(app: Quart, services: Services, forwarding: Forwarding) -> Non
         await services.pipelines.serving.start(services.pipelines.lost)
         services.ice.start()
         services.assets.remove_stale()
+        services.recordings.begin()
         await services.osc.start()
         if autoload:
             await autoload.start()
@@ -276,6 +292,7 @@ def _run_with_app(app: Quart, services: Services, forwarding: Forwarding) -> Non
             *([autoload.close] if autoload else []),
             services.osc.close,
             services.local_video.close,
+            services.recordings.close,
             services.streams.close,
             services.sessions.close,
             services.publishers.close,

@@ -52,6 +52,15 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingLimits:
+    """How long and how large a take may become, and all takes together; None: the room on the disk."""
+
+    max_s: float = 7200.0
+    max_bytes: int = 20 << 30
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Directories:
     """Where files live; the same places as Scope's, so that an existing one is found (api.md 5.1)."""
 
@@ -61,6 +70,7 @@ class Directories:
     assets: Path
     logs: Path
     engines: Path
+    recordings: Path
     shared_loras: tuple[Path, ...] = ()  # read only
 
     @property
@@ -165,6 +175,7 @@ class Config:
     model_owners: tuple[str, ...] = _MODEL_OWNERS  # whose repositories are asked, in this order
     load_timeout_s: float = 900.0
     connect_timeout_s: float = 30.0  # a peer that is not connected by then is dropped
+    recording: RecordingLimits = RecordingLimits()
     stream_linger_s: float = 30.0  # how long a stream waits for its WHIP publisher to come back
     drain_s: float = 0.0  # how long SIGTERM waits for open sessions
     git_commit: str = "unknown"
@@ -242,6 +253,7 @@ class Config:
             hf_endpoint=values.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
             model_owners=_names(values.get("WANSTREAM_MODEL_OWNERS", "")) or _MODEL_OWNERS,
             load_timeout_s=float(_integer(values, "WANSTREAM_LOAD_TIMEOUT_S", minimum=1) or 900),
+            recording=_recording(values),
             stream_linger_s=float(_integer(values, "WANSTREAM_STREAM_LINGER_S", minimum=1) or 30),
             connect_timeout_s=float(_integer(values, "WANSTREAM_CONNECT_TIMEOUT_S", minimum=1) or 30),
             drain_s=float(_integer(values, "WANSTREAM_DRAIN_S", minimum=0) or 0),
@@ -418,6 +430,7 @@ def _directories(values: Mapping[str, str]) -> Directories:
         assets=path("DAYDREAM_SCOPE_ASSETS_DIR", models.parent / "assets"),
         logs=path("DAYDREAM_SCOPE_LOGS_DIR", home / "logs"),
         engines=path("WANSTREAM_ENGINES_DIR", home / "engines"),
+        recordings=path("WANSTREAM_RECORDINGS_DIR", home / "recordings"),
         shared_loras=(path(shared, home),) if shared in values else (),
     )
 
@@ -428,6 +441,15 @@ def _limits(values: Mapping[str, str]) -> Limits:
         streams=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
         viewers=_integer(values, "WANSTREAM_MAX_VIEWERS", minimum=1) or standard.viewers,
         viewers_total=_integer(values, "WANSTREAM_MAX_VIEWERS_TOTAL", minimum=1) or standard.viewers_total,
+    )
+
+
+def _recording(values: Mapping[str, str]) -> RecordingLimits:
+    standard = RecordingLimits()
+    return RecordingLimits(
+        max_s=_integer(values, "WANSTREAM_RECORDING_MAX_S", minimum=1) or standard.max_s,
+        max_bytes=_integer(values, "WANSTREAM_RECORDING_MAX_BYTES", minimum=1_000_000) or standard.max_bytes,
+        total_bytes=_integer(values, "WANSTREAM_RECORDING_TOTAL_BYTES", minimum=1_000_000),
     )
 
 

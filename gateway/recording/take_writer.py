@@ -97,7 +97,7 @@ class TakeWriter:
         take: str,
         head: Mapping[str, Any],
         limits: Limits,
-        on_end: Callable[[], None],
+        on_end: Callable[[], object],
         want_key_frame: Callable[[], None],
     ) -> None:
         """head: first line of the sidecar. on_end: called from the thread, when all files are closed.

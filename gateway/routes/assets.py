@@ -1,18 +1,17 @@
 """Upload, list and serve assets."""
 
 import asyncio
-from pathlib import Path
 from typing import Any, cast, get_args
 
 from pydantic import BaseModel, Field
 from quart import Blueprint, Response, request
-from quart.wrappers.response import FileBody
 from quart_schema import document_querystring, hide, tag, validate_response
 
-from gateway.errors import ApiError, Problem, ValidationFailed
+from gateway.errors import Problem, ValidationFailed
 from gateway.files import media
 from gateway.files.assets import Assets
 from gateway.files.media import Kind
+from gateway.http.file_response import file_response
 from gateway.http.openapi import answers, refuses, takes_file
 from gateway.http.query import UploadQuery, file_name
 
@@ -91,37 +90,10 @@ async def _send(assets: Assets, name: str) -> Response:
         await response.add_etag()
         await response.make_conditional(request)
     else:
-        response = await _file_response(path)
+        response = await file_response(path, media.content_type(path))
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
-
-
-async def _file_response(path: Path) -> Response:
-    """Quart's `send_file` in all but this: last bytes (`bytes=-4`), which are an error 500 there."""
-    try:
-        status = await asyncio.to_thread(path.stat)
-        response = Response(_File(path), mimetype=media.content_type(path))
-    except OSError as error:  # removed a moment ago
-        raise ApiError(404, "Asset not found") from error
-    response.content_length = status.st_size
-    response.last_modified = status.st_mtime  # type: ignore[assignment]
-    response.set_etag(f"{status.st_mtime_ns:x}-{status.st_size:x}")
-    response.headers["Accept-Ranges"] = "bytes"
-    wanted = request.range  # None also where the header makes no sense: the whole file is the answer then
-    single = wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1
-    return await response.make_conditional(
-        request, accept_ranges=True, complete_length=status.st_size if single else None
-    )
-
-
-class _File(FileBody):
-    buffer_size = 256 << 10  # 8 KiB, Quart's own, cost a thread switch each
-
-    async def make_conditional(self, begin: int, end: int | None) -> int:
-        if begin < 0:  # counted from the end
-            begin, end = max(0, self.size + begin), None
-        return await super().make_conditional(begin, end)
 
 
 def _kind(text: str | None) -> Kind | None:

@@ -241,6 +241,7 @@ _KINDS: Final[dict[str, Any]] = {
         Annotated[bool, Field(description="Whether VACE takes the input video")], lambda _: True, _has_vace
     ),
     "paused": Annotated[bool, Field(description="Stand still: no new chunks, the last picture is repeated")],
+    "recording": Annotated[bool, Field(description="Record the stream on the server; false ends the take")],
     "spout_sender": _LocalSink,
     "spout_receiver": _SpoutReceiver,
     "output_sinks": _LocalSinks,

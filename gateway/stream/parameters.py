@@ -81,6 +81,7 @@ class ParameterState:
         self.timing: dict[str, Any] = {}  # `quantize_mode` and `lookahead_ms`, once they are set
         self._hinted = False  # at a notation in a prompt
         self.paused = False
+        self._recording_wish: bool | None = None
         self.remarks: list[Problem] = []
 
     @classmethod
@@ -139,6 +140,11 @@ class ParameterState:
         defaults = {name: declared.default(self._context) for name, declared in LIVE.items()}
         known = {key: value for key, value in self._stored.items() if key in defaults}
         return {"input_mode": self.input_mode, **defaults, **known, "paused": self.paused}
+
+    def take_recording_wish(self) -> bool | None:
+        """Whether to record from now on; None: nobody has said anything since the last call."""
+        wish, self._recording_wish = self._recording_wish, None
+        return wish
 
     def check(self, values: Mapping[str, Any]) -> Validated:
         """Judge a partial update, in whatever thread: nothing is applied yet."""
@@ -215,6 +221,8 @@ class ParameterState:
         for key, value in values.items():
             if key == "paused":
                 self.paused = bool(value)
+            elif key == "recording":
+                self._recording_wish = bool(value)
             elif key == "reset_cache":
                 self._reset = self._reset or bool(value)
             elif key == "lora_scales":

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from gateway.errors import Problem
+from gateway.stream.parameters import ChunkParameters
 from gateway.stream.video_input import Feed
 
 Role = Literal["viewer", "controller", "driver"]
@@ -32,6 +33,19 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """The stream ends: write what is left. Idempotent; waits for nothing that waits for the stream."""
+
+
+class Listener(Protocol):
+    """Who follows a stream chunk by chunk: a recorder, a replay. Everything is called on the event loop."""
+
+    def before_chunk(self, number: int) -> None:
+        """The chunk takes its parameters next; these may still be changed. number: of good chunks before."""
+
+    def chunk_taken(self, number: int, chunk: ChunkParameters) -> None:
+        """The chunk has its parameters. It may be begun again, with the same number."""
+
+    def happened(self, event: str, details: Mapping[str, Any] | None = None) -> None:
+        """`pause`, `resume`, `source`, `pipeline`, `chunk_failed`."""
 
 
 class Control(Protocol):

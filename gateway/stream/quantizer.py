@@ -8,7 +8,7 @@ from gateway.stream.parameter_checks import TIMING, WISHES, fold
 from gateway.stream.parts import Control
 from gateway.stream.tempo import QuantizeMode, Tempo
 
-_AT_ONCE: Final = TIMING | WISHES | {"paused", "pipeline_ids"}
+_AT_ONCE: Final = TIMING | WISHES | {"paused", "pipeline_ids", "recording"}
 
 
 class Quantizer:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -16,7 +16,7 @@ from gateway.stream.hub import Hub
 from gateway.stream.parameter_checks import Validated
 from gateway.stream.parameter_news import ParameterNews
 from gateway.stream.parameters import ParameterState, check_messages
-from gateway.stream.parts import Control, Sink, Source, parameter_error
+from gateway.stream.parts import Control, Listener, Sink, Source, parameter_error
 from gateway.stream.quantizer import Quantizer
 from gateway.stream.seat import COMMANDS, Drivers, Seat
 from gateway.stream.video_input import Feed, VideoInput
@@ -29,6 +29,7 @@ _LOST_S = 2.0  # without a picture: another source need not wait for this one
 VIEWER_KINDS: Final = frozenset({"webrtc", "whep", "mjpeg"})  # of sinks; others record, or show locally
 Phase = Literal["waiting", "idle", "running", "paused", "ended"]
 
+_WAYS = ("osc", "replay")  # that are controls of their own; the others are peers
 _FAREWELL_S = 2.0  # between `stream_stopped` and the end: for whoever is told to read why
 
 
@@ -78,6 +79,9 @@ class Stream:
         )
         self._holders: dict[object, Callable[[], bool]] = {}
         self._on_closed: list[Callable[[], object]] = []
+        self.record: Callable[[bool], Awaitable[None]] | None = None  # begins or ends a take
+        self._recording: asyncio.Task[None] | None = None
+        self.changed_by: dict[str, str] = {}  # the way by which each parameter came last
         self._end: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
@@ -120,6 +124,7 @@ class Stream:
         feed = self.input.feed(lambda: self._stop_sources_before(source))
         self._sources.append((source, feed))
         source.start(feed)
+        self.worker.tell("source", **source.info)
 
     async def look_at_source(self) -> None:
         """Use its source, unless somebody has chosen whether pictures are used."""
@@ -158,6 +163,15 @@ class Stream:
         if control in self._controls:
             self._controls.remove(control)
             self.seat.leave(control)
+
+    def add_listener(self, listener: Listener) -> None:
+        """From now on tell `listener` of every chunk."""
+        self.worker.listeners.append(listener)
+
+    def remove_listener(self, listener: Listener) -> None:
+        """`listener` has heard enough. Idempotent."""
+        if listener in self.worker.listeners:
+            self.worker.listeners.remove(listener)
 
     def add_sink(self, sink: Sink) -> None:
         """Count `sink` among those who take pictures; when the stream ends it is closed first."""
@@ -271,6 +285,7 @@ class Stream:
         current_session.set(self.id)  # for the lines of the serving side, which knows no streams
         error: str | None
         try:
+            await self._obey_recording_wish()  # before the first chunk, so that the take has it
             await self.worker.run()
             error = None
         except StreamStoppedError as stopped:
@@ -311,6 +326,7 @@ class Stream:
             return problems
         if by is not None and not self.seat.admits(by):
             return [self.seat.refusal(by)]
+        self.changed_by |= dict.fromkeys(validated.values, _way_of(by))
         now = self.quantizer.hold(validated.values, by)
         return problems + self._apply(replace(validated, values=now))
 
@@ -326,12 +342,18 @@ class Stream:
             self.output.clear()
         if self.state.outdated:
             self.worker.begin_again()
+        self._recording = asyncio.create_task(self._obey_recording_wish(), name=f"record-{self.id}")
         return problems + self.fulfil()
 
     def fulfil(self) -> list[Problem]:
         """Have the sinks and the source changed as parameters ask for; what cannot be had here."""
         wishes = self.state.take_wishes()
         return self.on_wish(self, wishes) if wishes else []
+
+    async def _obey_recording_wish(self) -> None:
+        wish = self.state.take_recording_wish()
+        if wish is not None and self.record is not None:
+            await self.record(wish)
 
     def stop(self, error_message: str | None) -> None:
         """Tell all controls that the stream is over; it closes when they could read that. Idempotent."""
@@ -440,3 +462,10 @@ class Stream:
             "last_chunk_ms": stats.last_chunk_ms,
             "timings_ms": stats.timings_ms,
         }
+
+
+def _way_of(by: Control | None) -> str:
+    """How a control reaches its stream, as a take's lines tell it."""
+    if by is None:
+        return "rest"
+    return by.id if by.id in _WAYS else "datachannel"

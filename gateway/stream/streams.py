@@ -74,6 +74,7 @@ class Streams:
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self.draining = False  # no new streams
         self.new_id: Callable[[], str] = lambda: str(uuid.uuid4())  # of a stream or session without a name
+        self.on_created: list[Callable[[Stream], None]] = []
         self.refused = dict.fromkeys(_REASONS, 0)  # offers, by the reason
 
     def __iter__(self) -> Iterator[Stream]:
@@ -179,6 +180,8 @@ class Streams:
         stream.on_wish = self.on_wish
         stream.quantizer.tempo = self.tempo
         state.remarks += stream.fulfil()
+        for call in self.on_created:
+            call(stream)
         if kept and not linger_s:
             stream.hold(self)
         elif linger_s > 0:

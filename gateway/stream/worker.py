@@ -13,7 +13,7 @@ from gateway.pipelines.state import Loaded, NothingLoaded, Pipelines, State
 from gateway.serving.interface import Chunk, ChunkFailed, Images, ServingLost, ServingSession
 from gateway.stream.hub import Hub
 from gateway.stream.parameters import ChunkParameters, ParameterState
-from gateway.stream.parts import parameter_error
+from gateway.stream.parts import Listener, parameter_error
 from gateway.stream.video_input import VideoInput, stack
 from gateway.threads import in_media_thread
 from gateway.waiting import within
@@ -90,7 +90,13 @@ class StreamWorker:
         self._failures = 0
         self._give_up: Callable[[], None] | None = None  # ends the chunk in the making; None: it stays
         self._silent = False  # the peer was told that its pictures do not come
+        self.listeners: list[Listener] = []
         self.stats = WorkerStats()
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """The pipeline that makes the chunks."""
+        return self._pipelines.loaded
 
     def begin_again(self) -> None:
         """The chunk in the making has old parameters: unless it is on its way to the peer, begin it again."""
@@ -106,6 +112,12 @@ class StreamWorker:
             self._resumed.clear()
         else:
             self._resumed.set()
+        self.tell("pause" if paused else "resume")
+
+    def tell(self, event: str, **details: Any) -> None:
+        """Tell all listeners."""
+        for listener in tuple(self.listeners):
+            listener.happened(event, details)
 
     async def run(self) -> None:
         """Stream on whatever pipeline is loaded, across reloads."""
@@ -121,6 +133,7 @@ class StreamWorker:
             self._input.expect_for(loaded)
             self._failures = 0
             self._pipeline_id = loaded.spec.id
+            self.tell("pipeline", pipeline_id=loaded.spec.id, load_params=dict(loaded.params))
             if loaded.spec.id != self._told:
                 self._told = loaded.spec.id
                 self._notify(pipeline_changed("loaded", loaded.spec, loaded.params, self._state.input_mode))
@@ -223,7 +236,7 @@ class StreamWorker:
 
     async def _chunk(self, session: ServingSession, video: Images | None, *, may_give_up: bool) -> bool:
         """Make one chunk. False: it was given up, since its parameters changed before its first picture."""
-        chunk = self._state.take_chunk()
+        chunk = self._take_parameters()
         self._log_changes(chunk)
         if chunk.parameters["init_cache"]:
             self._output.clear()
@@ -248,6 +261,15 @@ class StreamWorker:
         for warning in meta.get("warnings", []):
             logger.warning("[%s] %s", self._id, warning)
         return True
+
+    def _take_parameters(self) -> ChunkParameters:
+        number = self.stats.chunks
+        for listener in tuple(self.listeners):
+            listener.before_chunk(number)
+        chunk = self._state.take_chunk()
+        for listener in tuple(self.listeners):
+            listener.chunk_taken(number, chunk)
+        return chunk
 
     async def _show(self, chunk: AsyncGenerator[Chunk, None]) -> tuple[int, Meta]:
         """Queue a chunk's pictures as they come; returns their number and what was told about the chunk."""
@@ -275,6 +297,7 @@ class StreamWorker:
         self._failures += 1
         logger.warning("[%s] Chunk failed (%d in a row): %s", self._id, self._failures, error)
         reverted = self._state.chunk_failed()
+        self.tell("chunk_failed", error=str(error))
         if error.fatal or self._failures >= _MAX_FAILURES:
             raise StreamStoppedError(str(error)) from error
         if reverted or self._failures == 1:

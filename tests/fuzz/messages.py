@@ -51,6 +51,7 @@ WELL_FORMED: dict[str, st.SearchStrategy[Any]] = {
     "vace_enabled": st.booleans(),
     "vace_use_input_video": st.booleans(),
     "paused": st.booleans(),
+    "recording": st.just(False),  # a take would hold its stream
     "spout_sender": _SPOUT,
     "spout_receiver": _SPOUT,
     "pipeline_ids": st.lists(_ANY_TEXT, max_size=3),

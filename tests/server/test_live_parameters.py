@@ -105,12 +105,8 @@ CASES = {
     "vace_enabled": Case({"vace_enabled": True}, Effect.NONE, remark=NO_VACE),
     "vace_use_input_video": Case({"vace_use_input_video": False}, Effect.NONE, CAMERA),
 }
-ELSEWHERE = {
-    "paused",
-    "pipeline_ids",
-    *WISHES,
-    *TIMING,
-}  # no chunk is made; only in an offer; around the stream
+# No chunk is made; only in an offer; around the stream.
+ELSEWHERE = {"paused", "pipeline_ids", "recording", *WISHES, *TIMING}
 
 
 @pytest.fixture(scope="module")

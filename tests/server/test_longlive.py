@@ -34,6 +34,7 @@ WRONG: dict[str, Any] = {
     "vace_enabled": [],
     "vace_use_input_video": {},
     "paused": "soon",
+    "recording": "later",
     "spout_sender": {"enabled": "perhaps"},
     "spout_receiver": 5,
     "pipeline_ids": "longlive",

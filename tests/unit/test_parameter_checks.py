@@ -229,7 +229,7 @@ def test_aliases_give_way_to_the_proper_name(given_values: Any, expected: Any) -
 
 
 def test_unknown_and_foreign_keys_are_ignored_without_a_problem() -> None:
-    foreign = {"nonsense": [1], "graph": {}, "node_id": "n", "recording": True, "tempo_source": "link"}
+    foreign = {"nonsense": [1], "graph": {}, "node_id": "n", "tempo_source": "link"}
 
     assert values(foreign) == {}
 
