@@ -46,19 +46,27 @@ def echo_server() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def gateway(url: str | None = None, home: Path | None = None) -> Iterator[Server]:
-    """Our server: the one at `url`, or a new one with `home` or an empty home of its own."""
+def gateway(
+    url: str | None = None,
+    home: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> Iterator[Server]:
+    """Our server: the one at `url`, or a new one with `home` or an empty home of its own.
+
+    env, python: further settings, and the interpreter, of a new one
+    """
     if url is not None:
         yield Server(url.rstrip("/"), None)
         return
     port = free_port()
-    command = [sys.executable, "-m", "gateway", "-N", "--host", "127.0.0.1", "--port", str(port)]
+    command = [python, "-m", "gateway", "-N", "--host", "127.0.0.1", "--port", str(port)]
     with contextlib.ExitStack() as stack:
         if home is None:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wanstream-benchmark-")))
         # As in the echo: no STUN server, peers on one machine need none.
-        env = {"WANSTREAM_HOME": str(home), "WANSTREAM_ICE_SERVERS": "[]", "WANSTREAM_DEMO": "off"}
-        yield stack.enter_context(_process(command, port, env))
+        own = {"WANSTREAM_HOME": str(home), "WANSTREAM_ICE_SERVERS": "[]", "WANSTREAM_DEMO": "off"}
+        yield stack.enter_context(_process(command, port, own | dict(env or {})))
 
 
 def load_pipeline(server: Server, pipeline: str = "passthrough", **parameters: object) -> dict[str, Any]:

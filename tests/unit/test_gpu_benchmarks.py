@@ -42,7 +42,7 @@ def test_a_script_writes_rows_and_prints_a_table(
     assert "|\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "golden", "triton_copies", "tensorrt_step"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "golden", "triton_copies", "tensorrt_step", "serve"])
 def test_without_a_gpu_a_script_says_so(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
