@@ -53,6 +53,12 @@ class Metrics:
     def watch(self, pipelines: Pipelines, streams: Streams, sessions: Sessions) -> None:
         """Read these services at each scrape. Call once."""
         self._registry.register(_ServiceCollector(pipelines, streams, sessions))
+        self.show_counts(
+            "wanstream_ingest_frames", "Pictures that sources brought", "kind", streams.pictures_in
+        )
+        self.show_counts(
+            "wanstream_source_lost", "Sources that could not go on", "kind", streams.sources_lost
+        )
         self.show_counts("wanstream_offers_refused", "Offers that were refused", "reason", streams.refused)
 
     def show_counts(self, name: str, text: str, label: str, counts: Mapping[str, int]) -> None:

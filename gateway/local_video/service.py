@@ -99,7 +99,7 @@ class LocalVideo:
         self._require(kind)
         if isinstance(current, LocalSource) and (current.kind, current.name) == (kind, name):
             return
-        tell = partial(_tell, stream, "input_source", kind)
+        tell = partial(_source_lost, stream, kind)
         stream.take_source(LocalSource(kind, name, self._libraries[kind].open_receiver, tell))
         if not stream.state.input_mode_chosen:
             await stream.update({"input_mode": "video"})
@@ -175,6 +175,11 @@ class LocalVideo:
 
 def _usual_name(kind: str, stream: Stream) -> str:
     return "ScopeOut" if kind == "spout" else f"wanstream ({stream.id})"
+
+
+def _source_lost(stream: Stream, kind: str, text: str) -> None:
+    stream.sources_lost[kind] += 1
+    _tell(stream, "input_source", kind, text)
 
 
 def _tell(stream: Stream, key: str, kind: str, text: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
@@ -84,6 +85,8 @@ class Stream:
         self.changed_by: dict[str, str] = {}  # the way by which each parameter came last
         self._end: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
+        self.pictures_in: Counter[str] = Counter()  # by kind of source
+        self.sources_lost: Counter[str] = Counter()
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self._updating = asyncio.Lock()  # updates take effect in the order in which they came
         self._running: asyncio.Task[None] | None = None
@@ -121,7 +124,10 @@ class Stream:
     def take_source(self, source: Source) -> None:
         """Take input pictures from `source`; the one before goes on until the first of them is there."""
         self._source_taken_at = time.monotonic()
-        feed = self.input.feed(lambda: self._stop_sources_before(source))
+        kind = source.info["kind"]
+        feed = self.input.feed(
+            lambda: self._stop_sources_before(source), lambda: self.pictures_in.update((kind,))
+        )
         self._sources.append((source, feed))
         source.start(feed)
         self.worker.tell("source", **source.info)
@@ -137,6 +143,8 @@ class Stream:
 
     def source_lost(self, text: str) -> None:
         """The source cannot go on; the last picture stands."""
+        if self.source is not None:
+            self.sources_lost[self.source.info["kind"]] += 1
         self.notify(parameter_error([Problem(loc=["source"], msg=text, type="source_lost")]))
 
     def stop_sources(self) -> None:

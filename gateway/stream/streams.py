@@ -5,6 +5,7 @@ import contextlib
 import logging
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +72,8 @@ class Streams:
         self._streams: dict[str, Stream] = {}
         self._totals = Totals()  # without the streams that are still there
         self.tempo = Tempo()
+        self.pictures_in: Counter[str] = Counter()  # of all streams since the start, by kind of source
+        self.sources_lost: Counter[str] = Counter()
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self.draining = False  # no new streams
         self.new_id: Callable[[], str] = lambda: str(uuid.uuid4())  # of a stream or session without a name
@@ -178,6 +181,7 @@ class Streams:
         self._totals.streams += 1
         stream.on_closed(lambda: self._closed(stream))
         stream.on_wish = self.on_wish
+        stream.pictures_in, stream.sources_lost = self.pictures_in, self.sources_lost
         stream.quantizer.tempo = self.tempo
         state.remarks += stream.fulfil()
         for call in self.on_created:

@@ -88,9 +88,9 @@ class VideoInput:
         size = (params["height"], params["width"]) if spec.loop is not None else None
         self.expect(spec.video_frames_per_request, size)
 
-    def feed(self, on_first: Callable[[], None]) -> "Feed":
-        """The way in for another source. on_first: called once, with its first picture."""
-        return Feed(self, on_first)
+    def feed(self, on_first: Callable[[], None], on_picture: Callable[[], None] = lambda: None) -> "Feed":
+        """The way in for another source. on_first: called with its first picture; on_picture: with each."""
+        return Feed(self, on_first, on_picture)
 
     def begin_feed(self) -> None:
         """The pictures of another source begin: those of the one before are of no use now."""
@@ -168,8 +168,11 @@ class Feed:
     black and no freeze in between. Read by the thread that decodes: `wanted` and `size`.
     """
 
-    def __init__(self, ring: VideoInput, on_first: Callable[[], None]) -> None:
+    def __init__(
+        self, ring: VideoInput, on_first: Callable[[], None], on_picture: Callable[[], None]
+    ) -> None:
         self._ring = ring
+        self._on_picture = on_picture
         self._on_first: Callable[[], None] | None = on_first
         self.closed = False
 
@@ -200,6 +203,7 @@ class Feed:
         self.closed = True
 
     def _begin(self) -> None:
+        self._on_picture()
         on_first, self._on_first = self._on_first, None
         if on_first is not None:
             self._ring.begin_feed()

@@ -44,10 +44,12 @@ async def test_one_stream_s_pictures_are_another_one_s_input_by_ndi(server: Doub
 
         await until(arrive, 30, "pictures by NDI")
         await until(lambda: any(c["video_frames"] for c in server.chunks()), 10, "a chunk of them")
+        metrics = (await server.client.call("GET", "/metrics")).text
         status, state = await put_sink(server, shown.session_id, "ndi", {"enabled": True, "name": "stage"})
         senders = (await server.client.call("GET", "/api/v1/local-video/ndi/senders")).json()["senders"]
 
         assert (status, state["enabled"], state["kind"], state["name"]) == (200, True, "ndi", "stage")
+        assert 'wanstream_ingest_frames_total{kind="ndi"} ' in metrics
         assert [entry.partition("(")[2] for entry in senders] == ["stage)"]
         assert (await put_sink(server, shown.session_id, "ndi", {"enabled": False}))[1]["enabled"] is False
         shown_now = len(shown.frames)

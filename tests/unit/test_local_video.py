@@ -329,6 +329,7 @@ async def test_ndi_passes_pictures_from_one_stream_to_another(ndi_stream: Idle, 
     await until(lambda: close_to(20, 200, 90), 20, "a picture of another size")
     other.stop_sources()
 
+    assert other.pictures_in["ndi"] > 1
     assert first == {"kind": "ndi", "name": "stage", "width": 64, "height": 48, "state": "running"}
     assert (ndi_stream.sinks[0].info["width"], ndi_stream.sinks[0].info["state"]) == (128, "running")
 
@@ -356,6 +357,7 @@ async def test_an_ndi_source_that_is_not_there_is_told_with_those_that_are(
     [error] = errors_told(control)
     assert error["msg"].startswith("No NDI source 'nowhere' was found.")
     assert error["loc"] == ["input_source", "ndi"]
+    assert other.sources_lost == {"ndi": 1}
 
 
 # What is available, and how it is asked for
