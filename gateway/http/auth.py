@@ -75,6 +75,16 @@ class Access:
         text = "A token is needed: send 'Authorization: Bearer TOKEN', or open the page with ?token=TOKEN"
         raise ApiError(401, text, headers={"WWW-Authenticate": "Bearer"})
 
+    def handed_on(self, stream: Stream, role: str) -> str | None:
+        """The token in a link that the current request may give to viewers, or to controllers."""
+        if not self.asks_for_token and stream.tokens is None:
+            return None
+        if not self.allows("all", stream):
+            return None
+        if stream.tokens is not None:
+            return stream.tokens.drive if role == "controller" else stream.tokens.view
+        return self._view_token if role == "viewer" else None
+
     def _grants(self, given: Sequence[str], stream: Stream | None) -> frozenset[Grant]:
         """What tokens for less than everything open; without a stream: what has to do with none."""
         is_private = stream is not None and stream.tokens is not None

@@ -154,6 +154,7 @@ class StreamObject(BaseModel, extra="allow"):
     whip_url: str
     whep_url: str
     mjpeg_url: str
+    watch_url: str
     tokens: dict[str, str] | None = None
 
 

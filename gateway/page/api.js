@@ -103,15 +103,17 @@ export const api = {
     }),
   unload: () => request("POST", "/api/v1/pipeline/unload", { timeoutMs: UNLOAD_TIMEOUT_MS }),
   iceServers: (signal) => request("GET", "/api/v1/webrtc/ice-servers", { signal }),
-  offer: (description, initialParameters, signal) =>
+  /** join: {streamId, role, label} of a stream that is there already. */
+  offer: (description, initialParameters, signal, join = {}) =>
     request("POST", "/api/v1/webrtc/offer", {
-      body: { sdp: description.sdp, type: description.type, initialParameters },
+      body: { sdp: description.sdp, type: description.type, initialParameters, ...join },
       signal,
       timeoutMs: OFFER_TIMEOUT_MS,
     }),
   addCandidates: (id, candidates) => request("PATCH", session(id), { body: { candidates } }),
   /** Also works while the page is being closed. */
   closeSession: (id) => request("DELETE", session(id), { keepalive: true }),
+  stream: (id) => request("GET", `/api/v1/streams/${encodeURIComponent(id)}`),
   metrics: () => request("GET", "/api/v1/session/metrics"),
   modelStatus: (id) => request("GET", `/api/v1/models/status?pipeline_id=${encodeURIComponent(id)}`),
   downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),

@@ -7,6 +7,7 @@ import { isNetworkFull, Meter } from "./meter.js";
 import { Models } from "./models.js";
 import { dismiss, notify } from "./notices.js";
 import { bindFullscreen, saveSnapshot } from "./screen.js";
+import { Share } from "./share.js";
 import { Settings } from "./settings.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
 import { Stream, StreamError } from "./stream.js";
@@ -24,6 +25,7 @@ const controls = new Controls(settings);
 const stream = new Stream();
 const models = new Models();
 const images = new ReferenceImages();
+new Share(stream);
 const progress = new Progress();
 const [output, preview] = [$("output"), $("preview")];
 

@@ -26,10 +26,10 @@ export class Connection extends EventTarget {
   }
 
   /**
-   * track: input video or null. initialParameters: see fields.js.
+   * track: input video or null. initialParameters: see fields.js. join: see api.js; to see somebody else's stream.
    * Resolves when the answer is applied; media follows with the "media" event.
    */
-  async open(track, initialParameters, signal) {
+  async open(track, initialParameters, signal, join) {
     const configuration = await fetchConfiguration(signal);
     signal?.throwIfAborted();
     this.#peer = new RTCPeerConnection(configuration);
@@ -38,9 +38,10 @@ export class Connection extends EventTarget {
     this.#channel.onopen = () => this.#flush();
     this.#channel.onmessage = ({ data }) => this.#receive(data);
     // sendrecv also without a track: a later switch to video needs no new negotiation.
-    this.#sender = this.#peer.addTransceiver(track ?? "video", { direction: "sendrecv" }).sender;
+    const direction = join ? "recvonly" : "sendrecv";
+    this.#sender = this.#peer.addTransceiver(track ?? "video", { direction }).sender;
     await this.#peer.setLocalDescription();
-    const answer = await api.offer(this.#peer.localDescription, initialParameters, signal);
+    const answer = await api.offer(this.#peer.localDescription, initialParameters, signal, join);
     this.sessionId = answer.sessionId;
     if (this.#closed) {
       this.#release();

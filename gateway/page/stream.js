@@ -10,6 +10,7 @@ const RETRY_DELAYS_S = [1, 2, 3]; // then the last one again and again
 const GIVE_UP_MS = 600_000;
 const TRIES_TO_CONNECT = 6;
 const SLOW_ANSWER_MS = 2_500;
+const OF_PEOPLE = new Set(["viewers_changed", "driver_changed", "control_requested"]);
 
 /** Something that ends or prevents a stream. `title` and the message are for the user. */
 export class StreamError extends Error {
@@ -29,7 +30,7 @@ export class StreamError extends Error {
  *   "state" (name), "stage" (text of a load's current step), "loaded" (status answer), "media" (MediaStream),
  *   "interrupted" (whether a live stream hears nothing from the server right now),
  *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences),
- *   "changed" (parameters that someone else changed), "pipeline" (another pipeline is loading, or loaded).
+ *   "people" (a message about who watches and who drives), "changed" (parameters that someone else changed), "pipeline" (another pipeline is loading, or loaded).
  *
  * A plan is {pipelineId, mode, loadParams, track (or null), parameters: () => initialParameters}.
  */
@@ -357,6 +358,7 @@ export class Stream extends EventTarget {
   }
 
   #receive(message) {
+    if (OF_PEOPLE.has(message.type)) this.#emit("people", message);
     if (message.type === "parameter_error") this.#emit("refused", message.errors ?? []);
     if (message.type === "input_resumed") this.#emit("resumed");
     if (message.type === "pipeline_changed") this.#follow(message);

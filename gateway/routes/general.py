@@ -52,6 +52,16 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
         response.headers.update(_NO_CACHE)
         return response
 
+    @bp.get("/watch")
+    @needs("view")
+    @tag(["general"])
+    @answers(200, "text/html", description="a page that shows a stream")
+    async def watch() -> Response:
+        """The page of those who watch: `?stream=ID`, `&role=controller` to ask for control."""
+        response = await send_from_directory(_PAGE, "watch.html")
+        response.headers.update(_NO_CACHE)
+        return response
+
     @bp.get("/static/<path:name>")
     @needs("view")
     @hide

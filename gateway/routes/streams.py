@@ -1,10 +1,12 @@
 """Streams over REST: made, changed, looked at and listened to without a browser (streams.md 1.6)."""
 
+import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+import segno
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, document_response, tag
@@ -63,6 +65,11 @@ class MjpegQuery(FrameQuery):
     fps: int = Field(10, ge=1, le=MAX_FPS, description="pictures a second, at most")
 
 
+class CodeQuery(BaseModel):
+    role: Literal["viewer", "controller"] = Field("viewer", description="of whoever opens the link")
+
+
+_CODE = TypeAdapter(CodeQuery)
 _NEW = TypeAdapter(StreamBody)
 _DRIVER = TypeAdapter(DriverBody)
 _SOURCE = TypeAdapter(SourceBody)
@@ -75,14 +82,26 @@ class _Shown:
     access: Access
     policy: OriginPolicy
 
-    def stream(self, stream: Stream) -> dict[str, Any]:
+    def watch_url(self, stream: Stream, role: str = "viewer") -> str:
+        """A page's address for whoever is to see the stream. It opens it, if the caller may hand that on."""
+        query = {"stream": stream.id}
+        if role == "controller":
+            query["role"] = role
+        token = self.access.handed_on(stream, role)
+        return f"{self._base()}/watch?{urlencode(query | ({'token': token} if token else {}))}"
+
+    def _base(self) -> str:
         caller = self.policy.caller(request)
-        base = f"{'https' if caller.is_secure else 'http'}://{caller.host}{request.root_path}"
+        return f"{'https' if caller.is_secure else 'http'}://{caller.host}{request.root_path}"
+
+    def stream(self, stream: Stream) -> dict[str, Any]:
+        base = self._base()
         name = quote(stream.id)
         body = stream.info | {
             "whip_url": f"{base}/whip/{name}",
             "whep_url": f"{base}/whep/{name}",
             "mjpeg_url": f"{base}{_ROOT}/{name}/mjpeg",
+            "watch_url": self.watch_url(stream),
         }
         if stream.tokens is not None and self.access.asks_for_token and self.access.allows("all", stream):
             body["tokens"] = stream.tokens.as_dict()
@@ -94,7 +113,7 @@ def streams_blueprint(streams: Streams, openers: Openers, access: Access, policy
     shown = _Shown(access, policy)
     _add_table(bp, streams, openers, shown)
     _add_parts(bp, streams, openers, shown)
-    _add_views(bp, streams)
+    _add_views(bp, streams, shown)
     return bp
 
 
@@ -215,7 +234,7 @@ def _add_parts(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown)
         return "", 204
 
 
-def _add_views(bp: Blueprint, streams: Streams) -> None:
+def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
     jpegs = Jpegs()
 
     @bp.get("/<stream_id>/frame")
@@ -250,6 +269,22 @@ def _add_views(bp: Blueprint, streams: Streams) -> None:
             content_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}",
             headers=_NO_STORE,
         )
+
+    @bp.get("/<stream_id>/qr.svg")
+    @needs("view")
+    @tag(["streams"])
+    @document_querystring(CodeQuery)
+    @answers(200, "image/svg+xml", description="a QR code")
+    @refuses(404, 422)
+    async def code(stream_id: str) -> Response:
+        """The stream's `watch_url` as a QR code."""
+        role = check(_CODE, dict(request.args), "query").role
+        picture = io.BytesIO()
+        url = shown.watch_url(streams.find(stream_id), role)
+        segno.make(url, micro=False).save(
+            picture, kind="svg", scale=4, border=2, svgclass=None, lineclass=None
+        )
+        return Response(picture.getvalue(), mimetype="image/svg+xml", headers=_NO_STORE)
 
     @bp.get("/<stream_id>/events")
     @needs("view")
