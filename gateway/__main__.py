@@ -63,7 +63,7 @@ logger = logging.getLogger("gateway")  # __name__ is "__main__" under `python -m
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
     help="A further directory of LoRA files, which is only read; may be repeated.",
 )
-@click.option("--max-sessions", type=click.IntRange(1), help="Limit of concurrent viewers.")
+@click.option("--max-sessions", type=click.IntRange(1), help="Limit of concurrent streams.")
 @click.pass_context
 def main(
     context: click.Context,

@@ -57,6 +57,7 @@ from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving.interface import Serving
 from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.file_source import file_attacher
+from gateway.stream.metrics import StreamsCollector
 from gateway.stream.openers import Openers
 from gateway.stream.streams import Streams
 from gateway.threads import separate_threads
@@ -196,6 +197,7 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics.add(RecordingCollector(recordings))
     osc = OscServer(config.osc, config.osc_address, streams, pipelines)
     metrics.watch(pipelines, streams, sessions)
+    metrics.add(StreamsCollector(streams))
     metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
     publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
     players = Players(streams, pipelines, ice, config.connect_timeout_s)

@@ -31,6 +31,7 @@ VIEWER_KINDS: Final = frozenset({"webrtc", "whep", "mjpeg"})  # of sinks; others
 Phase = Literal["waiting", "idle", "running", "paused", "ended"]
 
 _WAYS = ("osc", "replay")  # that are controls of their own; the others are peers
+_SOURCE_LOOK_S = 0.5  # how often it is seen whether pictures still arrive
 _FAREWELL_S = 2.0  # between `stream_stopped` and the end: for whoever is told to read why
 
 
@@ -73,6 +74,9 @@ class Stream:
         self._source_taken_at = float("-inf")
         self._sinks: list[Sink] = []
         self._controls: list[Control] = []
+        self._owner: Control | None = None
+        self._told_source: Mapping[str, Any] = {"kind": "none"}
+        self._source_watch: asyncio.TimerHandle | None = None
         self.seat = Seat(drivers, lambda: self.controls)
         self._news = ParameterNews(lambda: self.controls)
         self.quantizer = Quantizer(
@@ -131,15 +135,43 @@ class Stream:
         self._sources.append((source, feed))
         source.start(feed)
         self.worker.tell("source", **source.info)
+        self._watch_source()
 
     async def look_at_source(self) -> None:
         """Use its source, unless somebody has chosen whether pictures are used."""
         if not self.state.input_mode_chosen:
             await self.update({"input_mode": "video"})
 
+    @property
+    def source_info(self) -> Mapping[str, Any]:
+        """What people are told of the source."""
+        source = self.source
+        if source is None:
+            return {"kind": "none"}
+        return {**source.info, "state": "live" if self.has_live_source else "lost"}
+
+    def _watch_source(self) -> None:
+        """Tell of another source, and of one that falls silent or comes back."""
+        if self.closed:
+            return
+        before, now = self._told_source, self.source_info
+        key = ("kind", "name", "state")
+        if [before.get(name) for name in key] != [now.get(name) for name in key]:
+            self._told_source = now
+            for control in self._controls:
+                if control is not self._owner:
+                    control.notify({"type": "source_changed", **now})
+        if self._source_watch is not None:
+            self._source_watch.cancel()
+            self._source_watch = None
+        if self._sources:
+            loop = asyncio.get_running_loop()
+            self._source_watch = loop.call_later(_SOURCE_LOOK_S, self._watch_source)
+
     def drop_source(self, source: Source) -> None:
         """`source` has ended; of no consequence when another one has taken its place."""
         self._sources = [pair for pair in self._sources if pair[0] is not source]
+        self._watch_source()
 
     def source_lost(self, text: str) -> None:
         """The source cannot go on; the last picture stands."""
@@ -161,9 +193,11 @@ class Stream:
         self.stop_sources()
         self._sources = later
 
-    def add_control(self, control: Control) -> None:
-        """From now on tell `control` what becomes of the stream."""
+    def add_control(self, control: Control, *, is_owner: bool = False) -> None:
+        """From now on tell `control` what becomes of the stream. is_owner: the stream's source is its own."""
         self._controls.append(control)
+        if is_owner:
+            self._owner = control
         self.seat.join(control)
 
     def remove_control(self, control: Control) -> None:
@@ -429,8 +463,7 @@ class Stream:
     @property
     def info(self) -> dict[str, Any]:
         """What GET /api/v1/streams/{id} tells about it, without addresses."""
-        source, take = self.source, next((s.info for s in self._sinks if s.info["kind"] == "recorder"), None)
-        state = "live" if self.has_live_source else "lost"
+        take = next((s.info for s in self._sinks if s.info["kind"] == "recorder"), None)
         return {
             "id": self.id,
             "state": self.phase,
@@ -440,7 +473,7 @@ class Stream:
             "drivers": self.seat.drivers,
             "driver": self.seat.driver,
             "created_at": self.created_at,
-            "source": {"kind": "none"} if source is None else {**source.info, "state": state},
+            "source": self.source_info,
             "sinks": [{k: v for k, v in sink.info.items() if k != "owner"} for sink in self._sinks],
             "viewers": self.viewers,
             "people": [

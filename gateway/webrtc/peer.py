@@ -81,7 +81,7 @@ class Peer:
         self.track.on("ended", self._on_sender_ended)
         self._viewer = _Viewer(self.id, part.is_owner)
         stream.add_sink(self._viewer)
-        stream.add_control(self.channels)
+        stream.add_control(self.channels, is_owner=part.is_owner)
         if part.role != "viewer":
             stream.hold(self, lambda: self.connected)
         if not part.is_owner:  # who made the stream knows what it is

@@ -245,6 +245,13 @@ async def test_the_seat_is_given_over_rest_and_people_are_listed(server: DoubleP
         assert given.json()["driver"] == two.session_id
         assert nobody.status == 404
         assert emptied.json()["driver"] is None
+        metrics = (await server.client.call("GET", "/metrics")).text.splitlines()
+        assert {
+            'wanstream_streams{state="idle"} 0.0',
+            'wanstream_streams{state="running"} 1.0',
+            'wanstream_viewers{protocol="webrtc"} 2.0',
+            'wanstream_controls{role="controller"} 2.0',
+        } <= set(metrics)
 
 
 async def test_sources_that_this_server_has_not_are_refused(server: DoubleProcess) -> None:

@@ -12,7 +12,7 @@ from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from tests.server.peer import until
 from tests.unit.test_pipelines import SlowServing
-from tests.unit.test_stream import RecordedControl, stream_of
+from tests.unit.test_stream import RecordedControl, RecordedSource, stream_of
 
 
 class Person(RecordedControl):
@@ -150,3 +150,18 @@ async def test_what_was_refused_is_no_news(stream: Stream) -> None:
 
     assert [problem["loc"] for problem in problems] == [["noise_scale"]]
     assert [m["parameters"] for m in viewer.told("parameters_updated")] == [{"base_seed": 4}]
+
+
+async def test_whoever_has_joined_is_told_of_a_source_that_falls_silent(stream: Stream) -> None:
+    owner, viewer = Person("a", "controller"), Person("v", "viewer")
+    stream.add_control(owner, is_owner=True)
+    stream.add_control(viewer)
+    source = RecordedSource()
+
+    stream.take_source(source)
+    await until(lambda: len(viewer.told("source_changed")) == 2, 10, "the silence")
+    stream.drop_source(source)
+
+    told = [(message["kind"], message.get("state")) for message in viewer.told("source_changed")]
+    assert told == [("camera", "live"), ("camera", "lost"), ("none", None)]
+    assert owner.told("source_changed") == []
