@@ -4,8 +4,8 @@
     python -m benchmarks.viewers --private   # an encoder for each, to compare
 
 One peer sends numbered pictures through `passthrough` and watches nothing; viewers in another process join
-its stream one after another, and decode. CPU is the gateway's for each picture that is encoded, the decoding
-of the camera included; in ratio to one viewer in the same run it holds on a busy machine, too.
+its stream one after another, and decode. CPU is the gateway's for each picture of the stream, the decoding of
+the camera included; in ratio to one viewer in the same run it holds on a busy machine, too.
 """
 
 import argparse
@@ -101,15 +101,18 @@ def _measure_all(options: argparse.Namespace) -> list[Row]:
                 for count in options.viewers:
                     while len(joins) < count:
                         joins.append(viewers.ask("join", (server.url, stream_id, codec)))
-                    row = measure(server, owner, viewers, codec, options.seconds)
+                    encoders = count if options.private else 1
+                    row = measure(server, owner, viewers, codec, encoders, options.seconds)
                     row |= {"viewers": count, "join_s": round(joins[-1], 3)}
                     rows.append(row)
                     print(json.dumps(row), flush=True)
     return with_ratios(rows)
 
 
-def measure(server: Server, owner: "Peers", viewers: "Peers", codec: str, seconds: float) -> Row:
-    """One row: what the viewers that there are see, and what they cost."""
+def measure(
+    server: Server, owner: "Peers", viewers: "Peers", codec: str, encoders: int, seconds: float
+) -> Row:
+    """One row: what the viewers that there are see, and what they cost. encoders: that take each picture."""
     time.sleep(WARM_UP_S)
     processes = processes_by_role(server)["gateway"]
     began, cpu, busy = time.monotonic(), cpu_seconds(processes), machine_busy_seconds()
@@ -117,13 +120,13 @@ def measure(server: Server, owner: "Peers", viewers: "Peers", codec: str, second
     time.sleep(seconds)
     end = time.monotonic()
     cpu, busy = cpu_seconds(processes) - cpu, machine_busy_seconds() - busy
-    encoded = pictures_encoded(server, codec) - encoded
+    pictures = (pictures_encoded(server, codec) - encoded) / encoders
     sent = owner.ask("records")[0].sent
     delays = [delays_ms(sent, record, began, end) for record in viewers.ask("records")]
     return {
         "codec": codec,
-        "encoded_per_s": round(encoded / (end - began), 1),
-        "cpu_ms_per_picture": round(1000 * cpu / max(1.0, encoded), 2),
+        "pictures_per_s": round(pictures / (end - began), 1),
+        "cpu_ms_per_picture": round(1000 * cpu / max(1.0, pictures), 2),
         "machine_cores": round(busy / (end - began), 2),
         "seen_per_s": [round(len(each) / (end - began), 1) for each in delays],
         "delay_ms": [percentiles(each, 50, 95) for each in delays],
