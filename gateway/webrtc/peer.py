@@ -41,11 +41,13 @@ class _Viewer:
 
     id: str
     is_owner: bool
+    track: EncodedTrack
     since: float = field(default_factory=time.time)
 
     @property
     def info(self) -> Mapping[str, Any]:
-        return {"kind": "webrtc", "id": self.id, "since": self.since, "owner": self.is_owner}
+        known = {"kind": "webrtc", "id": self.id, "since": self.since, "owner": self.is_owner}
+        return {**known, **self.track.info}
 
     async def close(self) -> None:
         """The connection ends after the stream: it has nothing to save."""
@@ -79,7 +81,7 @@ class Peer:
         self.channels = Channels(self.id, part.role, part.label, self._update, self._end_abuse)
         self.track = EncodedTrack(stream.encoders)
         self.track.on("ended", self._on_sender_ended)
-        self._viewer = _Viewer(self.id, part.is_owner)
+        self._viewer = _Viewer(self.id, part.is_owner, self.track)
         stream.add_sink(self._viewer)
         stream.add_control(self.channels, is_owner=part.is_owner)
         if part.role != "viewer":

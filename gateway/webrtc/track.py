@@ -1,5 +1,8 @@
 """Outgoing video: packets of a stream's encoder as one WebRTC track (api.md 10.3)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
@@ -23,6 +26,11 @@ class EncodedTrack(MediaStreamTrack):
     def failure(self) -> str | None:
         """Why no more packets come, for the user."""
         return None if self.packets is None else self.packets.failure
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What a stream tells of it; empty until there is a sender."""
+        return {} if self.packets is None else self.packets.info
 
     def subscribe(self, codec: str, link: LinkRate | None = None) -> PacketQueue | None:
         """Take packets of `codec` for a sender that knows its network. None: the track was stopped before.

@@ -39,7 +39,7 @@ class Player(Session):
 
     @property
     def info(self) -> Mapping[str, Any]:
-        return {"kind": "whep", "id": self.secret[:6], "since": self._since}
+        return {"kind": "whep", "id": self.secret[:6], "since": self._since, **self._track.info}
 
     def bind(self, transceiver: RTCRtpTransceiver) -> None:
         if transceiver.mid == self._viewer:

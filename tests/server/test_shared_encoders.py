@@ -46,6 +46,8 @@ async def test_eight_viewers_are_served_by_one_encoder_and_lost_pictures_cost_fe
         for viewer in viewers:
             await viewer.wait_frames(10)
         after = scrape(double_server)
+        path = f"/api/v1/streams/{owner.session_id}"
+        sinks = (await double_server.client.call("GET", path)).json()["sinks"]
 
     gone = await _without_encoders(double_server)
     assert min(seen) >= 5
@@ -57,6 +59,11 @@ async def test_eight_viewers_are_served_by_one_encoder_and_lost_pictures_cost_fe
     assert after["wanstream_egress_bytes_total"] > begun["wanstream_egress_bytes_total"]
     assert all(a.pts < b.pts for peer in viewers for a, b in itertools.pairwise(peer.frames))
     assert gone[ENCODERS] == 0
+    assert len(sinks) == 1 + VIEWERS
+    assert {(each["codec"], each["tier"], each["width"], each["height"]) for each in sinks} == {
+        ("VP8", "full", 128, 96)
+    }
+    assert min(each["frames"] for each in sinks) >= 15
 
 
 async def _without_encoders(server: DoubleProcess) -> dict[str, float]:

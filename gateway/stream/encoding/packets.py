@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.stream.encoding.codecs import VideoPacket
 from gateway.stream.encoding.health import Health
@@ -70,6 +70,7 @@ class PacketQueue:
         self.failure: str | None = None  # why no more packets come, for the user
         self.size: tuple[int, int] | None = None  # width and height of the packet that was taken last
         self.closed = False
+        self.packets_taken = 0
         self.packets_dropped = 0
         self.observer = observer
         self._on_change = on_change
@@ -111,6 +112,19 @@ class PacketQueue:
         """Whether it left out pictures that were shown before: the next one has to stand alone."""
         return self._skips
 
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What a stream tells of it: sizes in pixels, None before the first packet."""
+        width, height = self.size or (None, None)
+        return {
+            "codec": self.codec,
+            "tier": self.tier,
+            "width": width,
+            "height": height,
+            "frames": self.packets_taken,
+            "dropped": self.packets_dropped,
+        }
+
     def attach(self, source: PacketSource, reason: str) -> None:
         """Take packets of `source` from its next key frame on; until then those of the one before."""
         if self._coming is not None:
@@ -135,6 +149,7 @@ class PacketQueue:
             await self._arrived.wait()
         picture = self._pictures.popleft()
         self.size = picture.size
+        self.packets_taken += 1
         if self.link is not None:
             self.link.sent(picture.packet.size)
         return picture
