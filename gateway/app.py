@@ -21,6 +21,7 @@ from gateway.fleet.forwarding import Forwarding, pass_on_to_owners
 from gateway.fleet.owners import Owners
 from gateway.http.auth import Access, guard_access
 from gateway.http.base_path import serve_below_path
+from gateway.http.limited import limit_new_connections
 from gateway.http.openapi import ApiDocument
 from gateway.http.origins import OriginPolicy, guard_origins
 from gateway.http.page_policy import protect_pages
@@ -158,6 +159,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
     serve_below_path(app, config)
     protect_pages(app, policy, [SCRIPT], [STYLE])
     pass_on_to_owners(app, forwarding)
+    limit_new_connections(app, policy)
     guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
         app,

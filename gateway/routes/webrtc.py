@@ -41,7 +41,7 @@ def webrtc_blueprint(
     @needs("view")
     @tag(["webrtc"])
     @document_request(bodies.OfferBody)
-    @refuses(400, 404, 409, 422, 503)
+    @refuses(400, 404, 409, 422, 429, 503)
     @validate_response(bodies.AnswerBody)
     async def offer() -> tuple[bodies.AnswerBody, int, dict[str, str]]:
         """Open a session, with a stream of its own, or to see the one that `streamId` names.

@@ -35,6 +35,7 @@ def stun() -> Iterator[SilentStun]:
 def whip_server(stun: SilentStun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
     """A gateway whose streams wait two seconds for their publisher, and a STUN server that may die."""
     env = {"WANSTREAM_STREAM_LINGER_S": "2", "WANSTREAM_MAX_SESSIONS": "4"}
+    env |= {"WANSTREAM_MAX_VIEWERS": "1", "WANSTREAM_TRUSTED_PROXIES": "127.0.0.1"}
     env["WANSTREAM_ICE_SERVERS"] = json.dumps([{"urls": stun.url}])
     process = DoubleProcess(tmp_path_factory.mktemp("whip"), env)
     yield process
@@ -294,6 +295,55 @@ async def test_an_answer_does_not_wait_for_a_dead_stun_server(
     assert answer.status == 201
     assert stun.requests > asked
     assert (await server.client.call("DELETE", answer.headers["location"])).status == 200
+
+
+async def test_a_publisher_stays_while_the_pipeline_is_replaced(server: DoubleProcess) -> None:
+    async with (
+        SdpPeer.publisher(server.client, NumberedCamera(), f"{WHIP}/reload") as publisher,
+        SdpPeer.player(server.client, "/whep/reload") as player,
+    ):
+        await publisher.begin()
+        await player.begin()
+        await player.wait_frames(3)
+
+        await server.client.call("POST", "/api/v1/pipeline/unload")
+        await load(server.client, "longlive", {"height": 96, "width": 160})
+        await until(lambda: player.frames[-1].width == 160, 15, "pictures of the new size")
+
+        assert publisher.pc.connectionState == "connected"
+        await arriving(server.client)
+
+
+@pytest.mark.parametrize("path", [WHIP, "/whep/none", "/api/v1/webrtc/offer"])
+async def test_connections_that_one_address_opens_too_fast_are_refused(
+    server: DoubleProcess, path: str
+) -> None:
+    async def status(address: str) -> Answer:
+        return await server.client.call("POST", path, body=b"{}", headers={"X-Forwarded-For": address})
+
+    address = f"203.0.113.{100 + len(path)}"
+    busy = await asyncio.gather(*(status(address) for _ in range(40)))
+    other, own = await status("203.0.113.10"), await asyncio.gather(*(status("127.0.0.1") for _ in range(40)))
+
+    [refusal, *_] = [answer for answer in busy if answer.status == 429]
+    assert any(answer.status != 429 for answer in busy)
+    assert refusal.headers["retry-after"] == "1"
+    assert address in refusal.json()["detail"]
+    assert 429 not in {answer.status for answer in [other, *own]}
+
+
+async def test_no_more_players_are_let_in_than_the_limit(server: DoubleProcess) -> None:
+    async with (
+        SdpPeer.publisher(server.client, NumberedCamera(), f"{WHIP}/full") as publisher,
+        SdpPeer.player(server.client, "/whep/full") as player,
+    ):
+        await publisher.begin()
+        await player.begin()
+
+        answer = await posted(server.client, "/whep/full", await offered(("video", "recvonly")))
+
+    assert refused(answer) == (503, "Maximum number of viewers (1) of stream full reached")
+    assert answer.headers["retry-after"] == "5"
 
 
 async def test_pictures_that_are_too_large_are_reported_and_the_connection_stays(
