@@ -15,6 +15,7 @@ from gateway.stream.streams import Streams
 from gateway.webrtc.sessions import Sessions
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FIRST_PICTURE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ENCODE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _CHUNK_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -98,6 +99,13 @@ class EncodingMetrics:
         self._egress = Counter(
             "wanstream_egress_bytes", "RTP packets sent to viewers, without repeated ones", registry=registry
         )
+        self._first = Histogram(
+            "wanstream_first_picture_seconds",
+            "Time from a viewer's offer to the first packet that it is sent",
+            ["protocol"],
+            buckets=_FIRST_PICTURE_SECONDS,
+            registry=registry,
+        )
         self._closed = Counter(
             "wanstream_viewers_closed", "Viewers that were closed", ["reason"], registry=registry
         )
@@ -122,6 +130,9 @@ class EncodingMetrics:
 
     def viewer_closed(self, reason: str) -> None:
         self._closed.labels(reason).inc()
+
+    def first_picture(self, protocol: str, seconds: float) -> None:
+        self._first.labels(protocol).observe(seconds)
 
 
 class _Constant(Collector):

@@ -1,5 +1,6 @@
 """Outgoing video: packets of a stream's encoder as one WebRTC track (api.md 10.3)."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,13 @@ class EncodedTrack(MediaStreamTrack):
 
     kind = "video"
 
-    def __init__(self, encoders: Encoders) -> None:
+    def __init__(self, encoders: Encoders, protocol: str = "webrtc") -> None:
+        """protocol: by which it was asked for, a moment ago."""
         super().__init__()
         self._encoders = encoders
+        self._protocol = protocol
+        self._made = time.monotonic()
+        self._sends = False
         self.packets: PacketQueue | None = None  # once there is a sender
 
     @property
@@ -46,6 +51,9 @@ class EncodedTrack(MediaStreamTrack):
         if packet is None:
             self.stop()
             raise MediaStreamError(self.failure or "the session ended")
+        if not self._sends:
+            self._sends = True
+            self._encoders.observer.first_picture(self._protocol, time.monotonic() - self._made)
         return packet
 
     def stop(self) -> None:

@@ -31,7 +31,7 @@ class Player(Session):
         self.stream = stream
         self._viewer = offer.viewer
         self._since = time.time()
-        self._track = EncodedTrack(stream.encoders)
+        self._track = EncodedTrack(stream.encoders, "whep")
         self._track.on("ended", self._on_track_ended)
         self._channels: Channels | None = None
         self.connection.peer.on("datachannel", self._on_channel)

@@ -52,6 +52,8 @@ async def test_players_see_what_a_publisher_sends(server: DoubleProcess) -> None
         for player in (first, second):
             await player.wait_frames(5)
         watching = await viewers(server.client)
+        ingested = await metric(server.client, 'wanstream_ingest_frames_total{kind="whip"}')
+        begun = await metric(server.client, 'wanstream_first_picture_seconds_count{protocol="whep"}')
         assert server.chunks()[-1]["video_frames"]
         ended = [await first.end(), await first.end()]
         await closed(first.pc)
@@ -67,6 +69,8 @@ async def test_players_see_what_a_publisher_sends(server: DoubleProcess) -> None
     assert video.msid
     assert "a=setup:passive" in answer
     assert watching == 2
+    assert ingested > 0
+    assert begun >= 2
     assert [answer.status for answer in ended] == [200, 404]
 
 

@@ -147,3 +147,40 @@ async def test_a_page_plays_a_stream(
         await page.evaluate("end()")
 
     assert size == [576, 320]
+
+
+async def test_each_token_of_a_private_stream_opens_its_side_alone(server: DoubleProcess) -> None:
+    made = await server.client.call(
+        "POST",
+        "/api/v1/streams",
+        json_body={"name": "private", "private": True},
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )
+    tokens = {**made.json()["tokens"], "none": "", "unknown": "x"}
+    refusals = {}
+    for name, token in tokens.items():
+        sides = (
+            SdpPeer.publisher(server.client, NumberedCamera(), "/whip/private", token=token),
+            SdpPeer.player(server.client, "/whep/private?wait=1", token=token),
+        )
+        statuses = []
+        for peer in sides:
+            async with peer:
+                answer = await peer.post()
+                statuses.append(answer.status)
+                if answer.status == 201:
+                    assert (await peer.end()).status == 200
+                else:
+                    assert answer.headers["content-type"] == "application/problem+json"
+        refusals[name] = statuses
+    await server.client.call(
+        "DELETE", "/api/v1/streams/private", headers={"Authorization": f"Bearer {TOKEN}"}
+    )
+
+    assert refusals == {
+        "view": [403, 201],
+        "drive": [403, 201],
+        "publish": [201, 403],
+        "none": [401, 401],
+        "unknown": [401, 401],
+    }

@@ -24,6 +24,9 @@ class EncodingObserver(Protocol):
 
     def viewer_closed(self, reason: str) -> None: ...
 
+    def first_picture(self, protocol: str, seconds: float) -> None:
+        """A viewer was sent its first packet so long after it had asked for the stream."""
+
 
 class Unobserved:
     """Nobody counts."""
@@ -41,3 +44,5 @@ class Unobserved:
     def bytes_sent(self, count: int) -> None: ...
 
     def viewer_closed(self, reason: str) -> None: ...
+
+    def first_picture(self, protocol: str, seconds: float) -> None: ...
