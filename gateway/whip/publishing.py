@@ -39,7 +39,7 @@ class Publisher(Session):
 
     @property
     def info(self) -> Mapping[str, Any]:
-        return {"kind": "whip", "name": self.secret[:6], **self._video.info}
+        return {**self._video.info, "kind": "whip", "name": self.secret[:6]}
 
     def start(self, feed: Feed) -> None:
         self._video.start(feed)
