@@ -119,6 +119,8 @@ function renderLoaded(entry) {
         ? ` Switch to use ${entry.name}.`
         : "";
   setText("loaded", held + pending);
+  const reason = loaded?.load_plan?.reason;
+  $("loaded").title = reason ? `Chosen because ${reason}.` : "";
   $("load").textContent = changed ? "Reload" : stream.isConnected ? "Switch" : "Load";
   $("load").hidden = locked || (isChosen && !changed);
   $("load").classList.toggle("accent", Boolean(pending));

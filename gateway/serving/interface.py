@@ -120,6 +120,7 @@ class ServedPlan:
     sessions        how many streams may run at once; null: nobody can tell
     checkpoint      name of the transformer's file; null: engines run
     precision       of the transformer
+    reason          why this backend runs it
     """
 
     engine_set: str | None
@@ -129,6 +130,7 @@ class ServedPlan:
     memory: ServedMemory
     checkpoint: str | None = None
     precision: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

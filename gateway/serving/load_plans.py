@@ -24,12 +24,17 @@ from streaming.specs import LOAD_CHOICES, LoopSpec, PipelineSpec
 
 @dataclass(frozen=True, eq=False, slots=True)
 class EngineLoad:
-    """A load of an engine set. manifests: of all its engines of the size, by name."""
+    """A load of an engine set.
+
+    manifests   of all its engines of the size, by name
+    reason      why this backend
+    """
 
     plan: LoadPlan
     engines: EngineSet
     manifests: Mapping[str, EngineManifest]
     loop: LoopSpec  # of the pipeline
+    reason: str = ""
 
     @property
     def on_gpu(self) -> bool:
@@ -46,17 +51,19 @@ class EngineLoad:
 
     def served(self, chosen: Fit) -> ServedPlan:
         """What the status shows."""
-        return served_plan(self.planned(chosen), self.engines, self.manifests, chosen)
+        shown = served_plan(self.planned(chosen), self.engines, self.manifests, chosen)
+        return replace(shown, reason=self.reason)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CheckpointLoad:
-    """A load of a checkpoint, without engines."""
+    """A load of a checkpoint, without engines. reason: why this backend."""
 
     plan: LoadPlan
     spec: PipelineSpec
     sizes: CheckpointSizes
     vae_types: tuple[str, ...]  # whose files are there
+    reason: str = ""
 
     @property
     def on_gpu(self) -> bool:
@@ -90,6 +97,7 @@ class CheckpointLoad:
             memory=_served_memory(chosen),
             checkpoint=TRANSFORMER_FILES[self.spec.id].weights,
             precision=torch_plan.precision,
+            reason=self.reason,
         )
 
 
@@ -143,13 +151,15 @@ class LoadPlanner:
         Raises ServingError when there is nothing for it, or when it is damaged or cannot run.
         """
         backend: BackendChoice = load_params.get("backend", "auto")
-        if backend == "pytorch" or (backend == "auto" and self._prefers_checkpoint(spec)):
-            return self._checkpoint(spec, load_params)
+        if backend == "pytorch":
+            return self._checkpoint(spec, load_params, _ASKED)
+        if backend == "auto" and self._prefers_checkpoint(spec):
+            return self._checkpoint(spec, load_params, self._why_checkpoint(spec))
         try:
             found = self.sets.find(spec, load_params)
         except ServingError:
             if backend == "auto" and self._fills_in(spec) and not load_params.get("quantization"):
-                return self._checkpoint(spec, load_params)
+                return self._checkpoint(spec, load_params, "the engines are built for other parameters")
             raise
         plan = plan_load(found, self.sets.models, load_params, on_cpu=self.sets.on_cpu)
         plan = self._adapted(plan, load_params, found.content.model.transformer())
@@ -158,7 +168,8 @@ class LoadPlanner:
         except EngineError as error:
             raise ServingError(str(error)) from error
         assert spec.loop is not None, f"pipeline '{spec.id}' has no engines"
-        return EngineLoad(plan, found.content, manifests, spec.loop)
+        reason = _why_engines(found.content, plan) if backend == "auto" else _ASKED
+        return EngineLoad(plan, found.content, manifests, spec.loop, reason)
 
     def _prefers_checkpoint(self, spec: PipelineSpec) -> bool:
         checkpoints = self.checkpoints
@@ -168,17 +179,24 @@ class LoadPlanner:
             return True
         return checkpoints.on_gpu and not self.sets.has_plans(spec)
 
+    def _why_checkpoint(self, spec: PipelineSpec) -> str:
+        """Why it is preferred."""
+        if not self.sets.availability(spec).available:
+            return "the weights are here, and no engines"
+        return "the weights run on the GPU, the engines that are here only on the CPU"
+
     def _fills_in(self, spec: PipelineSpec) -> bool:
         """Whether the checkpoint takes what no engines are built for."""
         return self.checkpoints is not None and self.checkpoints.has(spec) and self.sets.has_real(spec)
 
-    def _checkpoint(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> CheckpointLoad:
+    def _checkpoint(self, spec: PipelineSpec, load_params: Mapping[str, Any], reason: str) -> CheckpointLoad:
         if self.checkpoints is None:
             raise ServingError(_NO_CHECKPOINTS.reason or "")
         plan = self.checkpoints.plan(spec, load_params)
         sizes = self.checkpoints.sizes(spec, load_params["vae_type"])
         plan = self._adapted(plan, load_params, sizes.transformer)
-        return CheckpointLoad(plan, spec, sizes, self.checkpoints.availability(spec).vae_types)
+        vae_types = self.checkpoints.availability(spec).vae_types
+        return CheckpointLoad(plan, spec, sizes, vae_types, reason)
 
     def _adapted(
         self, plan: LoadPlan, load_params: Mapping[str, Any], config: TransformerConfig | None
@@ -199,6 +217,16 @@ class LoadPlanner:
                 "wanstream-export again, or load without 'loras'."
             )
         return plan.model_copy(update={"adapters": self.adapters.planned(load_params, config)})
+
+
+_ASKED = "the load asks for it"
+
+
+def _why_engines(engines: EngineSet, plan: LoadPlan) -> str:
+    """Why they are preferred to a checkpoint."""
+    if plan.gpus:
+        return "plans are built for the GPU"
+    return "engines of the demonstration are here" if engines.demo else "engines for the CPU are here"
 
 
 _NO_CHECKPOINTS = Availability(

@@ -214,6 +214,7 @@ class TritonServing:
         chosen = await self._memory.fit(load)
         on_stage(chosen.summary)
         plan, self._served = load.planned(chosen), load.served(chosen)
+        logger.info("%s runs in backend %s: %s", spec.id, plan.backend, load.reason)
         if planner.adapters is not None and plan.adapters:
             kept = await asyncio.to_thread(planner.adapters.keep, plan.adapters)
             plan = plan.model_copy(update={"adapters": kept})

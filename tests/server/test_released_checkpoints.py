@@ -70,6 +70,9 @@ async def test_the_page_downloads_loads_and_shows_a_pipeline_that_was_never_expo
         await start(page, "LongLive", within_s=120)
         pictures = await more(page, 12, since=0)
         await expect(page.locator("#loaded")).to_contain_text("(PyTorch on the CPU, ")
+        await expect(page.locator("#loaded")).to_have_attribute(
+            "title", "Chosen because the weights are here, and no engines."
+        )
     await sessions_end(server)
 
     assert not before["available"]

@@ -60,6 +60,8 @@ def test_the_demonstration_stays_what_a_cpu_streams_and_a_gpu_takes_the_weights(
     assert backend_of(on_cpu) == "onnxruntime"
     assert on_cpu.availability(LONGLIVE).supported_resolutions == [SIZE]
     assert backend_of(on_gpu) == "pytorch"
+    assert "on the GPU" in on_gpu.decide(LONGLIVE, PARAMS).reason
+    assert "demonstration" in on_cpu.decide(LONGLIVE, PARAMS).reason
     assert on_gpu.availability(LONGLIVE).supported_resolutions is None
     for asked in ("onnxruntime", "triton", "pytorch"):
         assert backend_of(on_cpu, backend=asked) == backend_of(on_gpu, backend=asked) == asked
@@ -71,6 +73,10 @@ def test_engines_come_first_and_the_weights_take_every_other_size(models: Path, 
 
     fits, other = chosen.decide(LONGLIVE, PARAMS), chosen.decide(LONGLIVE, OTHER_SIZE)
 
+    assert (fits.reason, other.reason) == (
+        "engines for the CPU are here",
+        "the engines are built for other parameters",
+    )
     assert isinstance(fits, EngineLoad)
     assert isinstance(other, CheckpointLoad)
     assert (other.plan.size, other.plan.pytorch and other.plan.pytorch.device) == ((112, 64), "cpu")
@@ -148,6 +154,7 @@ def test_the_status_shows_the_checkpoint_its_precision_and_every_network_with_it
     shown = load.served(chosen)
 
     assert (shown.engine_set, shown.precision) == (None, "bf16")
+    assert shown.reason == "the weights are here, and no engines"
     assert shown.checkpoint == "LongLive-1.3B/models/longlive_base.pt"
     assert {(e.backend, e.runtime) for e in shown.engines} == {("pytorch", "pytorch")}
     assert {e.name: e.device for e in shown.engines} == dict.fromkeys(
