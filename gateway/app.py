@@ -70,7 +70,7 @@ from gateway.webrtc.aiortc_patches.media_ports import install_media_ports
 from gateway.webrtc.aiortc_patches.sender import install_sender
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.sessions import Sessions
-from gateway.whip.metrics import PartsCollector
+from gateway.whip.metrics import PublisherCollector
 from gateway.whip.playing import Players
 from gateway.whip.publishing import Publishers
 from gateway.whip.routes import whep_blueprint, whip_blueprint
@@ -203,7 +203,7 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
     publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
     players = Players(streams, pipelines, ice, config.connect_timeout_s)
-    metrics.add(PartsCollector(streams, publishers))
+    metrics.add(PublisherCollector(publishers))
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
         config=config,
