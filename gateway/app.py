@@ -25,6 +25,7 @@ from gateway.http.limited import limit_new_connections
 from gateway.http.openapi import ApiDocument
 from gateway.http.origins import OriginPolicy, guard_origins
 from gateway.http.page_policy import protect_pages
+from gateway.http.post_rate import limit_posts
 from gateway.http.trailing_slash import without_slash
 from gateway.http.uploads import take_bodies_in_pieces
 from gateway.local_video.service import LIBRARIES, LocalVideo
@@ -156,6 +157,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         app.register_blueprint(blueprint)
     _answer_errors_as_json(app)
     guard_origins(app, policy)
+    limit_posts(app, policy)
     serve_below_path(app, config)
     protect_pages(app, policy, [SCRIPT], [STYLE])
     pass_on_to_owners(app, forwarding)

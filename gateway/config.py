@@ -49,6 +49,7 @@ class Limits:
     streams: int | None = None
     viewers: int = 32  # of one stream
     viewers_total: int = 64
+    egress: int | None = None  # bit/s of all viewers' video together; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,6 +442,7 @@ def _limits(values: Mapping[str, str]) -> Limits:
         streams=_integer(values, "WANSTREAM_MAX_SESSIONS", minimum=1),
         viewers=_integer(values, "WANSTREAM_MAX_VIEWERS", minimum=1) or standard.viewers,
         viewers_total=_integer(values, "WANSTREAM_MAX_VIEWERS_TOTAL", minimum=1) or standard.viewers_total,
+        egress=_integer(values, "WANSTREAM_MAX_EGRESS", minimum=1),
     )
 
 

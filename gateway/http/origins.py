@@ -107,6 +107,13 @@ class OriginPolicy:
             without_preflight=incoming.headers.get("Sec-Fetch-Mode") in _WITHOUT_PREFLIGHT,
         )
 
+    def address_of(self, incoming: Request) -> Address | None:
+        """Where a request comes from: what a trusted proxy says, or else the other end of the connection."""
+        client = _address(incoming.remote_addr)
+        if client is not None and any(client in network for network in self._proxies):
+            return _address(_nearest(incoming.headers.get("X-Forwarded-For"))) or client
+        return client
+
     def refuses_origin(self, caller: Caller) -> str | None:
         """Why a page may neither change anything nor read what is private; None: it may."""
         origin = caller.origin

@@ -233,6 +233,11 @@ class Stream:
         """How many watch, beside the peer that made the stream."""
         return sum(sink.info["kind"] in VIEWER_KINDS and not sink.info.get("owner") for sink in self._sinks)
 
+    @property
+    def video_viewers(self) -> int:
+        """How many are sent encoded video."""
+        return sum(sink.info["kind"] in ("webrtc", "whep") for sink in self._sinks)
+
     def _tell_viewers(self, before: int) -> None:
         if self.viewers != before:
             self.notify({"type": "viewers_changed", "viewers": self.viewers})

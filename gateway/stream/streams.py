@@ -17,6 +17,7 @@ from gateway.http.validation import located, quoted
 from gateway.pipelines.state import Loaded, Pipelines
 from gateway.stream.access import StreamTokens
 from gateway.stream.encoding.encoders import Encoding
+from gateway.stream.encoding.rate import RateLimits
 from gateway.stream.parameters import ParameterContext, ParameterState
 from gateway.stream.seat import Drivers
 from gateway.stream.stream import Stream
@@ -143,9 +144,21 @@ class Streams:
             text = f"Maximum number of viewers ({self._limits.viewers}) of stream {stream.id} reached"
         elif sum(each.viewers for each in self) >= self._limits.viewers_total:
             text = f"Maximum number of viewers ({self._limits.viewers_total}) of this server reached"
+        elif self._limits.egress is not None and self._egress(stream) > self._limits.egress:
+            text = "The server's network is full: WANSTREAM_MAX_EGRESS would be passed"
         else:
             return
         raise ApiError(503, text, headers={"Retry-After": "5"})
+
+    def _egress(self, more: Stream) -> float:
+        """Bit/s that all streams send when `more` has one viewer more."""
+        return sum((stream.video_viewers + (stream is more)) * self._bitrate(stream) for stream in self)
+
+    def _bitrate(self, stream: Stream) -> int:
+        image = stream.output.last
+        height, width = (480, 832) if image is None else image.shape[:2]
+        encoding = self._encoding or Encoding()
+        return RateLimits(encoding.bitrate).default(width, height)
 
     async def create(
         self,

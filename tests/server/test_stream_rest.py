@@ -295,6 +295,7 @@ OPENS = {
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
     env = {"WANSTREAM_TOKEN": ADMIN, "WANSTREAM_VIEW_TOKEN": VIEW, "WANSTREAM_MAX_VIEWERS": "1"}
     env["WANSTREAM_MAX_SESSIONS"] = "3"
+    env["WANSTREAM_TRUSTED_PROXIES"] = "127.0.0.1"
     process = DoubleProcess(tmp_path_factory.mktemp("guarded"), env)
     yield process
     process.stop()
@@ -432,3 +433,28 @@ async def test_a_private_stream_of_an_open_server_is_closed_to_strangers(server:
     assert everybody.status == 200
     assert seed["base_seed"] == 42
     assert (viewers_delete, owners_delete) == (403, 204)
+
+
+async def test_an_address_that_asks_for_connections_without_end_has_to_wait(guarded: DoubleProcess) -> None:
+    def ask(address: str, path: str) -> Any:
+        headers = {"Authorization": f"Bearer {ADMIN}", "X-Forwarded-For": address}
+        return guarded.client.call("POST", path, json_body={}, headers=headers)
+
+    paths = ["/api/v1/webrtc/offer", "/whip/x", "/whep/x", "/api/v1/whep/x"]
+    answers = await asyncio.gather(*(ask("192.0.2.7", path) for path in paths * 50))
+    other = await ask("192.0.2.8", paths[0])
+    own = await asyncio.gather(*(ask("127.0.0.1", paths[0]) for _ in range(50)))
+
+    refused = [answer for answer in answers if answer.status == 429]
+    assert refused
+    assert refused[0].headers["retry-after"] == "1"
+    assert other.status == 422
+    assert {answer.status for answer in own} == {422}
+
+
+async def test_no_metric_is_told_twice(server: DoubleProcess) -> None:
+    lines = (await server.client.call("GET", "/metrics")).text.splitlines()
+
+    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+
+    assert len(names) == len(set(names))

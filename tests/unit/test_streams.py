@@ -165,6 +165,23 @@ async def test_a_name_that_cannot_be_one_is_refused(streams: Streams, name: str)
     assert "a-z" in refusal.detail
 
 
+async def test_another_viewer_is_refused_when_its_video_would_not_fit_in_the_network(
+    pipelines: Pipelines, tmp_path: Path
+) -> None:
+    streams = Streams(pipelines, Nobody(), tmp_path, Limits(egress=15_000_000))  # twice the usual 7 Mbit/s
+    stream = await streams.create()
+    stream.add_sink(RecordedSink(stream))
+
+    streams.require_place(stream)
+    stream.add_sink(RecordedSink(stream, "whep"))
+    with pytest.raises(ApiError, match="WANSTREAM_MAX_EGRESS") as refusal:
+        streams.require_place(stream)
+    stream.take_source(RecordedSource())
+    await streams.close()
+
+    assert (refusal.value.status, refusal.value.headers) == (503, {"Retry-After": "5"})
+
+
 async def test_a_name_in_use_and_wrong_parameters_are_refused_and_make_nothing(streams: Streams) -> None:
     await streams.create("show", kept=True)
 
