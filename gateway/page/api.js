@@ -114,6 +114,8 @@ export const api = {
   /** Also works while the page is being closed. */
   closeSession: (id) => request("DELETE", session(id), { keepalive: true }),
   stream: (id) => request("GET", `/api/v1/streams/${encodeURIComponent(id)}`),
+  /** Numbers of one session; 404 when the server does not have it. */
+  session: (id) => request("GET", `/api/v1/session/${encodeURIComponent(id)}/metrics`, { timeoutMs: STATUS_TIMEOUT_MS }),
   metrics: () => request("GET", "/api/v1/session/metrics"),
   modelStatus: (id) => request("GET", `/api/v1/models/status?pipeline_id=${encodeURIComponent(id)}`),
   downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),

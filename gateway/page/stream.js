@@ -365,6 +365,7 @@ export class Stream extends EventTarget {
     if (message.type === "parameters_updated") this.#adopt(message.parameters ?? {});
     if (message.type !== "stream_stopped") return;
     const text = message.error_message;
+    if (message.reconnect) return this.#reconnect("The server ends; another one takes over.");
     this.#fail(
       text
         ? new StreamError("The stream stopped", text, "stopped")
@@ -391,15 +392,28 @@ export class Stream extends EventTarget {
     this.#interrupt(state === "disconnected");
     if (state === "failed" || state === "closed") this.#reconnect();
     if (state === "disconnected") {
+      this.lookForSession();
       this.#graceTimer = setTimeout(() => this.#reconnect(), DISCONNECTED_GRACE_MS);
     }
   }
 
-  #reconnect() {
+  /** Asks whether the server still has the session: where another one took its place, waiting is of no use. */
+  async lookForSession() {
+    const id = this.sessionId;
+    if (!id || !this.isLive) return;
+    try {
+      await api.session(id);
+    } catch (error) {
+      const isGone = error instanceof ApiError && error.status === 404;
+      if (isGone && this.isLive && id === this.sessionId) this.#reconnect();
+    }
+  }
+
+  #reconnect(reason = "The connection to the server was lost.") {
     this.#attempt(async (signal) => {
       this.#disconnect();
       for (let tries = 1; ; tries += 1) {
-        await this.#untilReachable(signal, "The connection to the server was lost.");
+        await this.#untilReachable(signal, reason);
         try {
           await this.#load(signal);
           await this.#connectWhenFree(signal);

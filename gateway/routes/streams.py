@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 import segno
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, Response, request
+from quart.blueprints import BlueprintSetupState
 from quart_schema import document_querystring, document_request, document_response, tag
 
 from gateway.errors import ApiError
@@ -114,7 +115,25 @@ def streams_blueprint(streams: Streams, openers: Openers, access: Access, policy
     _add_table(bp, streams, openers, shown)
     _add_parts(bp, streams, openers, shown)
     _add_views(bp, streams, shown)
+    bp.record(_add_session_addresses)
     return bp
+
+
+def _add_session_addresses(state: BlueprintSetupState) -> None:
+    """The same for the stream of a session, at the address that names one."""
+    for view, methods in (
+        ("parameters", ["GET"]),
+        ("update", ["PATCH", "POST"]),
+        ("frame", ["GET"]),
+        ("metrics", ["GET"]),
+    ):
+        path = "parameters" if view == "update" else view
+        state.app.add_url_rule(
+            f"/api/v1/session/<stream_id>/{path}",
+            endpoint=f"streams.{view}_of_session",
+            view_func=state.app.view_functions[f"streams.{view}"],
+            methods=methods,
+        )
 
 
 def _add_table(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown) -> None:
@@ -198,6 +217,15 @@ def _add_parts(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown)
         if not values:
             raise ApiError(400, "No parameters given: send at least one")
         return await streams.update([stream], values)
+
+    @bp.get("/<stream_id>/metrics")
+    @needs("view")
+    @tag(["streams"])
+    @refuses(404)
+    @document_response(bodies.StreamObject)
+    async def metrics(stream_id: str) -> dict[str, Any]:
+        """Frame counts, rates and chunk times."""
+        return streams.find(stream_id).metrics()
 
     @bp.post("/<stream_id>/driver")
     @tag(["streams"])

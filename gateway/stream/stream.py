@@ -402,12 +402,17 @@ class Stream:
         if wish is not None and self.record is not None:
             await self.record(wish)
 
-    def stop(self, error_message: str | None) -> None:
-        """Tell all controls that the stream is over; it closes when they could read that. Idempotent."""
+    def stop(self, error_message: str | None, *, reconnect: bool = False) -> None:
+        """Tell all controls that the stream is over; it closes when they could read that. Idempotent.
+
+        reconnect: a new one can be had at the same address, from another server.
+        """
         if self.stopped or self.closed:
             return
         self.stopped = True
-        message = {"type": "stream_stopped"}
+        message: dict[str, Any] = {"type": "stream_stopped"}
+        if reconnect:
+            message["reconnect"] = True
         if error_message:
             self.failed = True
             message["error_message"] = error_message

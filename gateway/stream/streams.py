@@ -77,6 +77,7 @@ class Streams:
         self.sources_lost: Counter[str] = Counter()
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
         self.draining = False  # no new streams
+        self.hands_over = False  # whoever is cut off at the end is told to come back
         self.new_id: Callable[[], str] = lambda: str(uuid.uuid4())  # of a stream or session without a name
         self.on_created: list[Callable[[Stream], None]] = []
         self.refused = dict.fromkeys(_REASONS, 0)  # offers, by the reason
@@ -216,7 +217,7 @@ class Streams:
         """Tell everybody that the streams are over and end them all, in parallel."""
         self.draining = True
         streams = list(self)
-        told = [_stop(stream) for stream in streams]
+        told = [_stop(stream, reconnect=self.hands_over) for stream in streams]
         if any(told):
             await asyncio.sleep(_FLUSH_S)
         ends = (stream.close("the server stops") for stream in streams)
@@ -291,10 +292,10 @@ class Streams:
             self._totals.add(stream)
 
 
-def _stop(stream: Stream) -> bool:
+def _stop(stream: Stream, *, reconnect: bool = False) -> bool:
     """Tell everybody that the stream is over; False: they know already."""
     known = stream.stopped
-    stream.stop(None)
+    stream.stop(None, reconnect=reconnect)
     return not known
 
 

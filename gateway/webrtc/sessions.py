@@ -187,7 +187,7 @@ class Sessions:
 
     async def drain(self, timeout_s: float) -> None:
         """Accept no new sessions and wait until the open ones have ended, at most `timeout_s`."""
-        self._streams.draining = True
+        self._streams.draining = self._streams.hands_over = True
         with contextlib.suppress(asyncio.TimeoutError):
             await within(self._empty.wait(), timeout_s)
 

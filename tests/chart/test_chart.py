@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "existingSecret": "wanstream",
     "gpu": {"product": "NVIDIA-H100-80GB-HBM3", "runtimeClassName": "nvidia"},
     "engines": {"createClaim": True, "storageClassName": "shared"},
+    "assets": {"existingClaim": "uploads"},
     "ingress": {"enabled": True, "host": "video.example.org", "tlsSecretName": "tls"},
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
     "autoscaling": {"mode": "hpa"},
@@ -272,6 +273,17 @@ def test_a_viewer_s_requests_stay_with_one_pod(chart: Chart) -> None:
     assert policy["loadBalancer"]["consistentHash"]["cookie"]["name"] == "wanstream-pod"
     assert annotations["nginx.ingress.kubernetes.io/affinity"] == "cookie"
     assert route["Service"]["spec"]["sessionAffinity"] == "ClientIP"
+
+
+def test_pods_share_what_viewers_upload_where_there_is_a_claim(chart: Chart) -> None:
+    alone, sharing = containers(rendered(chart, {})), containers(rendered(chart, EVERYTHING))
+
+    assert "DAYDREAM_SCOPE_ASSETS_DIR" not in variables(alone["gateway"])
+    for container in (sharing["gateway"], sharing["triton"]):
+        (mount,) = (m for m in container["volumeMounts"] if m["name"] == "assets")
+        assert Config.from_env(variables(sharing["gateway"])).directories.assets.is_relative_to(
+            mount["mountPath"]
+        )
 
 
 def test_pods_find_each_other_while_they_end(chart: Chart) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.server.client import HttpClient
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import sessions
 from tests.server.peer import Peer
+from tests.server.test_locked import PNG
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -95,6 +97,26 @@ async def test_a_session_whose_gateway_is_gone_is_gone(gateways: Sequence[Double
 
     assert answer.status == 404
     assert "its server does not answer" in answer.json()["detail"]
+
+
+async def test_pictures_are_there_for_all_gateways_of_one_directory(tmp_path: Path) -> None:
+    with fleet(
+        tmp_path, settings={"DAYDREAM_SCOPE_ASSETS_DIR": str(tmp_path / "shared" / "assets")}
+    ) as place:
+        first, second = place
+        await loaded(place)
+        stored = await first.client.call("POST", "/api/v1/assets?filename=a.png", body=PNG)
+        listed = await second.client.call("GET", "/api/v1/assets")
+        served = await second.client.call("GET", "/api/v1/assets/a.png")
+        async with Peer(second.client) as peer:
+            await peer.connect({**PROMPTS, "vace_ref_images": [stored.json()["path"]]})
+            await peer.wait_frames(3)
+            used = (await sessions(second.client)).keys()
+
+    assert stored.status == 200
+    assert [entry["path"] for entry in listed.json()["assets"]] == [stored.json()["path"]]
+    assert served.body == PNG
+    assert list(used) == [peer.session_id]
 
 
 async def test_ids_lead_only_to_gateways_that_were_named() -> None:

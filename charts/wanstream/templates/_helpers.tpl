@@ -54,12 +54,18 @@ capabilities: {drop: [ALL]}
 {{- /* Where both sides find the same engines by the same paths. */ -}}
 {{- define "wanstream.directories" -}}
 - {name: WANSTREAM_HOME, value: /data}
+{{- if .Values.assets.existingClaim }}
+- {name: DAYDREAM_SCOPE_ASSETS_DIR, value: /uploads/assets}
+{{- end }}
 - name: WANSTREAM_ENGINES_DIR
   value: {{ if include "wanstream.claim" . }}/shared/engines/{{ .Values.engines.directory }}{{ else }}/data/engines{{ end }}
 {{- end }}
 
 {{- define "wanstream.mounts" -}}
 - {name: data, mountPath: /data}
+{{- if .Values.assets.existingClaim }}
+- {name: assets, mountPath: /uploads}
+{{- end }}
 {{- if include "wanstream.claim" . }}
 - {name: engines, mountPath: /shared, readOnly: true}
 {{- end }}
