@@ -14,8 +14,8 @@ import hypercorn.asyncio
 import hypercorn.config
 from quart import Quart
 
+from gateway.app import Services
 from gateway.config import Config
-from gateway.webrtc.sessions import Sessions
 from streaming.errors import WanstreamError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ async def serve(app: Quart, config: Config, bound: socket.socket) -> None:
 
     SIGINT stops at once; SIGTERM gives open streams `config.drain_s` to end, a second one does not.
     """
-    stop = _stop_on_signals(app.extensions["wanstream"].sessions, config.drain_s)
+    stop = _stop_on_signals(app.extensions["wanstream"], config.drain_s)
     try:
         await hypercorn.asyncio.serve(app, _hypercorn_config(bound), shutdown_trigger=stop.wait)
     except Exception:
@@ -55,14 +55,14 @@ def _end_now(code: int) -> None:
     os._exit(code)
 
 
-def _stop_on_signals(sessions: Sessions, drain_s: float) -> asyncio.Event:
+def _stop_on_signals(services: Services, drain_s: float) -> asyncio.Event:
     """Set when the server is to stop: at once on SIGINT, on SIGTERM when the open streams had their time."""
     stop = asyncio.Event()
     draining: list[asyncio.Task[None]] = []
 
     async def drain() -> None:
         logger.info("Shutting down; open streams have %.0f s to end", drain_s)
-        await sessions.drain(drain_s)
+        await asyncio.gather(services.sessions.drain(drain_s), services.players.drain(drain_s))
         stop.set()
 
     def terminate() -> None:

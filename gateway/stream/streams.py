@@ -130,10 +130,14 @@ class Streams:
         public = (stream for stream in self if stream.tokens is None)
         return max(public, key=lambda stream: stream.started, default=None)
 
-    def require_service(self) -> Loaded:
-        """What a new stream would be made for. Raises ApiError 503 (the server stops), 400 (no pipeline)."""
+    def require_open(self) -> None:
+        """Raises ApiError 503 when the server stops, and takes nobody more."""
         if self.draining:
             raise ApiError(503, "The server is shutting down", headers={"Retry-After": "30"})
+
+    def require_service(self) -> Loaded:
+        """What a new stream would be made for. Raises ApiError 503 (the server stops), 400 (no pipeline)."""
+        self.require_open()
         loaded = self._pipelines.loaded
         if loaded is None:
             raise ApiError(400, "Pipeline not loaded. Please load pipeline first.")
@@ -141,6 +145,7 @@ class Streams:
 
     def require_place(self, stream: Stream) -> None:
         """Raises ApiError 503 when nobody more may watch `stream`."""
+        self.require_open()
         if stream.viewers >= self._limits.viewers:
             text = f"Maximum number of viewers ({self._limits.viewers}) of stream {stream.id} reached"
         elif sum(each.viewers for each in self) >= self._limits.viewers_total:

@@ -106,6 +106,7 @@ class Publishers(Sessions[Publisher]):
 
         takeover: take the place of another source, although it is alive. Raises ApiError 400, 409, 422, 503.
         """
+        self._streams.require_open()
         offer = read_publisher_offer(sdp)
         if self._pipelines.loaded is None:
             text = "Pipeline not loaded. Please load pipeline first."

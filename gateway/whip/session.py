@@ -1,6 +1,7 @@
 """What WHIP and WHEP have in common: one connection, made by a request, changed and ended by its own URL."""
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
@@ -9,6 +10,7 @@ from aiortc import RTCConfiguration, RTCRtpTransceiver
 
 from gateway.errors import ApiError
 from gateway.http.limited import Allowance
+from gateway.waiting import within
 from gateway.webrtc.candidates import MAX_CANDIDATES
 from gateway.webrtc.connection import Connection
 from gateway.webrtc.signalling import Offer
@@ -86,6 +88,8 @@ class Sessions(Generic[S]):
 
     def __init__(self) -> None:
         self._sessions: dict[str, S] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     def __iter__(self) -> Iterator[S]:
         return iter(list(self._sessions.values()))
@@ -97,9 +101,20 @@ class Sessions(Generic[S]):
         """End all, in parallel."""
         await asyncio.gather(*(session.close() for session in self), return_exceptions=True)
 
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until all have ended, at most `timeout_s`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(self._empty.wait(), timeout_s)
+
     def add(self, session: S) -> None:
         self._sessions[session.secret] = session
-        session.on_ended = lambda: self._sessions.pop(session.secret, None)
+        self._empty.clear()
+        session.on_ended = lambda: self._ended(session)
+
+    def _ended(self, session: S) -> None:
+        self._sessions.pop(session.secret, None)
+        if not self._sessions:
+            self._empty.set()
 
     def find(self, stream_id: str, secret: str) -> S:
         """Raises ApiError 404."""

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.server.camera import NumberedCamera
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load
 from tests.server.peer import Peer, until
+from tests.server.sdp_peer import SdpPeer, posted
 
 TOKEN = "correct-horse"
 PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
@@ -184,20 +186,35 @@ def test_the_token_is_not_logged(guarded: DoubleProcess) -> None:
 
 
 async def test_sigterm_gives_open_streams_their_time(tmp_path: Path) -> None:
-    server = DoubleProcess(tmp_path, {"WANSTREAM_DRAIN_S": "20"})
+    server = DoubleProcess(tmp_path, {"WANSTREAM_DRAIN_S": "20", "WANSTREAM_MAX_SESSIONS": "2"})
     await load(server.client, "longlive", {"height": 96, "width": 128})
-    async with Peer(server.client) as peer, Peer(server.client) as late:
+    async with (
+        Peer(server.client) as peer,
+        Peer(server.client) as late,
+        SdpPeer.publisher(server.client, NumberedCamera()) as publisher,
+        SdpPeer.player(server.client) as player,
+    ):
         await peer.connect(PROMPTS)
         await peer.wait_frames(3)
+        await publisher.begin()
+        await player.begin()
+        await player.wait_frames(1)
 
         server.send_signal(signal.SIGTERM)
         await until(lambda: server.client.request("GET", "/ready").status == 503, 3, "not ready any more")
-        refused = await late.offer(PROMPTS)
+        sdp = await late.offer_sdp()
+        refused = [
+            await late.offer(PROMPTS),
+            await posted(server.client, "/whip/late", sdp),
+            await posted(server.client, "/whep", sdp),
+        ]
         still_streaming = await peer.wait_frames(5)
         await peer.close()
+        still_playing = await player.wait_frames(25)
+        await player.close()
 
-    code = server.stop(None, within_s=10)
-    assert refused.status == 503
-    assert "shutting down" in refused.json()["detail"]
-    assert len(still_streaming) == 5
+        code = server.stop(None, within_s=10)
+    assert [answer.status for answer in refused] == [503] * 3
+    assert all("shutting down" in answer.json()["detail"] for answer in refused)
+    assert (len(still_streaming), len(still_playing)) == (5, 25)
     assert code == 0
