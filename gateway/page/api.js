@@ -119,6 +119,8 @@ export const api = {
   metrics: () => request("GET", "/api/v1/session/metrics"),
   modelStatus: (id) => request("GET", `/api/v1/models/status?pipeline_id=${encodeURIComponent(id)}`),
   downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),
+  takes: async () => (await request("GET", "/api/v1/recordings")).takes,
+  deleteTake: (id) => request("DELETE", `/api/v1/takes/${encodeURIComponent(id)}`),
   images: async () => (await request("GET", "/api/v1/assets?type=image")).assets,
   uploadImage: (file) =>
     request("POST", `/api/v1/assets?filename=${encodeURIComponent(file.name)}`, {

@@ -9,6 +9,7 @@ import { dismiss, notify } from "./notices.js";
 import { bindFullscreen, saveSnapshot } from "./screen.js";
 import { Share } from "./share.js";
 import { Settings } from "./settings.js";
+import { Takes } from "./takes.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
 import { Stream, StreamError } from "./stream.js";
 import { describe, describePlan, hideToken, Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
@@ -27,6 +28,7 @@ const stream = new Stream();
 const models = new Models();
 const images = new ReferenceImages();
 new Share(stream);
+const takes = new Takes((recording) => stream.send({ recording }, { now: true }));
 const progress = new Progress();
 const [output, preview] = [$("output"), $("preview")];
 
@@ -306,6 +308,7 @@ stream.addEventListener("state", ({ detail: state }) => {
   const underWay = stream.isBusy && !stream.isLive;
   if (underWay && ["loading", "waiting", "reconnecting", "connecting", "replacing"].includes(state)) progress.start();
   if (!underWay || state === "unsuitable") progress.stop();
+  if (!stream.isBusy || state === "connecting") takes.streamEnded();
   if (!stream.isBusy) {
     closeInput();
     output.srcObject = null;
@@ -356,6 +359,10 @@ stream.addEventListener("refused", ({ detail: problems }) => {
   const refused = problems.filter(({ type }) => !["plain_words", "no_input"].includes(type));
   if (!refused.length) return;
   notify("refused", { title: "The server refused a change", text: refused.map(problemText).join("\n") });
+});
+stream.addEventListener("recording", ({ detail }) => {
+  takes.changed(detail);
+  if (detail.error) notify("recording", { title: "The recording has ended", text: detail.error });
 });
 stream.addEventListener("resumed", () => dismiss("silent"));
 stream.addEventListener("pipeline", ({ detail }) => tellOfPipeline(detail));

@@ -360,6 +360,7 @@ export class Stream extends EventTarget {
   #receive(message) {
     if (OF_PEOPLE.has(message.type)) this.#emit("people", message);
     if (message.type === "parameter_error") this.#emit("refused", message.errors ?? []);
+    if (message.type === "recording_changed") this.#emit("recording", message);
     if (message.type === "input_resumed") this.#emit("resumed");
     if (message.type === "pipeline_changed") this.#follow(message);
     if (message.type === "parameters_updated") this.#adopt(message.parameters ?? {});

@@ -37,7 +37,7 @@ export function showState(state, pipelineName) {
   $("pause-text").textContent = state === "paused" ? "Resume" : "Pause";
   $("pause-icon").setAttribute("href", state === "paused" ? "#i-play" : "#i-pause");
   $("badge").hidden = state !== "paused";
-  for (const id of ["snapshot", "reset_cache"]) $(id).disabled = !live;
+  for (const id of ["record", "snapshot", "reset_cache"]) $(id).disabled = !live;
   $("progress").hidden = !heading;
   $("placeholder").hidden = Boolean(heading) || live;
   if (heading) $("progress-title").textContent = state === "loading" && pipelineName ? `Loading ${pipelineName}` : heading;
