@@ -38,6 +38,7 @@ from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.state import Pipelines
 from gateway.recording.collector import RecordingCollector
 from gateway.recording.recordings import Recordings
+from gateway.recording.replay import Replays
 from gateway.recording.take_writer import Limits
 from gateway.recording.takes import Takes
 from gateway.routes.assets import assets_blueprint
@@ -51,7 +52,11 @@ from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
 from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
-from gateway.routes.recordings import recordings_blueprint, scope_recordings_blueprint
+from gateway.routes.recordings import (
+    recordings_blueprint,
+    replays_blueprint,
+    scope_recordings_blueprint,
+)
 from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.streams import streams_blueprint
 from gateway.routes.tempo import tempo_blueprint
@@ -147,6 +152,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         streams_blueprint(services.streams, services.openers, access, policy),
         tempo_blueprint(services.streams),
         recordings_blueprint(services.recordings, services.streams),
+        replays_blueprint(Replays(), services.recordings, services.streams),
         scope_recordings_blueprint(services.recordings, services.streams),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),

@@ -6,6 +6,7 @@ the disk; where it is too slow for two seconds, pictures are left out up to the 
 
 import contextlib
 import errno
+import hashlib
 import io
 import logging
 import shutil
@@ -23,6 +24,7 @@ from av.container import OutputContainer
 from gateway.recording import sidecar
 from gateway.recording.fragments import trim
 from gateway.recording.locks import lock
+from gateway.stream.parameter_checks import IMAGE_KEYS
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +204,7 @@ class TakeWriter:
                 if isinstance(item, _Picture):
                     self._mux(item, lines)
                 else:
-                    sidecar.append(lines, item)
+                    sidecar.append(lines, _with_hashes(item))
             error = item.error
         except _Limit as limit:
             error = str(limit)
@@ -353,6 +355,25 @@ class _Flushed:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what could not be written was reported
             self._file.close()
+
+
+def _with_hashes(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with the SHA-256 of each reference image that it names, since files may change."""
+    values = line.get("set", {})
+    lists = [v if isinstance(v, list) else [v] for k, v in values.items() if k in IMAGE_KEYS and v]
+    hashes = {path: digest for paths in lists for path in paths if (digest := _sha256(Path(path)))}
+    return {**line, "sha256": hashes} if hashes else line
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+            return digest.hexdigest()
+    except OSError:  # it is gone
+        return None
 
 
 def _reason(error: OSError | av.FFmpegError) -> str:

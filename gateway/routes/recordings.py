@@ -16,6 +16,7 @@ from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.http.validation import Number, Text, check, quoted
 from gateway.recording.recordings import Recordings
+from gateway.recording.replay import Replays, read_script
 from gateway.recording.takes import Take
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
@@ -33,6 +34,23 @@ class StartBody(BaseModel):
 
 class MarkBody(BaseModel):
     label: Annotated[Text, Field(max_length=200)]
+
+
+class ReplayBody(BaseModel):
+    take: Annotated[str, Field(max_length=140)] | None = Field(None, description="a take's id, or")
+    events: list[Any] | None = Field(None, description="lines as a take's data has them")
+    clock: Literal["chunk", "time"] = Field(
+        "chunk",
+        description="chunk: in the chunks that had them, which gives the same pictures; time: as then",
+    )
+    speed: Annotated[Number, Field(ge=0.1, le=10)] = Field(1.0, description="of the clock `time`")
+    reset: bool = Field(True, description="begin with fresh caches")
+
+
+class ReplayStarted(BaseModel):
+    status: Literal["replaying"]
+    lines: int = Field(description="moments at which something is set")
+    errors: list[dict[str, Any]] = Field(description="what will not be set, since the stream cannot have it")
 
 
 class TakeBody(BaseModel):
@@ -71,6 +89,7 @@ class VideoQuery(BaseModel):
 
 
 _START: TypeAdapter[StartBody] = TypeAdapter(StartBody)
+_REPLAY: TypeAdapter[ReplayBody] = TypeAdapter(ReplayBody)
 _MARK: TypeAdapter[MarkBody] = TypeAdapter(MarkBody)
 
 
@@ -157,6 +176,43 @@ def recordings_blueprint(recordings: Recordings, streams: Streams) -> Blueprint:
     async def delete(take: str) -> tuple[str, int]:
         """Remove a take and its data."""
         await recordings.delete(take)
+        return "", 204
+
+    return bp
+
+
+def replays_blueprint(replays: Replays, recordings: Recordings, streams: Streams) -> Blueprint:
+    bp = Blueprint("replays", __name__, url_prefix="/api/v1/streams")
+
+    @bp.post("/<stream_id>/replay")
+    @needs("drive")
+    @tag(["recordings"])
+    @document_request(ReplayBody)
+    @refuses(404, 409, 422)
+    @validate_response(ReplayStarted, 202)
+    async def start(stream_id: str) -> tuple[dict[str, Any], int]:
+        """Set again what was set in a take. What anybody else sets meanwhile stays theirs."""
+        body = check(_REPLAY, await json_object(request), "body")
+        stream = streams.find(stream_id)
+        if (body.take is None) == (body.events is None):
+            raise ApiError(422, "Give either take, a take's id, or events, a list of lines")
+        lines = body.events or []
+        if body.take is not None:
+            await recordings.find(body.take)
+            lines = await asyncio.to_thread(recordings.takes.lines, body.take)
+        script = read_script(lines, body.clock)
+        label = body.take or "events"
+        errors = await replays.start(stream, script, label, body.clock, body.speed, reset=body.reset)
+        return {"status": "replaying", "lines": len(script.steps), "errors": errors}, 202
+
+    @bp.delete("/<stream_id>/replay")
+    @needs("drive")
+    @tag(["recordings"])
+    @answers(204, description="nothing is replayed")
+    @refuses(404)
+    async def stop(stream_id: str) -> tuple[str, int]:
+        """End a replay; what it has set stays."""
+        replays.stop(streams.find(stream_id))
         return "", 204
 
     return bp

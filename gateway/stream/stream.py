@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -84,7 +84,7 @@ class Stream:
         )
         self._holders: dict[object, Callable[[], bool]] = {}
         self._on_closed: list[Callable[[], object]] = []
-        self.record: Callable[[bool], Awaitable[None]] | None = None  # begins or ends a take
+        self.record: Callable[[bool], Coroutine[Any, Any, None]] | None = None  # begins or ends a take
         self._recording: asyncio.Task[None] | None = None
         self.changed_by: dict[str, str] = {}  # the way by which each parameter came last
         self._end: asyncio.TimerHandle | None = None
@@ -310,7 +310,7 @@ class Stream:
 
     def notify(self, message: Mapping[str, Any]) -> None:
         """Tell all controls."""
-        for control in self._controls:
+        for control in self.controls:
             control.notify(message)
 
     def always_run(self) -> None:
@@ -332,7 +332,8 @@ class Stream:
         current_session.set(self.id)  # for the lines of the serving side, which knows no streams
         error: str | None
         try:
-            await self._obey_recording_wish()  # before the first chunk, so that the take has it
+            if recording := self._obey_recording_wish():
+                await recording  # begins before the first chunk, so that the take has it
             await self.worker.run()
             error = None
         except StreamStoppedError as stopped:
@@ -365,6 +366,12 @@ class Stream:
                     self._news.add({k: v for k, v in validated.values.items() if k not in COMMANDS}, by)
             return reports
 
+    def apply(self, validated: Validated, by: Control) -> list[Problem]:
+        """Apply checked parameters at once; for a listener, before a chunk takes them."""
+        self.changed_by |= dict.fromkeys(validated.values, _way_of(by))
+        self._news.add(validated.values, by)
+        return self._apply(validated)
+
     def _apply_by(self, validated: Validated, by: Control | None) -> list[Problem]:
         """Apply what `by` may do; what was wrong with it."""
         commands = {name: validated.values.pop(name) for name in COMMANDS & validated.values.keys()}
@@ -389,7 +396,7 @@ class Stream:
             self.output.clear()
         if self.state.outdated:
             self.worker.begin_again()
-        self._recording = asyncio.create_task(self._obey_recording_wish(), name=f"record-{self.id}")
+        self._obey_recording_wish()
         return problems + self.fulfil()
 
     def fulfil(self) -> list[Problem]:
@@ -397,10 +404,12 @@ class Stream:
         wishes = self.state.take_wishes()
         return self.on_wish(self, wishes) if wishes else []
 
-    async def _obey_recording_wish(self) -> None:
+    def _obey_recording_wish(self) -> "asyncio.Task[None] | None":
         wish = self.state.take_recording_wish()
-        if wish is not None and self.record is not None:
-            await self.record(wish)
+        if wish is None or self.record is None:
+            return None
+        self._recording = asyncio.create_task(self.record(wish), name=f"record-{self.id}")
+        return self._recording
 
     def stop(self, error_message: str | None, *, reconnect: bool = False) -> None:
         """Tell all controls that the stream is over; it closes when they could read that. Idempotent.

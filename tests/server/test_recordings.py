@@ -274,3 +274,49 @@ async def test_a_server_that_stops_completes_its_takes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "recordings").glob("*.mp4*")] == [f"{take}.mp4"]
     assert len(shown(tmp_path / "recordings" / f"{take}.mp4")) >= 10
     assert '"state":"done"' in (tmp_path / "recordings" / f"{take}.jsonl").read_text()
+
+
+async def test_a_replay_sets_parameters_in_their_chunks_and_leaves_what_others_set(
+    server: DoubleProcess,
+) -> None:
+    events = [
+        {"chunk": 3, "set": {"prompts": "a bird"}},
+        {"chunk": 6, "set": {"prompts": "a house", "noise_scale": 0.2}},
+        {"chunk": 12, "event": "end"},
+    ]
+    async with await Peer(server.client).connect(PROMPTS) as peer:
+        path = f"/api/v1/streams/{peer.session_id}/replay"
+        started = await call(server, "POST", path, 202, {"events": events, "reset": False})
+        first = len(server.chunks())
+        twice = await call(server, "POST", path, 409, {"events": events})
+        peer.send({"noise_scale": 0.9})  # it is the driver's from now on
+        await until(lambda: server.prompts() == ["a house"], 20, "the last prompt")
+        await until(lambda: [m for m in peer.messages if m.get("state") == "stopped"], 20, "the end")
+        again = await call(server, "POST", path, 202, {"events": events, "clock": "time"})
+        await call(server, "DELETE", path, 204)
+        chunks = server.chunks()
+
+    texts = [chunk["active_prompts"][0]["text"] for chunk in chunks]
+    assert (started["lines"], started["errors"], again["status"]) == (2, [], "replaying")
+    assert "DELETE it first" in twice["detail"]
+    assert texts.index("a house") - texts.index("a bird") == 3
+    assert first <= texts.index("a bird") <= first + 4
+    assert chunks[-1]["parameters"]["noise_scale"] == 0.9
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"events": [], "take": "x"},
+        {"events": [{"chunk": "2", "set": {}}]},
+        {"events": [{"chunk": 2, "set": []}]},
+        {"events": ["set"]},
+        {"events": [], "speed": 0},
+        {"events": [], "clock": "beat"},
+        {"events": [{}] * 20_001},
+    ],
+)
+async def test_a_replay_that_makes_no_sense_is_refused(body: Any, server: DoubleProcess) -> None:
+    async with await Peer(server.client).connect(PROMPTS) as peer:
+        await call(server, "POST", f"/api/v1/streams/{peer.session_id}/replay", 422, body)

@@ -1,5 +1,6 @@
 """Takes as files: what a player finds in them, whatever happened while they were written."""
 
+import hashlib
 import itertools
 import json
 import signal
@@ -183,6 +184,20 @@ def test_a_disk_that_stands_still_costs_pictures_and_holds_up_nobody(takes: Take
     assert writing.writer.written.dropped == 180 - len(read)
     lines = (takes.directory / f"{writing.take}.jsonl").read_text().splitlines()
     assert [json.loads(line)["pictures"] for line in lines if '"drop"' in line] == [180 - len(read)]
+
+
+def test_reference_images_are_named_with_their_hashes(takes: Takes, tmp_path: Path) -> None:
+    image = tmp_path / "picture.png"
+    image.write_bytes(b"content")
+    writing = Writing(takes).put(encoded(steady(3)))
+    values = {"vace_ref_images": [str(image), "gone.png"], "first_frame_image": str(image), "prompts": "x"}
+
+    writing.writer.note({"t": 0.1, "chunk": 1, "set": values})
+    writing.finish()
+
+    line = next(line for line in takes.lines(writing.take) if "set" in line)
+    assert line["set"] == values
+    assert line["sha256"] == {str(image): hashlib.sha256(b"content").hexdigest()}
 
 
 def test_a_take_without_a_picture_leaves_nothing(takes: Takes) -> None:
