@@ -205,7 +205,13 @@ def _add_parts(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown)
         """Every parameter in force."""
         return {"parameters": streams.find(stream_id).state.effective}
 
-    @bp.route("/<stream_id>/parameters", methods=["PATCH", "POST"])
+    async def change(stream_id: str) -> dict[str, Any]:
+        stream, values = streams.find(stream_id), await json_object(request)
+        if not values:
+            raise ApiError(400, "No parameters given: send at least one")
+        return await streams.update([stream], values)
+
+    @bp.patch("/<stream_id>/parameters")
     @needs("drive")
     @tag(["streams"])
     @document_request(bodies.ParametersBody)
@@ -213,10 +219,17 @@ def _add_parts(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown)
     @document_response(bodies.ParametersApplied)
     async def update(stream_id: str) -> dict[str, Any]:
         """Change parameters, as the driver's data channel does."""
-        stream, values = streams.find(stream_id), await json_object(request)
-        if not values:
-            raise ApiError(400, "No parameters given: send at least one")
-        return await streams.update([stream], values)
+        return await change(stream_id)
+
+    @bp.post("/<stream_id>/parameters")
+    @needs("drive")
+    @tag(["streams"])
+    @document_request(bodies.ParametersBody)
+    @refuses(400, 404)
+    @document_response(bodies.ParametersApplied)
+    async def post(stream_id: str) -> dict[str, Any]:
+        """The same as PATCH, for clients that have no other method."""
+        return await change(stream_id)
 
     @bp.get("/<stream_id>/metrics")
     @needs("view")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 # Would ask servers on the internet for files.
 _NEVER = ["--exclude-operation-id=loras_install", "--exclude-operation-id=loras_download"]
-_NEVER += ["--exclude-operation-id=osc_stream"]  # its answer has no end
+_NEVER += [  # whose answers have no end
+    f"--exclude-operation-id={name}" for name in ("osc_stream", "streams_events", "streams_mjpeg")
+]
 # A value of the right form may still make no sense: a LoRA that is not there, an SDP without video.
 _CHECKS = ["--exclude-checks=positive_data_acceptance"]
 

@@ -43,7 +43,14 @@ ROUTES = {  # api.md 2, without the document itself
     "GET /api/v1/session/parameters",
     "POST /api/v1/session/parameters",
 }
-WITHOUT_INPUT = {"/api/v1/pipeline/unload"}
+WITHOUT_INPUT = {
+    "/api/v1/pipeline/unload",
+    "/api/v1/recordings/{session_id}/start",
+    "/api/v1/recordings/{session_id}/stop",
+    "/api/v1/streams/{stream_id}/recordings/stop",
+    "/api/v1/tempo/disable",
+    "/api/v1/tempo/tap",
+}
 
 
 @pytest_asyncio.fixture
