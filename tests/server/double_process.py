@@ -60,6 +60,10 @@ class DoubleProcess(ServerProcess):
         """Texts under which the newest chunk was made; none before the first."""
         return [prompt["text"] for chunk in self.chunks()[-1:] for prompt in chunk["active_prompts"]]
 
+    def tasks(self) -> list[str]:
+        """What the tasks of the server's event loop run, but for its HTTP connections."""
+        return list(self._control("GET", "/tasks"))
+
     def sessions(self) -> list[dict[str, Any]]:
         """All serving sessions since the start: `chunks` and `closed`."""
         return list(self._control("GET", "/sessions"))

@@ -7,6 +7,7 @@ With `--triton`, `passthrough` is served by a real embedded Triton. The double i
 import argparse
 import asyncio
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,14 @@ def control_blueprint(double: DoubleServing, directories: Directories) -> Bluepr
     async def lose() -> dict[str, Any]:
         double.lose((await request.get_json())["text"])
         return {}
+
+    @bp.get("/tasks")
+    @hide
+    async def tasks() -> list[str]:
+        works = [task.get_coro() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        # hypercorn's, which stay for some seconds with each connection, and requests are not meant.
+        own = [work for work in works if not re.search("hypercorn|quart", work.cr_code.co_filename)]
+        return sorted(work.__qualname__ for work in own)
 
     @bp.get("/sessions")
     @hide

@@ -121,14 +121,14 @@ async def test_changes_join_and_are_told_once_to_each() -> None:
     control = RecordedControl()
 
     now = [
-        held.quantizer.hold({"noise_scale": 0.1, "paused": True}, control),
+        held.quantizer.hold({"noise_scale": 0.1, "paused": True, "recording": True}, control),
         held.quantizer.hold({"noise_scale": 0.2, "reset_cache": True}, control),
         held.quantizer.hold({"reset_cache": False, "base_seed": 1}, None),
     ]
     before = list(held.applied)
     await until(lambda: held.applied, 10, "the bar")
 
-    assert now == [{"paused": True}, {}, {}]
+    assert now == [{"paused": True, "recording": True}, {}, {}]
     assert before == []
     assert held.applied == [{"noise_scale": 0.2, "reset_cache": True, "base_seed": 1}]
     assert [message["type"] for message in control.messages] == ["change_scheduled"]
