@@ -121,18 +121,18 @@ def streams_blueprint(streams: Streams, openers: Openers, access: Access, policy
 
 def _add_session_addresses(state: BlueprintSetupState) -> None:
     """The same for the stream of a session, at the address that names one."""
-    for view, methods in (
-        ("parameters", ["GET"]),
-        ("update", ["PATCH", "POST"]),
-        ("frame", ["GET"]),
-        ("metrics", ["GET"]),
+    for view, path, method in (
+        ("parameters", "parameters", "GET"),
+        ("update", "parameters", "PATCH"),
+        ("post", "parameters", "POST"),
+        ("frame", "frame", "GET"),
+        ("metrics", "metrics", "GET"),
     ):
-        path = "parameters" if view == "update" else view
         state.app.add_url_rule(
             f"/api/v1/session/<stream_id>/{path}",
             endpoint=f"streams.{view}_of_session",
             view_func=state.app.view_functions[f"streams.{view}"],
-            methods=methods,
+            methods=[method],
         )
 
 

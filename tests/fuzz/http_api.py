@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Would ask servers on the internet for files.
 _NEVER = ["--exclude-operation-id=loras_install", "--exclude-operation-id=loras_download"]
+_NEVER += ["--exclude-operation-id=streams_create"]  # 503: there is no place beside the stream that goes on
 _NEVER += [  # whose answers have no end
     f"--exclude-operation-id={name}" for name in ("osc_stream", "streams_events", "streams_mjpeg")
 ]
