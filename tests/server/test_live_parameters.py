@@ -20,6 +20,7 @@ from PIL import Image
 from export.onnx.store import EngineStore
 from gateway.stream.parameter_checks import FIELDS, TIMING, WISHES
 from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.seat import COMMANDS
 from streaming.engines.engine_set import EngineSet, read_engine_set
 from streaming.engines.served import InProcess, open_model
 from streaming.specs import KREA_REALTIME_VIDEO, TEXT, VIDEO
@@ -106,7 +107,7 @@ CASES = {
     "vace_use_input_video": Case({"vace_use_input_video": False}, Effect.NONE, CAMERA),
 }
 # No chunk is made; only in an offer; around the stream.
-ELSEWHERE = {"paused", "pipeline_ids", "recording", *WISHES, *TIMING}
+ELSEWHERE = {"paused", "pipeline_ids", "recording", *WISHES, *TIMING, *COMMANDS}
 
 
 @pytest.fixture(scope="module")
