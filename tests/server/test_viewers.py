@@ -1,5 +1,7 @@
 """Several browsers on one stream: who drives it, and what becomes of the others when one leaves."""
 
+import asyncio
+import collections
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -136,3 +138,24 @@ async def test_a_controller_s_parameters_are_merged_like_a_message(server: Doubl
 
         assert (await session_parameters(server.client))["base_seed"] == 5
         assert (await session_parameters(server.client))["prompts"] == PROMPTS["prompts"]
+
+
+async def test_viewers_who_leave_while_they_connect_leave_nothing_behind(server: DoubleProcess) -> None:
+    """A connection that is closed in the middle of its making must not go on with it."""
+    async with Peer(server.client) as owner:
+        await owner.connect(PROMPTS)
+        before = collections.Counter(server.tasks())
+        for number in range(12):
+            async with Peer(server.client, direction="recvonly") as viewer:
+                body = {"sdp": await viewer.offer_sdp(), "type": "offer", "streamId": owner.session_id}
+                answer = await server.client.call("POST", "/api/v1/webrtc/offer", json_body=body)
+                await viewer.accept(answer.json())
+                await asyncio.sleep(0.02 * (number % 5))
+                await viewer.delete()
+        await owner.wait_frames(5)
+
+        def nothing_is_left() -> bool:
+            new = collections.Counter(server.tasks()) - before
+            return not {name for name in new if "query_consent" in name or "rtcp" in name}
+
+        await until(nothing_is_left, 10, "the viewers' connections to end")

@@ -4,16 +4,19 @@ Any host can send a datagram to a session's port. aioice 0.13 fails, with a stac
 attributes that are cut short and at binding requests without PRIORITY, which FFmpeg 8 sends (it never
 connects then); an empty datagram ends aiortc's DTLS transport. Every authenticated check from a new address
 costs one more pair, and the fragments of a message without an end are collected, however many there are.
+
+A connection that is closed while it is being made goes on being made: what it starts then, nobody ends.
 """
 
 import logging
 import struct
 from collections.abc import Iterable
+from functools import wraps
 from typing import Any, Final
 
 from aioice import ice, stun
 from aioice.candidate import Candidate, candidate_priority
-from aiortc import rtcicetransport
+from aiortc import RTCRtpReceiver, RTCRtpSender, rtcicetransport
 from aiortc.rtcsctptransport import DataChunk, RTCSctpTransport
 
 from gateway.webrtc.aiortc_patches.members import require_members
@@ -48,6 +51,12 @@ class GuardedConnection(ice.Connection):
         """Our addresses as they are to be named."""
         return sorted(addresses, key=lambda address: address != self.first_address)
 
+    async def connect(self) -> None:
+        await super().connect()
+        if self._closing:  # when the checks had just ended
+            await super().close()
+            raise ConnectionError("closed while connecting")
+
     def check_incoming(
         self, message: stun.Message, addr: tuple[str, int], protocol: ice.StunProtocol
     ) -> None:
@@ -64,10 +73,33 @@ class GuardedConnection(ice.Connection):
 
 def install_guards() -> None:
     """Guard all connections. Call before any session."""
+    for owner, start in _STARTS:
+        _end_for_good(owner, start)
     rtcicetransport.Connection = GuardedConnection  # type: ignore[attr-defined]
     ice.StunProtocol.datagram_received = _datagram_received  # type: ignore[method-assign]
     RTCSctpTransport._receive_data_chunk = _receive_data_chunk  # type: ignore[method-assign]
     RTCSctpTransport._data_channel_receive = _data_channel_receive  # type: ignore[method-assign]
+
+
+_STARTS: Final = ((RTCRtpSender, "send"), (RTCRtpReceiver, "receive"), (RTCSctpTransport, "start"))
+
+
+def _end_for_good(owner: type[Any], start: str) -> None:
+    """Let nothing start that was stopped before."""
+    stock_start, stock_stop = getattr(owner, start), owner.stop
+
+    @wraps(stock_start)
+    async def guarded_start(self: Any, *arguments: Any) -> None:
+        if not getattr(self, "_was_stopped", False):
+            await stock_start(self, *arguments)
+
+    @wraps(stock_stop)
+    async def guarded_stop(self: Any) -> None:
+        self._was_stopped = True
+        await stock_stop(self)
+
+    setattr(owner, start, guarded_start)
+    owner.stop = guarded_stop
 
 
 _stock_datagram_received: Final = ice.StunProtocol.datagram_received
