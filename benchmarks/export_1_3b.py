@@ -29,7 +29,7 @@ from export.onnx.jobs import Request
 from export.onnx.run import export_pipeline
 from export.onnx.store import EngineStore, Resources
 from streaming.checkpoints.config import WAN_1_3B
-from streaming.engines.units import in_units
+from streaming.memory.units import in_units
 
 SIZE = (128, 192)
 PIPELINE = "longlive"

@@ -47,7 +47,7 @@ from export.nano.measure import (
 from export.nano.vae_training import psnr
 from export.nano.world import PALETTE, Scene, States
 from export.onnx.jobs import Size
-from gateway.serving.triton_session import TritonSession
+from gateway.triton.session import TritonSession
 from streaming.checkpoints.files import VAE_FILES
 from streaming.engines.demo import read_demo
 from streaming.engines.served import InProcess, open_model

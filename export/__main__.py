@@ -20,8 +20,8 @@ from export.onnx.verify import verify_set
 from streaming.checkpoints.files import TRANSFORMER_FILES, VAE_FILES
 from streaming.engines.demo import DEMO_MODELS, read_demo
 from streaming.engines.manifest import Form
-from streaming.engines.units import in_units
 from streaming.errors import WanstreamError
+from streaming.memory.units import in_units
 from streaming.specs import SPECS
 
 

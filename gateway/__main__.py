@@ -30,10 +30,10 @@ from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
 from gateway.serving.load_plans import LoadPlanner
 from gateway.serving.recipes import recipes
-from gateway.serving.triton import TritonServing
+from gateway.triton.serving import TritonServing
 from streaming.engines.demo import demo_adapters
-from streaming.engines.machine import gpu_memory_bytes, torch_has_cuda
 from streaming.errors import WanstreamError
+from streaming.memory.machine import gpu_memory_bytes, torch_has_cuda
 from streaming.specs import SPECS
 
 logger = logging.getLogger("gateway")  # __name__ is "__main__" under `python -m gateway`

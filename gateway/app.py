@@ -12,6 +12,12 @@ from quart_cors import cors
 from quart_schema import HttpSecurityScheme, Info, QuartSchema
 from werkzeug.exceptions import HTTPException
 
+from gateway.access.auth import Access, guard_access
+from gateway.access.base_path import serve_below_path
+from gateway.access.origins import OriginPolicy, guard_origins
+from gateway.access.page_policy import protect_pages
+from gateway.access.post_rate import limit_posts
+from gateway.access.trailing_slash import without_slash
 from gateway.config import Config
 from gateway.errors import ApiError, ValidationFailed
 from gateway.files.assets import Assets
@@ -19,14 +25,7 @@ from gateway.files.loras.loras import Loras
 from gateway.files.models.models import Models
 from gateway.fleet.forwarding import Forwarding, pass_on_to_owners
 from gateway.fleet.owners import Owners
-from gateway.http.auth import Access, guard_access
-from gateway.http.base_path import serve_below_path
-from gateway.http.limited import limit_new_connections
 from gateway.http.openapi import ApiDocument
-from gateway.http.origins import OriginPolicy, guard_origins
-from gateway.http.page_policy import protect_pages
-from gateway.http.post_rate import limit_posts
-from gateway.http.trailing_slash import without_slash
 from gateway.http.uploads import take_bodies_in_pieces
 from gateway.local_video.service import LIBRARIES, LocalVideo
 from gateway.logs import Logs
@@ -63,9 +62,9 @@ from gateway.routes.tempo import tempo_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving.interface import Serving
 from gateway.stream.encoding.encoders import Encoding
-from gateway.stream.file_source import file_attacher
 from gateway.stream.metrics import StreamsCollector
 from gateway.stream.openers import Openers
+from gateway.stream.pictures.file_source import file_attacher
 from gateway.stream.streams import Streams
 from gateway.threads import separate_threads
 from gateway.webrtc.aiortc_patches.consent import install_patient_consent
@@ -167,7 +166,6 @@ def create_app(config: Config, serving: Serving) -> Quart:
     serve_below_path(app, config)
     protect_pages(app, policy, [SCRIPT], [STYLE])
     pass_on_to_owners(app, forwarding)
-    limit_new_connections(app, policy)
     guard_access(app, access, policy, services.pipelines.held_id)
     app = cors(
         app,

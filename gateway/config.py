@@ -160,7 +160,7 @@ class Config:
     opening: str | None = None  # to load once at the start
     pytorch: TorchSettings = field(default_factory=TorchSettings)  # how checkpoints run without engines
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
-    cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.http.origins
+    cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.access.origins
     node: str | None = None  # HOST:PORT of this gateway, as those of `peers` see it
     peers: tuple[str, ...] = ()  # HOST:PORT of all gateways of the fleet, or names that mean them
     base_path: str = ""  # below which the server stands behind a proxy; empty, or "/video"

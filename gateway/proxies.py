@@ -11,7 +11,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 import httpx
 
-from gateway.http.origins import is_loopback
+from gateway.access.origins import is_loopback
 
 _SCHEMES: Final = ("http", "https")
 _VARIABLES: Final = "http_proxy, https_proxy, all_proxy"

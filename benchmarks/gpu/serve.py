@@ -30,7 +30,7 @@ from export.graphs.vae import VaeConfig
 from streaming.checkpoints.config import WAN_1_3B, TransformerConfig
 from streaming.checkpoints.files import VAE_FILES
 from streaming.engines.load_plan import TorchSwitches
-from streaming.engines.machine import gpu_memory_bytes
+from streaming.memory.machine import gpu_memory_bytes
 from streaming.specs import LONGLIVE, TEXT
 
 LIMIT_S = 480.0

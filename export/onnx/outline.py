@@ -18,9 +18,9 @@ from export.onnx.store import EngineStore
 from export.tensorrt.engine_build import build_plan, timing_cache
 from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.engine_set import EngineSet
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import ONNX_FILE, EngineManifest, FileInfo
-from streaming.engines.memory_plan import GPU, MemoryPlan, Placement, memory_plan
+from streaming.memory.machine import Machine
+from streaming.memory.plan import GPU, MemoryPlan, Placement, memory_plan
 from streaming.specs import LoopSpec
 
 _UNKNOWN = ""  # hash of what does not exist

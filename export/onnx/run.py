@@ -54,7 +54,7 @@ from streaming.engines.manifest import (
     fingerprint,
 )
 from streaming.engines.records import EngineError
-from streaming.engines.units import in_units
+from streaming.memory.units import in_units
 from streaming.network.inputs import TensorSpec
 
 # Export needs the weights, the exporter's own tensors, and ONNX Runtime's copy for the parity check.

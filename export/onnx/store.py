@@ -17,11 +17,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from streaming.engines.engine_set import read_engine_set
-from streaming.engines.host_memory import available_memory
 from streaming.engines.manifest import MANIFEST, EngineManifest, check_files, engine_directory, read_manifest
 from streaming.engines.records import EngineError
-from streaming.engines.units import in_units
 from streaming.errors import WanstreamError
+from streaming.memory.host_memory import available_memory
+from streaming.memory.units import in_units
 
 _RESERVE_BYTES = 64 << 20
 

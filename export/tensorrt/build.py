@@ -26,7 +26,6 @@ from export.tensorrt.tensorrt_build import (
     tensorrt_runner,
 )
 from streaming.engines.engine_set import SET, Variant, read_engine_set
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import (
     CPU_PRECISIONS,
     MANIFEST,
@@ -38,10 +37,11 @@ from streaming.engines.manifest import (
     TensorInfo,
     TensorRTBuild,
 )
-from streaming.engines.memory_plan import MemoryPlan, memory_plan, read_manifests
 from streaming.engines.plans import check_plan
 from streaming.engines.records import EngineError
-from streaming.engines.units import in_units
+from streaming.memory.machine import Machine
+from streaming.memory.plan import MemoryPlan, memory_plan, read_manifests
+from streaming.memory.units import in_units
 from streaming.specs import SPECS
 
 Say = Callable[[str], None]

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import ONNX_FILE, PLAN_FILE, BuildOptions, EngineManifest, TensorInfo
 from streaming.engines.records import Record
+from streaming.memory.machine import Machine
 
 Shape = tuple[int, ...]
 _HARDWARE: Final = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}

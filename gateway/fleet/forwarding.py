@@ -10,10 +10,10 @@ from typing import Final
 import httpx
 from quart import Quart, Request, Response, request
 
+from gateway.access.origins import OriginPolicy
 from gateway.errors import ApiError
 from gateway.fleet.owners import Owners
 from gateway.http.limited import limited_body
-from gateway.http.origins import OriginPolicy
 
 _PASSED_ON: Final = "X-Wanstream-Passed-On"  # once is enough: the owner is the one who knows
 _REQUEST_HEADERS: Final = ("Accept", "Authorization", "Content-Type", "Cookie", "If-Match", "Range")

@@ -1,1 +1,1 @@
-"""How a request is read and refused: bodies, queries, names, origins, tokens."""
+"""How a request is read, and refused for its form: bodies, queries, names, files."""

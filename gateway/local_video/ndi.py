@@ -13,7 +13,7 @@ import numpy as np
 
 from gateway.local_video.interface import Availability, LocalVideoError, Receiver, Sender, extra_available
 from gateway.serving.interface import Images
-from gateway.stream.video_input import MAX_PIXELS
+from gateway.stream.pictures.video_input import MAX_PIXELS
 
 _FIND_S: Final = 3.0
 _FPS: Final = 30  # nominal: pictures are sent when they are shown

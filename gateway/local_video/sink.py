@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from gateway.local_video.interface import RETRY_S, Sender
 from gateway.serving.interface import Images
-from gateway.stream.hub import Hub
+from gateway.stream.pictures.hub import Hub
 from gateway.waiting import end
 
 logger = logging.getLogger(__name__)

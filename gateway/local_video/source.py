@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from gateway.local_video.interface import RETRY_S, Receiver
-from gateway.stream.video_input import Feed, shrink
+from gateway.stream.pictures.video_input import Feed, shrink
 
 logger = logging.getLogger(__name__)
 

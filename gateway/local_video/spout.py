@@ -7,7 +7,7 @@ import numpy as np
 
 from gateway.local_video.interface import Availability, LocalVideoError, Receiver, Sender, extra_available
 from gateway.serving.interface import Images
-from gateway.stream.video_input import MAX_PIXELS
+from gateway.stream.pictures.video_input import MAX_PIXELS
 
 ONLY_WINDOWS: Final = "Spout is only available on Windows"
 _HINT: Final = "Run the gateway natively on Windows to share textures through Spout"

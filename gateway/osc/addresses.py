@@ -12,10 +12,10 @@ from typing import Any, Final
 from gateway.errors import ValidationFailed
 from gateway.http.validation import check
 from gateway.osc.wire import Impulse, OscError
-from gateway.stream.parameter_checks import FIELDS, MAX_PROMPTS, MAX_TRANSITION_CHUNKS
+from gateway.stream.parameters.checks import FIELDS, MAX_PROMPTS, MAX_TRANSITION_CHUNKS
+from gateway.stream.parameters.tempo import BPM_RANGE
 from gateway.stream.seat import COMMANDS
 from gateway.stream.streams import ALL
-from gateway.stream.tempo import BPM_RANGE
 
 _STREAM: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _PATTERN: Final = re.compile(r"[*?\[\]{}#,\s]")

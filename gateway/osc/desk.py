@@ -8,7 +8,7 @@ from typing import Any, Final
 from gateway.osc import addresses
 from gateway.osc.addresses import Key
 from gateway.osc.wire import OscError
-from gateway.stream.parameter_checks import MAX_PROMPTS
+from gateway.stream.parameters.checks import MAX_PROMPTS
 
 Values = dict[str, Any]
 

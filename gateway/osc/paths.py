@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gateway.osc.addresses import KEYS, Key
 from gateway.pipelines.state import Pipelines
-from gateway.stream.parameters import ParameterContext, ParameterState, parameters_of
+from gateway.stream.parameters.state import ParameterContext, ParameterState, parameters_of
 from gateway.stream.stream import Stream
 from streaming.specs import SPECS, PipelineSpec
 

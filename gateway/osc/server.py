@@ -16,11 +16,11 @@ from gateway.osc.desk import Desk, Surroundings, Values
 from gateway.osc.limits import Limits
 from gateway.osc.wire import Bundle, Impulse, Message, OscError, decode
 from gateway.pipelines.state import Pipelines
-from gateway.stream.parameter_checks import fold
+from gateway.stream.parameters.checks import fold
+from gateway.stream.parameters.tempo import BPM_RANGE
 from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from gateway.stream.streams import ALL, Streams
-from gateway.stream.tempo import BPM_RANGE
 from gateway.waiting import end
 
 logger = logging.getLogger(__name__)

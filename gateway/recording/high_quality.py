@@ -6,8 +6,8 @@ from typing import Final
 import av
 
 from gateway.stream.encoding.packets import EncodedPicture
-from gateway.stream.hub import Hub
-from gateway.stream.picture import TIME_BASE, Picture
+from gateway.stream.pictures.hub import Hub
+from gateway.stream.pictures.picture import TIME_BASE, Picture
 from gateway.threads import in_encoder_thread
 
 _OPTIONS: Final = {"preset": "veryfast", "crf": "18", "tune": "zerolatency"}  # one packet for each picture

@@ -10,7 +10,7 @@ from gateway.recording.high_quality import HighQualityEncoder
 from gateway.recording.sidecar import FORMAT
 from gateway.recording.take_writer import Limits, Packet, TakeWriter
 from gateway.recording.takes import Takes, take_object
-from gateway.stream.parameters import ChunkParameters
+from gateway.stream.parameters.state import ChunkParameters
 from gateway.stream.stream import Stream
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from gateway.errors import ApiError, Problem
 from gateway.recording.sidecar import Line
-from gateway.stream.parameter_checks import Validated
-from gateway.stream.parameters import ChunkParameters
+from gateway.stream.parameters.checks import Validated
+from gateway.stream.parameters.state import ChunkParameters
 from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from gateway.threads import in_parameter_thread

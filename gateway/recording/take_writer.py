@@ -24,7 +24,7 @@ from av.container import OutputContainer
 from gateway.recording import sidecar
 from gateway.recording.fragments import trim
 from gateway.recording.locks import lock
-from gateway.stream.parameter_checks import IMAGE_KEYS
+from gateway.stream.parameters.checks import IMAGE_KEYS
 
 logger = logging.getLogger(__name__)
 

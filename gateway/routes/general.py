@@ -7,8 +7,8 @@ from pathlib import Path
 from quart import Blueprint, Response, send_from_directory
 from quart_schema import hide, tag, validate_response
 
+from gateway.access.auth import needs
 from gateway.http import bodies
-from gateway.http.auth import needs
 from gateway.http.openapi import answers
 from gateway.local_video.service import LocalVideo
 from gateway.serving.hardware import hardware_info

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from quart import Blueprint
 from quart_schema import tag, validate_response
 
-from gateway.http.auth import needs
+from gateway.access.auth import needs
 from gateway.webrtc.ice.servers import IceServers
 
 

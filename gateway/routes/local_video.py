@@ -6,8 +6,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
+from gateway.access.auth import needs
 from gateway.http import bodies
-from gateway.http.auth import needs
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses
 from gateway.http.validation import Text, check

@@ -6,10 +6,10 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
+from gateway.access.auth import operators_only
 from gateway.errors import ApiError
 from gateway.files.loras.loras import Loras
 from gateway.files.loras.sources import LoraEndpoints, LoraSource
-from gateway.http.auth import operators_only
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses, takes_file
 from gateway.http.query import UploadQuery, file_name

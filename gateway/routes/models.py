@@ -6,9 +6,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
+from gateway.access.auth import operators_only
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.files.models.models import Models
-from gateway.http.auth import operators_only
 from gateway.http.bodies import Message
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses

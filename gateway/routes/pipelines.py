@@ -3,9 +3,9 @@
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
+from gateway.access.auth import Access, operators_only
 from gateway.errors import ApiError, ValidationFailed
 from gateway.http import bodies
-from gateway.http.auth import Access, operators_only
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses
 from gateway.pipelines.load_service import LoadService

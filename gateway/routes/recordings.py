@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
+from gateway.access.auth import needs
 from gateway.errors import ApiError
-from gateway.http.auth import needs
 from gateway.http.file_response import file_response
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses

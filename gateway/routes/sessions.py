@@ -10,7 +10,7 @@ from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.serving.interface import Serving
-from gateway.stream.jpegs import jpeg
+from gateway.stream.pictures.jpegs import jpeg
 from gateway.stream.streams import Streams
 from gateway.threads import in_media_thread
 from gateway.webrtc.sessions import Sessions

@@ -12,17 +12,17 @@ from quart import Blueprint, Response, request
 from quart.blueprints import BlueprintSetupState
 from quart_schema import document_querystring, document_request, document_response, tag
 
+from gateway.access.auth import Access, needs
+from gateway.access.origins import OriginPolicy
 from gateway.errors import ApiError
 from gateway.http import bodies
-from gateway.http.auth import Access, needs
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
-from gateway.http.origins import OriginPolicy
 from gateway.http.query import query_int
 from gateway.http.validation import check
 from gateway.stream.events import listen
-from gateway.stream.jpegs import BOUNDARY, MAX_FPS, Jpegs, jpeg, part
 from gateway.stream.openers import Openers
+from gateway.stream.pictures.jpegs import BOUNDARY, MAX_FPS, Jpegs, jpeg, part
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
 from gateway.threads import in_media_thread

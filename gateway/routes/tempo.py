@@ -9,8 +9,8 @@ from quart_schema import document_request, tag, validate_response
 from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.validation import Integer, Number, check
+from gateway.stream.parameters.tempo import BPM_RANGE, MAX_BEATS_PER_BAR, MODES, SOURCES, TempoSource
 from gateway.stream.streams import Streams
-from gateway.stream.tempo import BPM_RANGE, MAX_BEATS_PER_BAR, MODES, SOURCES, TempoSource
 
 _Bpm = Annotated[Number, Field(ge=BPM_RANGE[0], le=BPM_RANGE[1])]
 

@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, abort, request
 from quart_schema import document_request, tag, validate_response
 
+from gateway.access.auth import Access, needs
 from gateway.fleet.forwarding import Forwarding
 from gateway.http import bodies
-from gateway.http.auth import Access, needs
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.validation import Text, check

@@ -8,9 +8,9 @@ from typing import Any
 from gateway.serving.engine_sets import missing_packages, packages_reason
 from gateway.serving.interface import Availability, ServingError
 from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, require_file
-from streaming.checkpoints.memory import CheckpointSizes
 from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSettings
 from streaming.errors import WanstreamError
+from streaming.memory.checkpoints import CheckpointSizes
 from streaming.specs import LOAD_CHOICES, PipelineSpec, VaeType
 
 _PACKAGES = ("torch", "tokenizers", "ftfy", "safetensors")  # of a pipeline without engines

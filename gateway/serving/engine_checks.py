@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from streaming.engines.engine_set import EngineSet, Variant
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import (
     EngineManifest,
     check_files,
@@ -13,6 +12,7 @@ from streaming.engines.manifest import (
     read_manifest,
 )
 from streaming.engines.plans import check_plan
+from streaming.memory.machine import Machine
 
 _MOVED = "No module named 'streaming."  # an exported model imports ours by name
 

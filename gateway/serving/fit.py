@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from streaming.checkpoints.memory import CheckpointSizes, checkpoint_memory, text_memory
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import LoadPlan, TorchPlan
 from streaming.engines.manifest import EngineManifest
-from streaming.engines.memory_plan import GPU, DoesNotFitError, MemoryPlan, Placement, memory_plan
-from streaming.engines.units import in_units
+from streaming.memory.checkpoints import CheckpointSizes, checkpoint_memory, text_memory
+from streaming.memory.plan import GPU, DoesNotFitError, MemoryPlan, Placement, memory_plan
+from streaming.memory.units import in_units
 from streaming.specs import LoopSpec, PipelineSpec
 
 _MOST_SESSIONS, _MOST_ON_GPU = 8, 64  # however much memory there is

@@ -1,6 +1,6 @@
 """What the gateway needs from the serving side, whoever provides it.
 
-`TritonServing` (`gateway/serving/triton.py`) is the real one. The interface exists so that the gateway's own
+`TritonServing` (`gateway/triton/serving.py`) is the real one. The interface exists so that the gateway's own
 behaviour (states, errors, limits) can be tested with a serving side that is slow or fails on demand.
 """
 

@@ -13,12 +13,12 @@ from gateway.serving.fit import Fit, fit, fit_checkpoint
 from gateway.serving.interface import Availability, ServedEngine, ServedMemory, ServedPlan, ServingError
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TRANSFORMER_FILES
-from streaming.checkpoints.memory import CheckpointSizes, checkpoint_weights
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import Backend, BackendChoice, LoadPlan
 from streaming.engines.manifest import EngineManifest
-from streaming.engines.memory_plan import GPU, IN_PROCESS, MODEL_PROCESSES, Placement
 from streaming.engines.records import EngineError
+from streaming.memory.checkpoints import CheckpointSizes, checkpoint_weights
+from streaming.memory.plan import GPU, IN_PROCESS, MODEL_PROCESSES, Placement
 from streaming.specs import LOAD_CHOICES, LoopSpec, PipelineSpec
 
 

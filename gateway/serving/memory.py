@@ -7,8 +7,8 @@ from typing import Protocol
 
 from gateway.serving.fit import Fit
 from gateway.serving.interface import ServingError
-from streaming.engines.host_memory import available_memory
 from streaming.errors import WanstreamError
+from streaming.memory.host_memory import available_memory
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from typing import Final
 
 from gateway.serving.fit import Fit, fit_checkpoint
 from streaming.checkpoints.files import TRANSFORMER_FILES
-from streaming.checkpoints.memory import CheckpointSizes
 from streaming.engines.load_plan import LoadPlan, TorchPlan
-from streaming.engines.memory_plan import DoesNotFitError
+from streaming.memory.checkpoints import CheckpointSizes
+from streaming.memory.plan import DoesNotFitError
 from streaming.specs import SPECS, VaeType
 
 CARDS_GB: Final = (8, 12, 16, 24, 32, 80)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from gateway.errors import Problem
-from gateway.stream.parameters import ChunkParameters
-from gateway.stream.video_input import Feed
+from gateway.stream.parameters.state import ChunkParameters
+from gateway.stream.pictures.video_input import Feed
 
 Role = Literal["viewer", "controller", "driver"]
 

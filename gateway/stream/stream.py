@@ -13,14 +13,14 @@ from gateway.logs import current_session
 from gateway.pipelines.state import Pipelines
 from gateway.stream.access import StreamTokens
 from gateway.stream.encoding.encoders import Encoders, Encoding
-from gateway.stream.hub import Hub
-from gateway.stream.parameter_checks import Validated
-from gateway.stream.parameter_news import ParameterNews
-from gateway.stream.parameters import ParameterState, check_messages
+from gateway.stream.parameters.checks import Validated
+from gateway.stream.parameters.news import ParameterNews
+from gateway.stream.parameters.quantizer import Quantizer
+from gateway.stream.parameters.state import ParameterState, check_messages
 from gateway.stream.parts import Control, Listener, Sink, Source, parameter_error
-from gateway.stream.quantizer import Quantizer
+from gateway.stream.pictures.hub import Hub
+from gateway.stream.pictures.video_input import Feed, VideoInput
 from gateway.stream.seat import COMMANDS, Drivers, Seat
-from gateway.stream.video_input import Feed, VideoInput
 from gateway.stream.worker import StreamObserver, StreamStoppedError, StreamWorker
 from gateway.threads import in_parameter_thread
 

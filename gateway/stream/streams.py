@@ -18,10 +18,10 @@ from gateway.pipelines.state import Loaded, Pipelines
 from gateway.stream.access import StreamTokens
 from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.encoding.rate import RateLimits
-from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.parameters.state import ParameterContext, ParameterState
+from gateway.stream.parameters.tempo import Tempo
 from gateway.stream.seat import Drivers
 from gateway.stream.stream import Stream
-from gateway.stream.tempo import Tempo
 from gateway.stream.worker import StreamObserver
 from gateway.threads import in_parameter_thread
 from streaming.specs import PipelineSpec

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from gateway.errors import Problem
 from gateway.pipelines.state import Loaded, NothingLoaded, Pipelines, State
 from gateway.serving.interface import Chunk, ChunkFailed, Images, ServingLost, ServingSession
-from gateway.stream.hub import Hub
-from gateway.stream.parameters import ChunkParameters, ParameterState
+from gateway.stream.parameters.state import ChunkParameters, ParameterState
 from gateway.stream.parts import Listener, parameter_error
-from gateway.stream.video_input import VideoInput, stack
+from gateway.stream.pictures.hub import Hub
+from gateway.stream.pictures.video_input import VideoInput, stack
 from gateway.threads import in_media_thread
 from gateway.waiting import within
 from streaming.specs import PipelineSpec

@@ -10,9 +10,9 @@ from aiortc import RTCConfiguration, RTCRtpTransceiver
 from gateway.errors import ApiError, Problem
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parts import parameter_error
+from gateway.stream.pictures.video_input import Feed
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
-from gateway.stream.video_input import Feed
 from gateway.webrtc.aiortc_patches.decoding import DecodedVideo
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.signalling import Offer

@@ -12,10 +12,10 @@ from typing import Any, Final
 from quart import Blueprint, Request, Response, request
 from quart_schema import hide
 
+from gateway.access.auth import Access, needs
+from gateway.access.origins import OriginPolicy
 from gateway.errors import ApiError
-from gateway.http.auth import Access, needs
 from gateway.http.limited import limited_body
-from gateway.http.origins import OriginPolicy
 from gateway.stream.access import Grant
 from gateway.stream.streams import MAIN
 from gateway.webrtc.ice.servers import IceServers

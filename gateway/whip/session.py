@@ -8,8 +8,8 @@ from typing import Final, Generic, TypeVar
 
 from aiortc import RTCConfiguration, RTCRtpTransceiver
 
+from gateway.access.post_rate import Allowance
 from gateway.errors import ApiError
-from gateway.http.limited import Allowance
 from gateway.waiting import within
 from gateway.webrtc.candidates import MAX_CANDIDATES
 from gateway.webrtc.connection import Connection

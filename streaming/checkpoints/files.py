@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from streaming.checkpoints.config import WAN_1_3B, WAN_14B, TransformerConfig
-from streaming.engines.stand_ins import stand_in
+from streaming.checkpoints.stand_ins import stand_in
 from streaming.errors import WanstreamError
 from streaming.specs import VaeType
 

@@ -6,9 +6,9 @@ TensorRT refuses a foreign plan too, but says neither what it was built for nor 
 import re
 from pathlib import Path
 
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import EngineManifest, TensorRTBuild, sha256
 from streaming.engines.records import EngineError
+from streaming.memory.machine import Machine
 
 
 def rebuild_command(manifest: EngineManifest) -> str:

@@ -22,7 +22,6 @@ from streaming.engines.engine import (
 from streaming.engines.engine_config import engine_config
 from streaming.engines.engine_set import SET, TOKENIZER, VaeSet, read_engine_set
 from streaming.engines.load_plan import LoadPlan
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import (
     ONNX_FILE,
     EngineManifest,
@@ -37,6 +36,7 @@ from streaming.engines.manifest import (
 from streaming.engines.on_demand import EngineOnDemand
 from streaming.engines.plans import check_plan
 from streaming.engines.records import EngineError
+from streaming.memory.machine import Machine
 from streaming.network.inputs import group_of
 from streaming.network.model import StreamModel
 from streaming.network.transformer import ModelSizes

@@ -18,8 +18,8 @@ import pytest_asyncio
 from PIL import Image
 
 from export.onnx.store import EngineStore
-from gateway.stream.parameter_checks import FIELDS, TIMING, WISHES
-from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.parameters.checks import FIELDS, TIMING, WISHES
+from gateway.stream.parameters.state import ParameterContext, ParameterState
 from gateway.stream.seat import COMMANDS
 from streaming.engines.engine_set import EngineSet, read_engine_set
 from streaming.engines.served import InProcess, open_model

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.stream.parameter_checks import FIELDS
+from gateway.stream.parameters.checks import FIELDS
 from tests.engines import SIZE
 from tests.server.gateway_calls import load, pipeline_status, session_parameters, sessions
 from tests.server.peer import Peer, until

@@ -13,8 +13,8 @@ import tritonclient.grpc.aio as triton_aio
 from export.onnx.store import EngineStore
 from gateway.embedded.server import EmbeddedTriton
 from streaming.engines.engine_set import EngineSet, read_engine_set
-from streaming.engines.memory_plan import IN_PROCESS, memory_plan, read_manifests
 from streaming.engines.served import InProcess, open_model, with_choices
+from streaming.memory.plan import IN_PROCESS, memory_plan, read_manifests
 from streaming.specs import SPECS
 from streaming.triton.model_pipeline import ModelPipeline, ModelStream
 from tests.engines import SIZE, load_plan

@@ -10,7 +10,7 @@ import pytest
 from export.onnx.store import EngineStore
 from gateway.serving.fit import fit
 from streaming.engines.engine_set import read_engine_set
-from streaming.engines.memory_plan import IN_PROCESS, memory_plan, read_manifests
+from streaming.memory.plan import IN_PROCESS, memory_plan, read_manifests
 from streaming.specs import STREAMDIFFUSIONV2, TEXT, OnPromptChange
 from tests.engines import SIZE
 from tests.server.gateway_calls import load, session_parameters, sessions

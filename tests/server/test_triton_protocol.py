@@ -17,8 +17,8 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.leftovers import SHARED_MEMORY
 from gateway.embedded.server import EmbeddedTriton
-from gateway.serving.shared_frames import SharedFrames
-from gateway.serving.triton_session import TritonSession
+from gateway.triton.session import TritonSession
+from gateway.triton.shared_frames import SharedFrames
 from streaming.triton.protocol import ErrorKind, decode_error
 from tests.server.scripted_pipeline import CHUNKS, LABEL, RESET
 from tests.server.triton_fixtures import (

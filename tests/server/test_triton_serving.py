@@ -10,7 +10,7 @@ import pytest
 from gateway.embedded.leftovers import SHARED_MEMORY
 from gateway.embedded.server import EmbeddedTriton, model_repository
 from gateway.serving.interface import ChunkFailed, Images
-from gateway.serving.triton import TritonServing
+from gateway.triton.serving import TritonServing
 from streaming.specs import SPECS
 
 PASSTHROUGH = SPECS["passthrough"]

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from gateway.embedded.server import EmbeddedTriton
 from gateway.serving.interface import Chunk, ServingLost
-from gateway.serving.triton_session import TritonSession
+from gateway.triton.session import TritonSession
 from tests.server.scripted_pipeline import CHUNKS, LABEL
 from tests.server.triton_fixtures import (
     SCRIPTED,

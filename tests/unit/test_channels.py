@@ -13,8 +13,8 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection
 
 from gateway.errors import Problem
 from gateway.pipelines.state import Pipelines
-from gateway.stream.parameter_checks import ParameterContext, Validated, newest_values
-from gateway.stream.parameters import ParameterState, check_messages
+from gateway.stream.parameters.checks import ParameterContext, Validated, newest_values
+from gateway.stream.parameters.state import ParameterState, check_messages
 from gateway.stream.stream import Stream
 from gateway.webrtc.channels import Channels, Message
 from streaming.specs import SPECS

@@ -15,7 +15,8 @@ from export.graphs.vae_graphs import DecoderGraph, EncoderGraph
 from export.pytorch.pipeline import load_pipeline
 from gateway.serving.fit import Fit, fit_checkpoint
 from streaming.checkpoints.config import WAN_1_3B, WAN_14B, TransformerConfig
-from streaming.checkpoints.memory import (
+from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSwitches
+from streaming.memory.checkpoints import (
     UMT5_XXL_PARAMETERS,
     VAE_SIZES,
     CheckpointSizes,
@@ -23,8 +24,7 @@ from streaming.checkpoints.memory import (
     checkpoint_weights,
     transformer_parameters,
 )
-from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSwitches
-from streaming.engines.memory_plan import DoesNotFitError, MemoryPlan
+from streaming.memory.plan import DoesNotFitError, MemoryPlan
 from streaming.specs import LONGLIVE, SPECS, CachedKeys, OnPromptChange, VaeType
 from streaming.triton.model_pipeline import ModelStream
 from tests.checkpoints import torch_load_plan, write_small

@@ -15,7 +15,7 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 
-from gateway.stream.video_input import VideoInput, fit
+from gateway.stream.pictures.video_input import VideoInput, fit
 from gateway.webrtc.aiortc_patches.decoding import (
     MAX_PIXELS,
     DecodedVideo,

@@ -16,7 +16,7 @@ from gateway.stream.encoding.encoders import Encoders, Encoding
 from gateway.stream.encoding.observer import Unobserved
 from gateway.stream.encoding.packets import PacketQueue
 from gateway.stream.encoding.rate import LinkRate
-from gateway.stream.hub import Hub
+from gateway.stream.pictures.hub import Hub
 from tests.server.peer import until
 
 TARGET = Bitrate(5_000_000, 7_000_000, 10_000_000)

@@ -40,7 +40,6 @@ from export.tensorrt.tensorrt_build import (
 )
 from streaming.engines.engine import Engine, OrtEngine
 from streaming.engines.engine_set import EngineSet, read_engine_set
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import (
     CONFIG,
     CPU_PRECISIONS,
@@ -53,6 +52,7 @@ from streaming.engines.manifest import (
 from streaming.engines.manifest import MANIFEST as ENGINE_MANIFEST
 from streaming.engines.plans import check_plan
 from streaming.engines.records import EngineError
+from streaming.memory.machine import Machine
 from tests.engines import SIZE
 from tests.server.reference_engine import ReferenceEngine
 from tests.unit.test_repository import MANIFEST, TWO_PROFILES

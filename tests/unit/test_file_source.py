@@ -13,8 +13,8 @@ import pytest
 from benchmarks.frame_numbers import NumberedVideo, luma_of, read_number
 from gateway.errors import ApiError
 from gateway.serving.interface import Images
-from gateway.stream.file_source import FileSource, open_file
-from gateway.stream.video_input import VideoInput
+from gateway.stream.pictures.file_source import FileSource, open_file
+from gateway.stream.pictures.video_input import VideoInput
 from tests.server.peer import until
 
 COUNT = 12

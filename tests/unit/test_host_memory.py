@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from streaming.engines.host_memory import available_memory
+from streaming.memory.host_memory import available_memory
 
 MB = 1 << 20
 MACHINE_MB = 8000

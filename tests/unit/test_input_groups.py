@@ -23,9 +23,9 @@ from streaming.cache.attention_bias import visible
 from streaming.conditioning.conditions import Conditions
 from streaming.engines.engine import OrtEngine, TorchEngine
 from streaming.engines.manifest import AxisRange
-from streaming.engines.memory_plan import activation_bytes
 from streaming.engines.records import EngineError
 from streaming.engines.served import require_known_inputs
+from streaming.memory.plan import activation_bytes
 from streaming.network.inputs import GROUPS, InputGroup, TensorSpec, group_of
 from streaming.network.transformer import TransformerCall
 from streaming.specs import KREA_REALTIME_VIDEO

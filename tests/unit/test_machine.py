@@ -7,7 +7,7 @@ import pynvml
 import pytest
 
 from streaming.engines import machine
-from streaming.engines.machine import Machine, gpu_memory_bytes
+from streaming.memory.machine import Machine, gpu_memory_bytes
 
 
 class Cuda:

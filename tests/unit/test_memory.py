@@ -14,7 +14,7 @@ from gateway.serving.load_plans import EngineLoad
 from gateway.serving.memory import Memory
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import EngineManifest
-from streaming.engines.memory_plan import (
+from streaming.memory.plan import (
     GPU,
     IN_PROCESS,
     MODEL_PROCESSES,

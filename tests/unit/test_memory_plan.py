@@ -11,7 +11,8 @@ from torch import Tensor
 from export.onnx.store import EngineStore
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import BuildOptions, TensorRTBuild
-from streaming.engines.memory_plan import (
+from streaming.engines.served import InProcess, open_model
+from streaming.memory.plan import (
     GPU,
     IN_PROCESS,
     MODEL_PROCESSES,
@@ -21,7 +22,6 @@ from streaming.engines.memory_plan import (
     memory_plan,
     read_manifests,
 )
-from streaming.engines.served import InProcess, open_model
 from streaming.specs import LONGLIVE
 from streaming.triton.model_pipeline import ModelPipeline, ModelStream
 from tests.engines import SIZE

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.access.origins import Caller, OriginPolicy
 from gateway.config import Config, Secrets
-from gateway.http.origins import Caller, OriginPolicy
 from streaming.errors import WanstreamError
 
 STRANGER = "https://evil.example"

@@ -21,11 +21,11 @@ from gateway.osc.limits import PER_ADDRESS, TOTAL, Limits
 from gateway.osc.server import OscServer
 from gateway.osc.wire import Impulse, OscError
 from gateway.pipelines.state import Pipelines
-from gateway.stream.parameter_checks import FIELDS, WISHES
-from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.parameters.checks import FIELDS, WISHES
+from gateway.stream.parameters.state import ParameterContext, ParameterState
+from gateway.stream.parameters.tempo import Tempo
 from gateway.stream.seat import COMMANDS
 from gateway.stream.stream import Stream
-from gateway.stream.tempo import Tempo
 from streaming.errors import WanstreamError
 from streaming.specs import LONGLIVE
 from tests.server.peer import until

@@ -17,7 +17,7 @@ from gateway.serving.fit import Fit
 from gateway.serving.interface import ServingError
 from gateway.serving.load_plans import EngineLoad
 from gateway.serving.memory import Memory
-from streaming.engines.memory_plan import DoesNotFitError
+from streaming.memory.plan import DoesNotFitError
 from streaming.specs import SPECS
 from tests.engines import load_plan, small_request
 

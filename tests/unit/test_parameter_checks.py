@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gateway.http.strict_json import JsonError
-from gateway.stream.parameter_checks import ParameterContext, parse_message, validate
-from gateway.stream.parameters import ParameterState
+from gateway.stream.parameters.checks import ParameterContext, parse_message, validate
+from gateway.stream.parameters.state import ParameterState
 from streaming.specs import KREA_REALTIME_VIDEO, LONGLIVE, PASSTHROUGH, SPECS, PipelineSpec
 
 NOWHERE = Path("/nonexistent")

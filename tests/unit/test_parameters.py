@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ApiError, ValidationFailed
-from gateway.stream.parameter_checks import ParameterContext
-from gateway.stream.parameters import ChunkParameters, ParameterState, normalised
+from gateway.stream.parameters.checks import ParameterContext
+from gateway.stream.parameters.state import ChunkParameters, ParameterState, normalised
 from streaming.specs import KREA_REALTIME_VIDEO, LONGLIVE, MEMFLOW, PASSTHROUGH, PipelineSpec
 
 NOWHERE = Path("/nonexistent")

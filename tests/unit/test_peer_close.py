@@ -12,7 +12,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection
 from gateway.pipelines.load_params import LoadRequest
 from gateway.pipelines.state import Pipelines
 from gateway.stream.encoding.codecs import VideoEncoder
-from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.parameters.state import ParameterContext, ParameterState
 from gateway.stream.stream import Stream
 from gateway.webrtc.aiortc_patches.sender import install_sender
 from gateway.webrtc.candidates import CandidateFilter

@@ -1,6 +1,6 @@
 """How often one address may ask for connections."""
 
-from gateway.http.post_rate import POSTS_PER_SECOND, PostRate
+from gateway.access.post_rate import POSTS_PER_SECOND, PostRate
 
 
 class Clock:

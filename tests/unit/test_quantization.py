@@ -25,9 +25,9 @@ from export.onnx.verify import verify_set
 from export.tensorrt.build import Build
 from export.tensorrt.tensorrt_build import TOLERANCES, BuildError
 from streaming.engines.engine_set import EngineSet
-from streaming.engines.machine import Machine
 from streaming.engines.manifest import ONNX_FILE, BuildOptions, EngineManifest
-from streaming.engines.memory_plan import GPU, memory_plan
+from streaming.memory.machine import Machine
+from streaming.memory.plan import GPU, memory_plan
 from tests.engines import small_request
 from tests.unit.test_engine_build import Gpu
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from gateway.__main__ import main
 from gateway.serving.recipes import CARDS_GB, SIZES, fit_on_card
 from streaming.checkpoints.files import TRANSFORMER_FILES
-from streaming.engines.memory_plan import DoesNotFitError
+from streaming.memory.plan import DoesNotFitError
 from streaming.specs import VaeType
 
 DOCS = Path(__file__).parents[2] / "docs" / "gpu.md"

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.pipelines.schemas import pipeline_schema
 from gateway.serving.interface import Availability
-from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.parameters.state import ParameterContext, ParameterState
 from streaming.specs import TEXT, VIDEO, CachedKeys, LoopSpec, OnPromptChange, PipelineSpec, SizeRange
 from streaming.triton.model_pipeline import ModelStream
 from tests.tiny_pipeline import camera, chunk, tiny_pipeline

@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.leftovers import SHARED_MEMORY
 from gateway.serving import shared_frames
-from gateway.serving.shared_frames import SharedFrames, explain_full_memory
+from gateway.triton.shared_frames import SharedFrames, explain_full_memory
 
 FULL = (
     "Unable to initialize shared memory key 'wanstream_1' to requested size (67108864 bytes). If you are "

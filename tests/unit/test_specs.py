@@ -98,11 +98,11 @@ def test_specs_can_be_keys() -> None:
     [
         (
             "streaming.specs, gateway.pipelines.schemas, gateway.pipelines.load_params,"
-            "gateway.stream.parameters",
+            "gateway.stream.parameters.state",
             {"torch", "quart", "tritonclient"},
         ),
         (
-            "gateway.stream.stream, gateway.stream.hub, gateway.stream.parts",
+            "gateway.stream.stream, gateway.stream.pictures.hub, gateway.stream.parts",
             {"torch", "aiortc", "tritonclient"},
         ),
     ],

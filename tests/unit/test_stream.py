@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from gateway.pipelines.state import Pipelines
-from gateway.stream.parameters import ParameterContext, ParameterState
+from gateway.stream.parameters.state import ParameterContext, ParameterState
 from gateway.stream.parts import Role
+from gateway.stream.pictures.video_input import Feed
 from gateway.stream.stream import Stream
-from gateway.stream.video_input import Feed
 from streaming.specs import SPECS
 from tests.server.peer import until
 from tests.unit.test_peer_close import Nobody

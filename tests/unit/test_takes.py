@@ -15,7 +15,7 @@ import pytest
 from gateway.errors import ApiError
 from gateway.recording.take_writer import DISK_FULL, Limits
 from gateway.recording.takes import INTERRUPTED, Takes
-from gateway.stream.file_source import open_file
+from gateway.stream.pictures.file_source import open_file
 from tests.takes import SIZE, Writing, encoded, shown, steady
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.stream.quantizer import Quantizer
-from gateway.stream.tempo import Tempo
+from gateway.stream.parameters.quantizer import Quantizer
+from gateway.stream.parameters.tempo import Tempo
 from tests.server.peer import until
 from tests.unit.test_osc_server import RecordedStream
 from tests.unit.test_stream import RecordedControl

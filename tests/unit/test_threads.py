@@ -10,7 +10,7 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 
 from gateway.stream.encoding.encoders import Encoders, Encoding
-from gateway.stream.hub import Hub
+from gateway.stream.pictures.hub import Hub
 from gateway.threads import separate_threads
 from gateway.webrtc.aiortc_patches.sender import install_sender
 from gateway.webrtc.track import EncodedTrack

@@ -10,8 +10,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from gateway.embedded.server import EmbeddedTriton, EmbeddedTritonError, model_repository
 from gateway.serving.interface import ServingError, ServingLost
-from gateway.serving.triton_models import NoAnswerError, answer_of
-from gateway.serving.triton_server import TritonServer
+from gateway.triton.models import NoAnswerError, answer_of
+from gateway.triton.server import TritonServer
 from tests.server.peer import until
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.stream.encoding.codecs import CODECS, VideoEncoder
-from gateway.stream.hub import Hub, Sink
-from gateway.stream.picture import Picture, YuvConverter
-from gateway.stream.video_input import VideoInput, choose, stack
+from gateway.stream.pictures.hub import Hub, Sink
+from gateway.stream.pictures.picture import Picture, YuvConverter
+from gateway.stream.pictures.video_input import VideoInput, choose, stack
 
 BITRATE = 1_000_000
 

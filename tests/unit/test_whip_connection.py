@@ -6,7 +6,7 @@ import pytest
 from aiortc import AudioStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import SessionDescription
 
-from gateway.http.limited import Allowance
+from gateway.access.post_rate import Allowance
 from gateway.logs import redact
 from gateway.webrtc.aiortc_patches.guards import GuardedConnection, install_guards
 from gateway.webrtc.connection import Connection

@@ -8,7 +8,7 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 
 from gateway.http.validation import quoted
-from streaming.engines.stand_ins import stand_in
+from streaming.checkpoints.stand_ins import stand_in
 
 # The library allows 100 MB, from which it makes 1.6 GB of objects at worst, and holds Python's lock for five
 # seconds meanwhile; 10 MB cost at most 170 MB and 0.7 s. Real headers are far below 1 MB, with a training's

@@ -20,7 +20,7 @@ from gateway.files.models.artifacts import ARTIFACTS, MIRROR, UPSTREAM, Artifact
 from gateway.files.models.hub import INCOMPLETE, Hub, HubError, HubFile, HubUnreachableError
 from gateway.http.paths import PathNotAllowedError, resolve_inside
 from gateway.http.validation import quoted
-from streaming.engines.stand_ins import stand_in
+from streaming.checkpoints.stand_ins import stand_in
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS, PipelineSpec
 

@@ -17,7 +17,7 @@ import av
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 
-from gateway.stream.picture import TIME_BASE
+from gateway.stream.pictures.picture import TIME_BASE
 
 if TYPE_CHECKING:
     VideoPacket = av.Packet[av.VideoStream]

@@ -14,8 +14,8 @@ from gateway.stream.encoding.codecs import CODECS, VideoEncoder, VideoPacket
 from gateway.stream.encoding.observer import EncodingObserver, Unobserved
 from gateway.stream.encoding.packets import EncodedPicture, PacketQueue
 from gateway.stream.encoding.rate import LinkRate, RateLimits
-from gateway.stream.hub import Hub
-from gateway.stream.picture import Picture, PictureTooSmall
+from gateway.stream.pictures.hub import Hub
+from gateway.stream.pictures.picture import Picture, PictureTooSmall
 from gateway.threads import in_encoder_thread
 from gateway.waiting import end
 

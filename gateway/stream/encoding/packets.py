@@ -11,7 +11,7 @@ from gateway.stream.encoding.codecs import VideoPacket
 from gateway.stream.encoding.health import Health
 from gateway.stream.encoding.observer import EncodingObserver
 from gateway.stream.encoding.rate import LinkRate
-from gateway.stream.picture import CLOCK_RATE
+from gateway.stream.pictures.picture import CLOCK_RATE
 
 _MAX_PACKETS: Final = 60
 _MAX_TICKS: Final = CLOCK_RATE  # of the oldest packet to the newest: one second

@@ -23,7 +23,7 @@ from aiortc.rtcrtpreceiver import RemoteStreamTrack
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 
-from gateway.stream.video_input import MAX_PIXELS, Feed, fit
+from gateway.stream.pictures.video_input import MAX_PIXELS, Feed, fit
 from gateway.webrtc.aiortc_patches.members import require_members
 
 logger = logging.getLogger(__name__)

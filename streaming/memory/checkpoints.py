@@ -14,7 +14,7 @@ from typing import Final
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TEXT_ENCODER, TRANSFORMER_FILES, VAE_FILES, read_config
 from streaming.engines.load_plan import TorchPlan, TorchPrecision
-from streaming.engines.memory_plan import HIDDEN_TENSORS, MemoryPlan, Placement, session_parts
+from streaming.memory.plan import HIDDEN_TENSORS, MemoryPlan, Placement, session_parts
 from streaming.specs import LoopSpec, OnPromptChange, VaeType
 
 ITEM_BYTES: Final[dict[TorchPrecision, int]] = {"fp32": 4, "bf16": 2}

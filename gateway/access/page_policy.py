@@ -12,7 +12,7 @@ from typing import Final
 
 from quart import Quart, Response
 
-from gateway.http.origins import OriginPolicy
+from gateway.access.origins import OriginPolicy
 
 # WebRTC needs no entry; `blob:` is for films that the user chose, `data:` for icons of Swagger UI.
 _SOURCES: Final = (

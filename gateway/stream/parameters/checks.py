@@ -1,6 +1,6 @@
 """Live parameters: one validator for `initialParameters` and for data-channel messages (api.md 9.3).
 
-What becomes of valid values over time is in `parameters`.
+What becomes of valid values over time is in `state`.
 """
 
 import functools
@@ -19,8 +19,8 @@ from gateway.files.media import IMAGE_SUFFIXES, image_pixels
 from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.http.strict_json import JsonError, parse_json
 from gateway.http.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
-from gateway.stream.prompt_hints import PLAIN_WORDS, hint_at
-from gateway.stream.tempo import MAX_LOOKAHEAD_MS, QuantizeMode
+from gateway.stream.parameters.prompt_hints import PLAIN_WORDS, hint_at
+from gateway.stream.parameters.tempo import MAX_LOOKAHEAD_MS, QuantizeMode
 from streaming.specs import Interpolation, PipelineSpec
 
 MAX_PROMPTS: Final = 16

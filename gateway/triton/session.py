@@ -17,7 +17,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.serving.interface import Chunk, ChunkFailed, Images, ServingError, ServingLost
-from gateway.serving.shared_frames import SharedFrames, explain_full_memory
+from gateway.triton.shared_frames import SharedFrames, explain_full_memory
 from gateway.waiting import within
 from streaming.triton.protocol import (
     CHUNK_LIMIT_S,

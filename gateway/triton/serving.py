@@ -1,6 +1,6 @@
 """Triton as the serving side: which models a pipeline needs, one sequence per session, recovery.
 
-Only the modules `triton*` and `shared_frames` import tritonclient.
+Only this package imports tritonclient.
 """
 
 import asyncio
@@ -34,8 +34,7 @@ from gateway.serving.interface import (
 )
 from gateway.serving.load_plans import EngineLoad, LoadPlanner
 from gateway.serving.memory import Memory
-from gateway.serving.shared_frames import SharedFrames
-from gateway.serving.triton_models import (
+from gateway.triton.models import (
     LOADING,
     READY,
     NoAnswerError,
@@ -46,13 +45,14 @@ from gateway.serving.triton_models import (
     unload_model,
     why_not_served,
 )
-from gateway.serving.triton_server import TritonServer
-from gateway.serving.triton_session import TritonSession, dead_models, user_text
+from gateway.triton.server import TritonServer
+from gateway.triton.session import TritonSession, dead_models, user_text
+from gateway.triton.shared_frames import SharedFrames
 from gateway.waiting import end, to_the_end, within
 from streaming.engines.engine_config import engine_config
 from streaming.engines.load_plan import BackendChoice, LoadPlan
-from streaming.engines.machine import gpu_memory_bytes
 from streaming.engines.manifest import CONFIG, EngineManifest
+from streaming.memory.machine import gpu_memory_bytes
 from streaming.specs import SPECS, PipelineSpec
 from streaming.triton.model_config import MODEL_SOURCE, pipeline_config
 

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from gateway.embedded.server import EmbeddedTriton
 from gateway.proxies import grpc_proxy_allowed
 from gateway.serving.interface import ServingError
-from gateway.serving.triton_models import NoAnswerError, answer_of
+from gateway.triton.models import NoAnswerError, answer_of
 from gateway.waiting import end, within
 from streaming.errors import WanstreamError
 

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from quart import Quart, request
 
+from gateway.access.origins import OriginPolicy
 from gateway.errors import ApiError
-from gateway.http.origins import OriginPolicy
 
 POSTS_PER_SECOND: Final = 10
 _MAX_ADDRESSES: Final = 4096
@@ -16,35 +15,43 @@ _OFFERS: Final = "/api/v1/webrtc/offer"
 _PROTOCOLS: Final = ("/whip", "/whep", "/api/v1/whip", "/api/v1/whep")
 
 
-@dataclass(slots=True)
-class _Bucket:
-    left: float
-    at: float  # monotonic seconds
+class Allowance:
+    """So many per second for long, as many at once."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        self._left = per_second
+        self._at = clock()
+
+    def take(self) -> bool:
+        """Whether one more is allowed now."""
+        now = self._clock()
+        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class PostRate:
-    """A bucket of requests for each address, which fills again by and by."""
+    """An `Allowance` for each address; the one that was not heard for the longest time is forgotten first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[str, _Bucket] = {}
+        self._allowances: dict[str, Allowance] = {}
 
     def __len__(self) -> int:
-        return len(self._buckets)
+        return len(self._allowances)
 
     def take(self, address: str) -> bool:
         """Whether `address` may make another request now."""
-        now = self._clock()
-        bucket = self._buckets.pop(address, None) or _Bucket(POSTS_PER_SECOND, now)
-        bucket.left = min(POSTS_PER_SECOND, bucket.left + (now - bucket.at) * POSTS_PER_SECOND)
-        bucket.at = now
-        self._buckets[address] = bucket  # the last one now
-        if len(self._buckets) > _MAX_ADDRESSES:
-            del self._buckets[next(iter(self._buckets))]
-        if bucket.left < 1:
-            return False
-        bucket.left -= 1
-        return True
+        allowance = self._allowances.pop(address, None) or Allowance(POSTS_PER_SECOND, self._clock)
+        self._allowances[address] = allowance  # the last one now
+        if len(self._allowances) > _MAX_ADDRESSES:
+            del self._allowances[next(iter(self._allowances))]
+        return allowance.take()
 
 
 def limit_posts(app: Quart, policy: OriginPolicy) -> None:

@@ -9,10 +9,10 @@ from typing import Any, Final, TypeVar
 
 from quart import Quart, Request, Response, current_app, request
 
+from gateway.access.origins import OriginPolicy
 from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.http.openapi import refuses
-from gateway.http.origins import OriginPolicy
 from gateway.stream.access import Grant, equal
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams

@@ -1,6 +1,6 @@
 """The parameters of one session over time. Nobody else keeps them: every chunk is told all that is in force.
 
-Which values are valid is in `parameter_checks`.
+Which values are valid is in `checks`.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 from gateway.errors import Problem, ValidationFailed
 from gateway.http.strict_json import JsonError
 from gateway.http.validation import located
-from gateway.stream.parameter_checks import (
+from gateway.stream.parameters.checks import (
     IMAGE_KEYS,
     LIVE,
     TIMING,
@@ -23,7 +23,7 @@ from gateway.stream.parameter_checks import (
     require_pipeline,
     validate,
 )
-from gateway.stream.prompt_hints import PLAIN_WORDS
+from gateway.stream.parameters.prompt_hints import PLAIN_WORDS
 from streaming.specs import TEXT, PipelineSpec
 
 __all__ = [

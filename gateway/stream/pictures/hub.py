@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gateway.serving.interface import Images
-from gateway.stream.picture import CLOCK_RATE, Picture, YuvConverter
+from gateway.stream.pictures.picture import CLOCK_RATE, Picture, YuvConverter
 from gateway.waiting import within
 
 _START_FPS = 30.0

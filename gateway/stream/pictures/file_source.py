@@ -18,8 +18,8 @@ from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.http.validation import FilePath, check, quoted
 from gateway.serving.interface import Images
 from gateway.stream.openers import Attach
+from gateway.stream.pictures.video_input import MAX_PIXELS, Feed, Size, shrink
 from gateway.stream.stream import Stream
-from gateway.stream.video_input import MAX_PIXELS, Feed, Size, shrink
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from gateway.stream.parameter_checks import TIMING, WISHES, fold
+from gateway.stream.parameters.checks import TIMING, WISHES, fold
+from gateway.stream.parameters.tempo import QuantizeMode, Tempo
 from gateway.stream.parts import Control
-from gateway.stream.tempo import QuantizeMode, Tempo
 
 _AT_ONCE: Final = TIMING | WISHES | {"paused", "pipeline_ids", "recording"}
 

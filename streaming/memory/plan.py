@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import ITEM_BYTES, EngineManifest, read_manifest
-from streaming.engines.units import in_units
 from streaming.errors import WanstreamError
+from streaming.memory.units import in_units
 from streaming.network.inputs import NEW_KV, NEW_VAE_CACHE, VAE_CACHE, group_of, stem_of
 from streaming.specs import LoopSpec, OnPromptChange
 

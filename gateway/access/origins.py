@@ -83,13 +83,6 @@ class OriginPolicy:
         """The listed origins as browsers spell them."""
         return sorted(self._listed)
 
-    def address(self, incoming: Request) -> str:
-        """Where a request comes from, as far as trusted proxies tell."""
-        client = _address(incoming.remote_addr)
-        trusted = client is not None and any(client in network for network in self._proxies)
-        forwarded = _nearest(incoming.headers.get("X-Forwarded-For")) if trusted else ""
-        return forwarded or str(client or incoming.remote_addr)
-
     def caller(self, incoming: Request) -> Caller:
         """Who sent a request."""
         client = _address(incoming.remote_addr)

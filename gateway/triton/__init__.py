@@ -1,0 +1,1 @@
+"""Triton, which makes chunks: connection, models, a sequence per stream, pictures through shared memory."""

@@ -1,0 +1,1 @@
+"""How much memory a load takes, and how much this machine has."""
