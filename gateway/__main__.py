@@ -84,8 +84,7 @@ def main(
     try:
         given = {key: value for key, value in options.items() if value is not None}
         config = Config.from_env()
-        offered = [demo_adapters()] if config.demo and demo_adapters().is_dir() else []
-        directories = config.directories.with_loras([*lora_dirs, *offered])
+        directories = config.directories.with_loras([*lora_dirs, *offered_loras(config)])
         commit = git_commit() if config.git_commit == "unknown" else config.git_commit
         config = dataclasses.replace(config, directories=directories, git_commit=commit, **given)
         if reload:
@@ -127,6 +126,11 @@ def git_commit() -> str:
     prefix, _, commit = found.stdout.strip().partition("\n")
     # An environment inside somebody's repository: that one's commit is not ours.
     return commit if prefix == f"{package.name}/" else "unknown (not a git checkout)"
+
+
+def offered_loras(config: Config) -> list[Path]:
+    """Where the demonstration's LoRA files are; nothing without it."""
+    return [demo_adapters()] if config.demo and config.triton_url is None else []
 
 
 def engine_sets(config: Config) -> EngineSets:

@@ -51,8 +51,8 @@ class Clock:
     wait: bool = False
 
     def around(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        def call(**arguments: Any) -> Any:
-            results = run(**arguments)
+        def call(*values: Any) -> Any:
+            results = run(*values)
             if self.wait and torch.cuda.is_available():
                 torch.cuda.synchronize()
             return results
@@ -89,7 +89,7 @@ def random_model(
 
     def engine(module: nn.Module, signature: Signature) -> Engine:
         run = compiled(module) if compile_blocks and module is transformer else module
-        return ModuleEngine(module, signature, wrapped=lambda _: clock.around(run))
+        return ModuleEngine(run, signature, wrapped=clock.around)
 
     return StreamModel(
         spec=spec.loop,

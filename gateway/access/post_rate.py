@@ -65,5 +65,5 @@ def limit_posts(app: Quart, policy: OriginPolicy) -> None:
             return
         address = policy.address_of(request)
         if address is not None and not address.is_loopback and not rate.take(str(address)):
-            text = f"Too many connections are asked for: at most {POSTS_PER_SECOND} a second from one address"
+            text = f"More than {POSTS_PER_SECOND} new connections in a second from {address}"
             raise ApiError(429, text, headers={"Retry-After": "1"})

@@ -18,7 +18,6 @@ import pytest
 
 from gateway.__main__ import git_commit, page_url
 from gateway.app import VERSION
-from streaming.engines.demo import demo_adapters
 from streaming.specs import SPECS
 from tests.server.peer import until
 from tests.server.processes import ServerProcess, clean_environment
@@ -275,9 +274,6 @@ def test_directories_are_where_the_environment_says(configured: ServerProcess) -
     assert {"my models", "my logs", "my/assets", "my loras", "my engines"} <= names
     assert not names & {"models", "logs", "assets", "engines"}
     read_only = {entry["path"]: entry["read_only"] for entry in listed}
-    offered = {str(path) for path in demo_adapters().glob("*.safetensors")}
-    assert offered
-    assert [read_only.pop(path) for path in offered] == [True] * len(offered)
     assert read_only == {str(path): path.parent.name != "my loras" for path in loras}
     assert refused.status == 400
 

@@ -6,7 +6,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from streaming.engines import machine
+from streaming.memory import machine
 from streaming.memory.machine import Machine, gpu_memory_bytes
 
 

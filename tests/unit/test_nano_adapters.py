@@ -16,6 +16,8 @@ from export.nano.measure import Images, look, rim_part, tile_contrast
 from export.nano.styles import STYLES
 from export.nano.world import Scene, States, draw, film
 from export.pytorch.pipeline import load_pipeline
+from gateway.__main__ import offered_loras
+from gateway.config import Config
 from streaming.adapters.files import look_into
 from streaming.checkpoints.files import TRANSFORMER_FILES, read_config
 from streaming.checkpoints.shapes import parameter_shapes
@@ -64,6 +66,11 @@ def last_pictures(models: Path, path: Path, scale: float, chunks: int) -> list[I
         stream = Stream(pipeline, seed=7)
         made.append([stream.chunk(scene.prompt) for _ in range(chunks)][-1][-1])
     return made
+
+
+def test_a_server_with_the_demonstration_offers_them() -> None:
+    assert offered_loras(Config.from_env({})) == [ADAPTERS]
+    assert offered_loras(Config.from_env({"WANSTREAM_DEMO": "off"})) == []
 
 
 @pytest.mark.parametrize("style", STYLES)

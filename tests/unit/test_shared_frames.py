@@ -10,7 +10,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.leftovers import SHARED_MEMORY
-from gateway.serving import shared_frames
+from gateway.triton import shared_frames
 from gateway.triton.shared_frames import SharedFrames, explain_full_memory
 
 FULL = (
