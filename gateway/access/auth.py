@@ -100,11 +100,15 @@ class Access:
         """Whether a request may load pipelines and change what all viewers share."""
         return not self.locked or any(self._is_admin(given) for given in tokens_of(incoming))
 
-    def refusal(self, holds: str | None) -> ApiError:
-        """What viewers of a locked server are told. holds: the pipeline that they can use."""
+    def refusal(self, holds: str | None, instead: str | None = None) -> ApiError:
+        """What viewers of a locked server are told.
+
+        holds: the pipeline that they can use. instead: what they can do, where that is something else.
+        """
         advice = f"Use {holds}, which it holds" if holds else "Wait until it has loaded its pipeline"
         remedy = "send the admin token" if self._admin else "its operator can set WANSTREAM_ADMIN_TOKEN"
-        return ApiError(403, f"This server is locked. {advice}; to change it, {remedy}.")
+        wish = "to change it" if instead is None else "for this"
+        return ApiError(403, f"This server is locked. {instead or advice}; {wish}, {remedy}.")
 
     def stream(self, name: str) -> Stream | None:
         return self._streams.lookup(name)
@@ -113,10 +117,17 @@ class Access:
         return self._admin is not None and equal(given, self._admin)
 
 
-def operators_only(view: View) -> View:
-    """Refuse a route to viewers of a locked server. To be applied right below the route's own decorator."""
-    setattr(view, _OPERATORS_ONLY, True)
-    return refuses(403)(view)
+def operators_only(instead: str | None = None) -> Callable[[View], View]:
+    """Refuse a route to viewers of a locked server. To be applied right below the route's own decorator.
+
+    instead: a clause about what they can do; None: use the pipeline that is loaded.
+    """
+
+    def mark(view: View) -> View:
+        setattr(view, _OPERATORS_ONLY, (instead,))
+        return refuses(403)(view)
+
+    return mark
 
 
 def needs(grant: Grant, default: str | None = None) -> Callable[[View], View]:
@@ -149,8 +160,9 @@ def guard_access(app: Quart, access: Access, policy: OriginPolicy, holds: Callab
         grant, default = getattr(view, _NEEDS, ("all", None))
         name = (request.view_args or {}).get("stream_id", default)
         access.require(grant, None if name is None else access.stream(name))
-        if getattr(view, _OPERATORS_ONLY, False) and not access.may_change_server(request):
-            raise access.refusal(holds())
+        closed = getattr(view, _OPERATORS_ONLY, None)
+        if closed is not None and not access.may_change_server(request):
+            raise access.refusal(holds(), *closed)
         return None
 
     @app.after_request

@@ -81,6 +81,7 @@ function render() {
   $("primary").disabled = !busy && !stream.isConnected && (!online || !entry);
   $("load").disabled = busy || !online || !entry;
   $("unload").hidden = !loaded || busy || locked;
+  $("server-log").hidden = locked;
   renderLoaded(entry);
   models.choose(entry);
   images.show(entry?.supports_vace, entry && controls.values.vace_enabled);

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 from quart import Blueprint, Response
 from quart_schema import document_querystring, tag, validate_response
 
+from gateway.access.auth import operators_only
 from gateway.errors import ApiError
 from gateway.http import bodies
 from gateway.http.openapi import answers, refuses
@@ -13,6 +14,7 @@ from gateway.http.query import query_int
 from gateway.logs import Logs
 
 _MAX_LINES = 1000
+_OF_THE_OPERATOR = "Its log tells of all viewers, so only its operator reads it"
 
 
 class TailQuery(BaseModel):
@@ -24,6 +26,7 @@ def logs_blueprint(logs: Logs) -> Blueprint:
     bp = Blueprint("logs", __name__, url_prefix="/api/v1/logs")
 
     @bp.get("/current")
+    @operators_only(_OF_THE_OPERATOR)
     @tag(["logs"])
     @answers(200, "text/plain", description="the whole file")
     @refuses(404)
@@ -39,6 +42,7 @@ def logs_blueprint(logs: Logs) -> Blueprint:
         return response
 
     @bp.get("/tail")
+    @operators_only(_OF_THE_OPERATOR)
     @tag(["logs"])
     @document_querystring(TailQuery)
     @refuses(422)

@@ -107,7 +107,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         return {"lora_files": await loras.entries()}
 
     @bp.post("/loras")
-    @operators_only
+    @operators_only()
     @tag(["loras"])
     @document_request(InstallBody)
     @refuses(400, 401, 403, 404, 409, 422, 500, 507)
@@ -118,7 +118,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         return await loras.install(body.url, body.filename)
 
     @bp.post("/lora/upload")
-    @operators_only
+    @operators_only()
     @tag(["loras"])
     @document_querystring(UploadQuery)
     @takes_file("the file itself, of any length")
@@ -129,7 +129,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         return await loras.upload(file_name(), request.body, request.content_length)
 
     @bp.post("/lora/download")
-    @operators_only
+    @operators_only()
     @tag(["loras"])
     @document_request(DownloadBody)
     @refuses(400, 401, 403, 404, 409, 422, 500, 507)
@@ -140,7 +140,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         return await loras.download(_source(loras.endpoints, body), body.subfolder, body.expected_sha256)
 
     @bp.put("/lora/<path:filename>/provenance")
-    @operators_only
+    @operators_only()
     @tag(["loras"])
     @document_request(ProvenanceBody)
     @refuses(400, 404, 422)
@@ -151,7 +151,7 @@ def loras_blueprint(loras: Loras) -> Blueprint:
         return await loras.set_provenance(filename, body.model_dump())
 
     @bp.delete("/loras/<name>")
-    @operators_only
+    @operators_only()
     @tag(["loras"])
     @refuses(403, 404, 409, 500)
     @validate_response(DeletedBody)

@@ -53,7 +53,7 @@ def models_blueprint(models: Models) -> Blueprint:
         return await models.status(pipeline_id)
 
     @bp.post("/download")
-    @operators_only
+    @operators_only()
     @tag(["models"])
     @document_request(DownloadBody)
     @refuses(400, 404, 409, 422)

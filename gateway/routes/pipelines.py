@@ -40,7 +40,7 @@ def pipelines_blueprint(pipelines: Pipelines, loader: LoadService, access: Acces
         return bodies.PipelineStatus.model_validate({**pipelines.status(), "locked": locked})
 
     @bp.post("/pipeline/unload")
-    @operators_only
+    @operators_only()
     @tag(["pipeline"])
     @validate_response(bodies.Message)
     async def unload() -> bodies.Message:

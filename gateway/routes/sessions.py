@@ -4,6 +4,7 @@ from pydantic import BaseModel, Field
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
+from gateway.access.auth import operators_only
 from gateway.errors import ApiError
 from gateway.http import bodies
 from gateway.http.json_body import json_object
@@ -58,6 +59,7 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
         return bodies.SessionParameters(parameters={} if newest is None else newest.state.effective)
 
     @bp.post("/parameters")
+    @operators_only("Change your own stream at /api/v1/session/SESSION_ID/parameters, not all")
     @tag(["session"])
     @document_request(bodies.ParametersBody)
     @refuses(400)

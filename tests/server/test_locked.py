@@ -29,6 +29,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]:
         "PIPELINE": "longlive",
         "WANSTREAM_PIPELINE_PARAMS": '{"height": 96, "width": 128}',
         "WANSTREAM_LOCKED": "on",
+        "WANSTREAM_MAX_SESSIONS": "2",
         "WANSTREAM_ADMIN_TOKEN": "the-operator's",
     }
     process = DoubleProcess(tmp_path_factory.mktemp("locked"), env)
@@ -97,6 +98,41 @@ async def test_viewers_stream_and_upload_pictures(locked: DoubleProcess) -> None
     assert upload.status == 200
 
 
+async def test_viewers_change_their_own_stream_only(locked: DoubleProcess) -> None:
+    await wait_status(locked.client, "loaded")
+    for_all, body = "/api/v1/session/parameters", {"noise_scale": 0.3}
+    async with Peer(locked.client) as first, Peer(locked.client) as second:
+        await first.connect(PROMPTS)
+        await second.connect(PROMPTS)
+        refused = await locked.client.call("POST", for_all, json_body=body)
+        own = f"/api/v1/session/{first.session_id}/parameters"
+        changed = await locked.client.call("POST", own, json_body=body)
+        scales = [await noise_scale(locked, peer) for peer in (first, second)]
+        by_operator = await locked.client.call("POST", for_all, json_body=body, headers=ADMIN)
+        scales_then = [await noise_scale(locked, peer) for peer in (first, second)]
+
+    assert (refused.status, changed.status, by_operator.status) == (403, 200, 200)
+    assert "Change your own stream at /api/v1/session/SESSION_ID/parameters" in refused.json()["detail"]
+    assert scales[0] == 0.3 != scales[1]
+    assert scales_then == [0.3, 0.3]
+
+
+async def noise_scale(server: DoubleProcess, peer: Peer) -> float | None:
+    answer = await server.client.call("GET", f"/api/v1/session/{peer.session_id}/parameters")
+    scale: float | None = answer.json()["parameters"].get("noise_scale")
+    return scale
+
+
+@pytest.mark.parametrize("name", ["current", "tail"])
+async def test_only_the_operator_reads_the_log(name: str, locked: DoubleProcess) -> None:
+    await wait_status(locked.client, "loaded")
+    refused = await locked.client.call("GET", f"/api/v1/logs/{name}")
+    allowed = await locked.client.call("GET", f"/api/v1/logs/{name}", headers=ADMIN)
+
+    assert (refused.status, allowed.status) == (403, 200)
+    assert "only its operator reads it; for this, send the admin token" in refused.json()["detail"]
+
+
 async def test_the_page_streams_what_is_there_whatever_its_settings(
     browser: Browser, locked: DoubleProcess
 ) -> None:
@@ -106,6 +142,7 @@ async def test_the_page_streams_what_is_there_whatever_its_settings(
 
         await expect(notice(page, "Loaded with a remark")).to_contain_text("This server is locked")
         await expect(page.get_by_role("button", name="Unload")).to_be_hidden()
+        await expect(page.get_by_role("link", name="Server log")).to_be_hidden()
         await expect(page.get_by_text("What is loaded here is its operator's choice.")).to_be_visible()
         await expect(field(page, "Output video")).to_be_visible()
 
