@@ -42,6 +42,7 @@ class Access:
         self._admin = admin
         self._tokens = [] if viewers is None else [token for token in (viewers, admin) if token is not None]
         self.locked = config.locked
+        self._has_peers = bool(config.peers)
 
     @property
     def asks_for_token(self) -> bool:
@@ -65,6 +66,10 @@ class Access:
         grants = self._grants(given, stream)
         # Where nobody has a token for everything, whoever drives a private stream may also end it.
         return need in grants or (need == "all" and "drive" in grants and not self.asks_for_token)
+
+    def may_be_foreign(self, given: Sequence[str]) -> bool:
+        """Whether these tokens, which open nothing here, may be those of a stream of another gateway."""
+        return self._has_peers and any(given) and not self.knows(given)
 
     def require(self, need: Grant, stream: Stream | None = None) -> None:
         """Raises ApiError 401 or 403 when the current request may not do this, with this stream."""
@@ -130,14 +135,15 @@ def operators_only(instead: str | None = None) -> Callable[[View], View]:
     return mark
 
 
-def needs(grant: Grant, default: str | None = None) -> Callable[[View], View]:
+def needs(grant: Grant, default: str | None = None, *, foreign: bool = False) -> Callable[[View], View]:
     """Open a route for tokens that grant less than everything. Below the route's own decorator.
 
-    default: the stream that is meant when the address names none.
+    default: the stream that is meant when the address names none. foreign: the route itself finds out whether
+    the stream is another gateway's, who judges the token, and judges it if not.
     """
 
     def mark(view: View) -> View:
-        setattr(view, _NEEDS, (grant, default))
+        setattr(view, _NEEDS, (grant, default, foreign))
         return view
 
     return mark
@@ -157,9 +163,10 @@ def guard_access(app: Quart, access: Access, policy: OriginPolicy, holds: Callab
         view = current_app.view_functions.get(request.endpoint or "")
         grant: Grant
         default: str | None
-        grant, default = getattr(view, _NEEDS, ("all", None))
+        grant, default, foreign = getattr(view, _NEEDS, ("all", None, False))
         name = (request.view_args or {}).get("stream_id", default)
-        access.require(grant, None if name is None else access.stream(name))
+        if not (foreign and access.may_be_foreign(tokens_of(request))):
+            access.require(grant, None if name is None else access.stream(name))
         closed = getattr(view, _OPERATORS_ONLY, None)
         if closed is not None and not access.may_change_server(request):
             raise access.refusal(holds(), *closed)

@@ -38,7 +38,7 @@ def webrtc_blueprint(
     bp = Blueprint("webrtc", __name__, url_prefix=_ROOT)
 
     @bp.post("")
-    @needs("view")
+    @needs("view", foreign=True)
     @tag(["webrtc"])
     @document_request(bodies.OfferBody)
     @refuses(400, 404, 409, 422, 429, 503)
@@ -54,6 +54,7 @@ def webrtc_blueprint(
             passed = await forwarding.pass_on(body.streamId, json.dumps(given).encode())
             if passed is not None:
                 abort(passed)
+        access.require("view")
         if body.streamId is None:
             access.require("all")
             answer = await sessions.offer(body.sdp, body.type, body.initialParameters)

@@ -10,7 +10,7 @@ from gateway.config import Config
 from gateway.fleet.owners import Owners
 from streaming.errors import WanstreamError
 from tests.routing.gateways import PROMPTS, fleet, loaded
-from tests.server.client import HttpClient
+from tests.server.client import Answer, HttpClient
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import sessions
 from tests.server.peer import Peer
@@ -65,6 +65,44 @@ async def join(gateway: DoubleProcess, stream_id: str) -> str:
         await viewer.connected()
         await viewer.wait_frames(2)
         return str(answer.json()["streamId"])
+
+
+async def test_a_private_stream_of_another_gateway_is_seen_with_its_own_token(
+    gateways: Sequence[DoubleProcess],
+) -> None:
+    await loaded(gateways)
+    owner, other = gateways
+    made = await owner.client.call(
+        "POST", "/api/v1/streams", json_body={"private": True, "parameters": PROMPTS}
+    )
+    stream = made.json()
+    viewer = HttpClient(other.url)
+
+    async def offer(token: str, **more: object) -> Answer:
+        headers = {"Authorization": f"Bearer {token}"}
+        body = {"sdp": sdp, "type": "offer", "streamId": stream["id"], **more}
+        return await viewer.call("POST", "/api/v1/webrtc/offer", json_body=body, headers=headers)
+
+    async with Peer(viewer) as peer:
+        sdp = await peer.offer_sdp()
+        refused = [
+            await offer("somebody else's"),
+            await offer(stream["tokens"]["view"], role="controller"),
+            await offer(stream["tokens"]["view"], streamId=None),
+        ]
+        nobody = await viewer.call("POST", "/api/v1/webrtc/offer", json_body={"sdp": sdp, "type": "offer"})
+        answer = await offer(stream["tokens"]["view"])
+        assert answer.status == 200, answer.text
+        await peer.accept(answer.json())
+        await peer.connected()
+        await peer.wait_frames(2)
+    elsewhere = await other.client.call("GET", "/api/v1/streams")
+    await owner.client.call("DELETE", f"/api/v1/streams/{stream['id']}")
+
+    assert [each.status for each in refused] == [401, 403, 401]
+    assert nobody.status == 401
+    assert answer.json()["streamId"] == stream["id"]
+    assert elsewhere.json()["streams"] == []
 
 
 async def test_the_owner_s_refusals_come_through(gateways: Sequence[DoubleProcess]) -> None:
