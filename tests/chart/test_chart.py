@@ -221,6 +221,15 @@ def test_streams_end_before_kubernetes_loses_patience(chart: Chart) -> None:
     assert gateway["livenessProbe"]["httpGet"]["path"] == "/health"
 
 
+def test_triton_is_asked_for_its_models_and_its_gpu(chart: Chart) -> None:
+    triton = containers(rendered(chart, {"triton": {"httpPort": 9000}}))["triton"]
+    command = ["python3", "-m", "streaming.triton.health", "9000"]
+
+    assert "--http-port=9000" in triton["args"]
+    assert triton["startupProbe"]["exec"]["command"] == command
+    assert triton["livenessProbe"]["exec"]["command"] == command
+
+
 @pytest.mark.parametrize("values", all_values())
 def test_no_container_has_rights_or_secrets_that_it_does_not_need(
     chart: Chart, values: dict[str, Any]

@@ -284,20 +284,12 @@ def seconds(duration: str) -> float:
 def health_check(stage: list[tuple[str, str]], port: int) -> list[str]:
     """The command of a stage's health check, for another port."""
     command: list[str] = json.loads(value(stage, "HEALTHCHECK").partition("CMD")[2])
-    assert command[0] == "python3"
-    if command[1] == "-c":
-        assert "127.0.0.1:8000" in command[-1]
-        return [sys.executable, *command[1:-1], command[-1].replace(":8000", f":{port}")]
-    return [
-        sys.executable,
-        *command[1:],
-        "wanstream",
-        "--no-browser",
-        "--host",
-        "0.0.0.0",
-        "--port",
-        str(port),
-    ]
+    assert command[:2] == ["python3", "-m"]
+    arguments = {
+        "streaming.triton.health": [str(port)],
+        "gateway.health": ["wanstream", "--no-browser", "--host", "0.0.0.0", "--port", str(port)],
+    }
+    return [sys.executable, *command[1:], *arguments[command[2]]]
 
 
 async def is_healthy(command: list[str]) -> bool:
@@ -362,6 +354,7 @@ async def test_the_gateway_s_image_streams_through_triton_s(
             async with Peer(gateway.client, source=NumberedCamera()) as peer:
                 await peer.connect({"input_mode": "video"})
                 frames = await peer.wait_frames(5)
+            healthy_with_a_model = await is_healthy(check)
         finally:
             gateway.stop()
         triton.send_signal(signal.SIGTERM)
@@ -369,6 +362,7 @@ async def test_the_gateway_s_image_streams_through_triton_s(
 
     assert not before
     assert gateway_healthy
+    assert healthy_with_a_model
     assert numbers_of(frames)
     assert (home / "engines" / "models").is_dir()
     assert code == 0
