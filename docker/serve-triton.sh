@@ -24,8 +24,11 @@ plain=$(mktemp -d /tmp/wanstream-XXXXXX)
 ln -s "$pipelines" "$plain/pipelines"
 ln -s "$engines" "$plain/engines"
 
+id=$(python3 -m streaming.triton.server_id) # the gateway compares it with its own version
+
 # The same options as those of the embedded server; the gateway relies on explicit model control.
 exec tritonserver \
+    --id="$id" \
     --model-repository="$plain/pipelines" \
     --model-repository="$plain/engines" \
     --model-control-mode=explicit \

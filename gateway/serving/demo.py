@@ -6,7 +6,6 @@ has finished is kept, so an export that was cut short goes on where it stopped.
 
 import asyncio
 import contextlib
-import hashlib
 import importlib.util
 import logging
 import os
@@ -14,11 +13,11 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from functools import cache
 from pathlib import Path
 
 from gateway.serving.interface import ServingError, StageCallback
 from streaming.engines.demo import DEMO_MODELS, DEMO_PIPELINES, DemoInfo, demo_info
+from streaming.source_version import source_version
 from streaming.specs import PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class DemoEngines:
     def is_current(self, spec: PipelineSpec) -> bool:
         """Whether the engines were made by this version of the source."""
         try:
-            return self._stamp(spec).read_text(encoding="ascii") == source_version()
+            return self._stamp(spec).read_text(encoding="ascii") == source_version(*_SOURCES)
         except (OSError, ValueError):
             return False
 
@@ -83,7 +82,7 @@ class DemoEngines:
                 f"the demonstration engines could not be made: {reason} Passthrough works without them; the "
                 f"export can be repeated by hand: wanstream-export {spec.id} --demo."
             )
-        self._stamp(spec).write_text(source_version(), encoding="ascii")
+        self._stamp(spec).write_text(source_version(*_SOURCES), encoding="ascii")
 
     async def _follow(self, process: asyncio.subprocess.Process, on_stage: StageCallback) -> list[str]:
         """Log what the export says until it ends, turn its steps into stages; returns the lines."""
@@ -112,17 +111,3 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
         line = (line + rest)[:_LONGEST_LINE]
     if line:
         yield line.decode(errors="replace").strip()
-
-
-@cache
-def source_version() -> str:
-    """Hash of all that decides what an export writes: other source, other engines."""
-    digest = hashlib.sha256()
-    for package in _SOURCES:
-        found = importlib.util.find_spec(package)
-        for root in () if found is None else found.submodule_search_locations or ():
-            for path in sorted(p for p in Path(root).rglob("*") if p.is_file() and p.suffix != ".pyc"):
-                digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
-                if path.suffix == ".py":
-                    digest.update(path.read_bytes())
-    return digest.hexdigest()

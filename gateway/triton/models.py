@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.serving.interface import ServingError, ServingLost
 from gateway.waiting import end, within
+from streaming.triton.server_id import PREFIX, server_id
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,16 @@ async def answer_of(call: Awaitable[T], limit_s: float | None = QUICK_S) -> T:
     if isinstance(error, InferenceServerException) and error.status() == _NOBODY_THERE:
         raise ServingLost(f"Triton cannot be reached ({error.message()}).") from error
     return asking.result()
+
+
+async def check_version(client: InferenceServerClient, url: str) -> None:
+    """Raises ServingError when the server tells another version than ours, and as `answer_of`."""
+    theirs = (await answer_of(client.get_server_metadata(as_json=True)))["name"]
+    if theirs.startswith(PREFIX) and theirs != server_id():
+        raise ServingError(
+            f"Triton at {url} runs the models of {theirs}, and this gateway is {server_id()}: they would "
+            "misunderstand each other. Build and start both from one checkout: docker compose up -d --build."
+        )
 
 
 async def model_states(client: InferenceServerClient) -> dict[str, str]:

@@ -40,6 +40,7 @@ from gateway.triton.models import (
     NoAnswerError,
     answer_of,
     answered_requests,
+    check_version,
     model_states,
     unload_leftovers,
     unload_model,
@@ -93,7 +94,7 @@ class TritonServing:
         self._engines = engines
         self._planner = None if engines is None else LoadPlanner(engines, checkpoints, adapters)
         self._server = TritonServer(
-            external_url, embedded, on_lost=self._lost, prepare=self._unload_leftovers, look=self._look
+            external_url, embedded, on_lost=self._lost, prepare=self._prepare, look=self._look
         )
         self._memory = Memory(
             self.gpu_memory_bytes, on_cpu=embedded is not None, limit_bytes=memory_limit_bytes
@@ -369,6 +370,11 @@ class TritonServing:
                 await session.probe()
             finally:
                 await session.close()
+
+    async def _prepare(self, client: InferenceServerClient) -> None:
+        """Before a new connection is used. Raises as `answer_of`, and ServingError for another version."""
+        await check_version(client, self.url)
+        await self._unload_leftovers(client)
 
     async def _unload_leftovers(self, client: InferenceServerClient) -> None:
         """What a killed gateway, or a broken connection, left on the server goes away.

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.embedded.installation import TritonInstallation
+from gateway.embedded.plain_paths import PlainPaths
 from gateway.embedded.server import EmbeddedTriton, model_repository
+from streaming.triton.server_id import server_id
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import load, pipeline_status, wait_status
 from tests.server.peer import Peer, numbers_of, until
@@ -23,10 +26,19 @@ async def triton(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
     """A server that always comes back on the same ports. It does not run yet."""
     ports = [free_port(), free_port()]
     repositories = [model_repository(), write_test_models(tmp_path / "models")]
-    server = EmbeddedTriton(repositories, find_ports=lambda count: ports)
+    server = Named(repositories, find_ports=lambda count: ports)
     server.address = f"127.0.0.1:{ports[0]}"  # type: ignore[attr-defined]
     yield server
     await server.stop(timeout_s=0)
+
+
+class Named(EmbeddedTriton):
+    """Tells its version, as that of the image does."""
+
+    server_id = server_id()
+
+    def _command(self, installation: TritonInstallation, paths: PlainPaths) -> list[str]:
+        return [*super()._command(installation, paths), f"--id={self.server_id}"]
 
 
 class Gateways:
@@ -99,6 +111,25 @@ async def test_a_restart_of_triton_is_noticed_though_nobody_streams(
 
     assert "Load the pipeline again" in str(error)
     assert answer.json()["status"] == "loading"  # before the watch looks
+
+
+async def test_models_of_another_version_are_not_used(triton: Named, gateways: Gateways) -> None:
+    triton.server_id = "wanstream-0.0.1-0123abc"
+    await triton.start()
+    gateway = gateways.start()
+
+    async def refused() -> bool:
+        return "wanstream-0.0.1-0123abc" in str((await ready(gateway))[1])
+
+    await until(refused, WITHIN_S, "the other version is noticed")
+    status, reason = await ready(gateway)
+    triton.server_id = server_id()
+    await restart(triton)
+    await load(gateway.client, PASSTHROUGH, within_s=WITHIN_S)
+
+    assert status == 503
+    assert f"this gateway is {server_id()}" in str(reason)
+    assert "Build and start both from one checkout" in str(reason)
 
 
 async def test_a_dead_model_process_is_noticed_though_nobody_streams(
