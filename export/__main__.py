@@ -13,8 +13,9 @@ from tqdm import tqdm
 from export.checkpoints.demo import ensure_demo_models
 from export.fp8.quantization import ModelOpt
 from export.onnx.jobs import PRECISIONS, Request, Size
-from export.onnx.options import directory_options, engine_store, parse_sizes
+from export.onnx.options import directory_options, engine_store, gpu_memory_option, parse_sizes
 from export.onnx.outline import outline
+from export.onnx.room import check_room, gpu_bytes
 from export.onnx.run import export_pipeline, set_name
 from export.onnx.verify import verify_set
 from streaming.checkpoints.files import TRANSFORMER_FILES, VAE_FILES
@@ -80,6 +81,7 @@ from streaming.specs import SPECS
     envvar="DAYDREAM_SCOPE_MODELS_DIR",
     help="Directory of the checkpoints.  [default: models below --home]",
 )
+@gpu_memory_option
 @directory_options
 @click.pass_context
 def main(
@@ -94,6 +96,7 @@ def main(
     home: Path,
     models: Path | None,
     modelopt: Path | None,
+    gpu_memory: float | None,
     engines: Path | None,
     **options: Any,
 ) -> None:
@@ -107,12 +110,13 @@ def main(
         request = _request(home, models if named or not demo else None, demo=demo, **options)
         store = engine_store(home, engines)
         if dry_run:
-            click.echo(json.dumps(outline(request).as_json(store.root), indent=1))
+            click.echo(json.dumps(outline(request).as_json(store.root, gpu_bytes(gpu_memory)), indent=1))
         elif verify:
             manifests = verify_set(store, set_name(request))
             size = in_units(sum(manifest.bytes for manifest in manifests))
             click.echo(f"{len(manifests)} engines are complete and undamaged: {size}.")
         else:
+            _check_gpu(request, gpu_memory)
             with tqdm(unit=" engines", disable=None, leave=False) as bar:  # None: only on a terminal
 
                 def step(done: int, total: int) -> None:
@@ -155,6 +159,18 @@ def _request(
     named = named or ((spec.height, spec.width),)
     form = form or ("cpu" if demo and options["precision"] == "fp32" else "portable")
     return Request(pipeline, directory, named, demo=demo, form=form, **options)
+
+
+def _check_gpu(request: Request, given_gb: float | None) -> None:
+    """Raises DoesNotFitError when the GPU that will serve has no room for the released weights.
+
+    given_gb: its memory as the user says; float32 is for the CPU, if it does not
+    """
+    if request.demo or request.form != "portable" or (given_gb is None and request.precision == "fp32"):
+        return
+    gpu = gpu_bytes(given_gb)
+    if gpu is not None:
+        check_room(outline(request).fits(gpu), click.echo)
 
 
 def _workers() -> int:

@@ -43,6 +43,17 @@ def directory_options(command: Command) -> Command:
     return home(engines(command))
 
 
+def gpu_memory_option(command: Command) -> Command:
+    """--gpu-memory, of every command whose work would be for nothing on a GPU that is too small."""
+    return click.option(
+        "--gpu-memory",
+        type=click.FloatRange(0),
+        metavar="GB",
+        help="Of the GPU that will serve: what has no room there is refused. 0: do not look.  "
+        "[default: that of this machine]",
+    )(command)
+
+
 def engine_store(home: Path, engines: Path | None) -> EngineStore:
     """The store that the options name."""
     return EngineStore((engines or home / "engines").expanduser().absolute())

@@ -13,6 +13,7 @@ from torch import nn
 
 from export.fp8.quantization import is_quantized
 from export.onnx.jobs import DTYPES, Component, Request, components_of
+from export.onnx.room import Sized, as_json, fits
 from export.onnx.run import PlannedEngine, engine_set, manifest_of
 from export.onnx.store import EngineStore
 from export.tensorrt.engine_build import build_plan, timing_cache
@@ -39,9 +40,17 @@ class Outline:
         sizes = [(vae.height, vae.width) for vae in self.engines.vae]
         return [memory_plan(self.engines, self.manifests, self.loop, size, placement) for size in sizes]
 
-    def as_json(self, root: Path) -> dict[str, Any]:
-        """The engines, how TensorRT would build them below `root`, and the memory of a load."""
+    def fits(self, gpu: int | None) -> Sized:
+        """How a load of each size goes into a GPU of so many bytes; None: nobody can tell how many."""
+        return fits(self.engines, self.manifests, self.loop, gpu)
+
+    def as_json(self, root: Path, gpu: int | None = None) -> dict[str, Any]:
+        """The engines, how TensorRT would build them below `root`, and the memory of a load.
+
+        gpu: bytes of the GPU's memory; None: nobody can tell
+        """
         store, cache = EngineStore(root), timing_cache(root, Machine.here())
+        fitted = as_json(self.fits(gpu))
         return {
             "engine_set": self.engines.name,
             "engines": [manifest.model_dump(mode="json") for manifest in self.manifests.values()],
@@ -49,7 +58,8 @@ class Outline:
                 build_plan(store.engine(name), manifest, cache).model_dump(mode="json")
                 for name, manifest in self.manifests.items()
             ],
-            "memory": [plan.as_json() for plan in self.memory()],
+            "gpu_memory_bytes": gpu,
+            "memory": [plan.as_json() | fitted[plan.height, plan.width] for plan in self.memory()],
         }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from export.onnx.room import Sized, check_room, fits
 from export.onnx.store import EngineStore, Resources
 from export.tensorrt.engine_build import BuildPlan, build_plan, server_options, timing_cache
 from export.tensorrt.tensorrt_build import (
@@ -83,8 +84,9 @@ class TensorRTBuilder:
 class Build:
     """One run of `wanstream-build`.
 
-    gpus      numbers of the GPUs that serve; each gets an instance of every engine
-    compare   run each new plan and its graph in ONNX Runtime on the same inputs
+    gpus         numbers of the GPUs that serve; each gets an instance of every engine
+    compare      run each new plan and its graph in ONNX Runtime on the same inputs
+    gpu_memory   bytes of the GPU that serves; None: nobody can tell
     """
 
     engine_set: str
@@ -93,6 +95,7 @@ class Build:
     options: BuildOptions = field(default_factory=BuildOptions)
     gpus: tuple[int, ...] = (0,)
     compare: bool = True
+    gpu_memory: int | None = None
     machine: Machine = field(default_factory=Machine.here)
     builder: Builder = field(default_factory=TensorRTBuilder)
     resources: Callable[[Path], Resources] = Resources.now
@@ -114,6 +117,13 @@ class Build:
         manifests = read_manifests(self.store.models, engines.engines())
         return [memory_plan(engines, manifests, loop, (vae.height, vae.width)) for vae in engines.vae]
 
+    def fits(self) -> Sized:
+        """How a load of each size goes into the GPU that serves. Raises EngineError."""
+        engines = read_engine_set(self.store.sets / self.engine_set)
+        loop = SPECS[engines.pipeline].loop
+        assert loop is not None, "only pipelines with a loop have engines"
+        return fits(engines, read_manifests(self.store.models, engines.engines()), loop, self.gpu_memory)
+
     def run(self) -> None:
         """Build the plans that are not there for this machine and these options, and serve with them.
 
@@ -124,6 +134,8 @@ class Build:
             manifests = self.manifests(hashes=True)
             missing = [manifest for manifest in manifests if not self._is_current(manifest)]
             self._check_gpu(manifests)
+            if self.gpu_memory is not None:
+                check_room(self.fits(), self.say)
             self._announce(manifests, missing)
             for number, manifest in enumerate(missing, 1):
                 self.say(f"[{number}/{len(missing)}] {manifest.name} ...")

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import click
 
-from export.onnx.options import directory_options, engine_store
+from export.onnx.options import directory_options, engine_store, gpu_memory_option
+from export.onnx.room import as_json, gpu_bytes
 from export.tensorrt.build import Build
 from export.tensorrt.engine_build import server_options, trtexec_command
 from streaming.engines.engine_set import Variant
@@ -40,6 +41,7 @@ from streaming.errors import WanstreamError
 )
 @click.option("--gpu", "gpus", type=click.IntRange(0), multiple=True, help="Number of a GPU that serves.")
 @click.option("--no-compare", is_flag=True, help="Do not compare new plans with ONNX Runtime.")
+@gpu_memory_option
 @directory_options
 def main(
     engine_set: str,
@@ -48,6 +50,7 @@ def main(
     *,
     gpus: tuple[int, ...],
     no_compare: bool,
+    gpu_memory: float | None,
     **options: Any,
 ) -> None:
     """Build TensorRT plans for ENGINE_SET, a name below `sets` that wanstream-export has printed.
@@ -68,6 +71,7 @@ def main(
         ),
         gpus or (0,),
         compare=not no_compare,
+        gpu_memory=gpu_bytes(gpu_memory, min(gpus, default=0)),
     )
     try:
         if options["dry_run"]:
@@ -90,6 +94,7 @@ def main(
 def _description(build: Build) -> dict[str, Any]:
     """Everything about a build: the machine as far as it is known, each engine, and what Triton needs."""
     machine, memories = build.machine, build.memory()
+    fitted = as_json(build.fits())
     return {
         "engine_set": build.engine_set,
         "gpu": machine.gpu,
@@ -97,7 +102,8 @@ def _description(build: Build) -> dict[str, Any]:
         "driver": machine.driver,
         "tensorrt": machine.tensorrt,
         "engines": [plan.model_dump() for plan in build.plans()],
-        "memory": [memory.as_json() for memory in memories],
+        "gpu_memory_bytes": build.gpu_memory,
+        "memory": [memory.as_json() | fitted[memory.height, memory.width] for memory in memories],
         "server_options": server_options(
             dict.fromkeys(build.gpus, max(m.pool for m in memories)),
             version_compatible=build.options.version_compatible,

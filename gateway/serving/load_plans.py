@@ -9,7 +9,6 @@ from gateway.serving.adapters import Adapters
 from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import checked_manifests
 from gateway.serving.engine_sets import EngineSets, FoundSet
-from gateway.serving.fit import Fit, fit, fit_checkpoint
 from gateway.serving.interface import Availability, ServedEngine, ServedMemory, ServedPlan, ServingError
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TRANSFORMER_FILES
@@ -18,6 +17,7 @@ from streaming.engines.load_plan import Backend, BackendChoice, LoadPlan
 from streaming.engines.manifest import EngineManifest
 from streaming.engines.records import EngineError
 from streaming.memory.checkpoints import CheckpointSizes, checkpoint_weights
+from streaming.memory.fit import Fit, fit, fit_checkpoint
 from streaming.memory.plan import GPU, IN_PROCESS, MODEL_PROCESSES, Placement
 from streaming.specs import LOAD_CHOICES, LoopSpec, PipelineSpec
 

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from gateway.serving.fit import Fit
 from gateway.serving.interface import ServingError
 from streaming.errors import WanstreamError
+from streaming.memory.fit import Fit
 from streaming.memory.host_memory import available_memory
 
 logger = logging.getLogger(__name__)

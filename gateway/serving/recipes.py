@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Final
 
-from gateway.serving.fit import Fit, fit_checkpoint
 from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.load_plan import LoadPlan, TorchPlan
 from streaming.memory.checkpoints import CheckpointSizes
+from streaming.memory.fit import Fit, fit_checkpoint
 from streaming.memory.plan import DoesNotFitError
 from streaming.specs import SPECS, VaeType
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from export.onnx.store import EngineStore
-from gateway.serving.fit import fit
 from streaming.engines.engine_set import read_engine_set
+from streaming.memory.fit import fit
 from streaming.memory.plan import IN_PROCESS, memory_plan, read_manifests
 from streaming.specs import STREAMDIFFUSIONV2, TEXT, OnPromptChange
 from tests.engines import SIZE

@@ -13,7 +13,6 @@ from torch import nn
 from export.checkpoints.load import published_text_encoder, published_vae, transformer_modules
 from export.graphs.vae_graphs import DecoderGraph, EncoderGraph
 from export.pytorch.pipeline import load_pipeline
-from gateway.serving.fit import Fit, fit_checkpoint
 from streaming.checkpoints.config import WAN_1_3B, WAN_14B, TransformerConfig
 from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSwitches
 from streaming.memory.checkpoints import (
@@ -24,6 +23,7 @@ from streaming.memory.checkpoints import (
     checkpoint_weights,
     transformer_parameters,
 )
+from streaming.memory.fit import Fit, fit_checkpoint
 from streaming.memory.plan import DoesNotFitError, MemoryPlan
 from streaming.specs import LONGLIVE, SPECS, CachedKeys, OnPromptChange, VaeType
 from streaming.triton.model_pipeline import ModelStream

@@ -1,6 +1,7 @@
 """What TensorRT is told to build follows the manifest; nothing here runs TensorRT."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -53,6 +54,7 @@ from streaming.engines.manifest import MANIFEST as ENGINE_MANIFEST
 from streaming.engines.plans import check_plan
 from streaming.engines.records import EngineError
 from streaming.memory.machine import Machine
+from streaming.memory.plan import DoesNotFitError
 from tests.engines import SIZE
 from tests.server.reference_engine import ReferenceEngine
 from tests.unit.test_repository import MANIFEST, TWO_PROFILES
@@ -234,6 +236,24 @@ def built(build: Build) -> list[str]:
     gpu = Gpu()
     replace(build, builder=gpu).run()
     return [plan.engine for plan in gpu.built]
+
+
+def test_what_has_no_room_on_the_gpu_is_not_built(build: Build) -> None:
+    gpu = Gpu()
+
+    with pytest.raises(DoesNotFitError, match=r"for one session, 10.0 MB are free: .*--gpu-memory GB"):
+        replace(build, builder=gpu, gpu_memory=10_000_000).run()
+
+    assert gpu.built == []
+    assert serves(build) == "onnxruntime"
+
+
+def test_a_build_says_how_the_set_goes_into_the_gpu(build: Build) -> None:
+    said: list[str] = []
+
+    replace(build, say=said.append, gpu_memory=80 * 10**9).run()
+
+    assert re.search(r"\d+x\d+: Needs .* of GPU memory, .*; 80.0 GB are free: room for \d+ ", "\n".join(said))
 
 
 def test_a_build_records_each_plan_and_serves_it(build: Build) -> None:

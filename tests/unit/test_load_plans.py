@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from export.onnx.store import EngineStore
-from gateway.serving.fit import Fit
 from gateway.serving.load_plans import placement_of, served_plan
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import Backend
+from streaming.memory.fit import Fit
 from streaming.memory.plan import memory_plan, read_manifests
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE, load_plan

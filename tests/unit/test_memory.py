@@ -8,12 +8,12 @@ import pytest
 from export.onnx.jobs import Request
 from export.onnx.outline import outline
 from export.onnx.store import EngineStore
-from gateway.serving.fit import Fit, fit
 from gateway.serving.interface import ServingError
 from gateway.serving.load_plans import EngineLoad
 from gateway.serving.memory import Memory
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.manifest import EngineManifest
+from streaming.memory.fit import Fit, fit
 from streaming.memory.plan import (
     GPU,
     IN_PROCESS,

@@ -13,10 +13,10 @@ from export.onnx.jobs import Request, components
 from export.onnx.outline import Outline, outline
 from export.onnx.run import plan
 from export.onnx.store import EngineStore
-from gateway.serving.fit import Fit
 from gateway.serving.interface import ServingError
 from gateway.serving.load_plans import EngineLoad
 from gateway.serving.memory import Memory
+from streaming.memory.fit import Fit
 from streaming.memory.plan import DoesNotFitError
 from streaming.specs import SPECS
 from tests.engines import load_plan, small_request
@@ -132,6 +132,41 @@ def test_an_outline_says_what_an_export_makes(tmp_path: Path) -> None:
     assert labels == list(exported)
     for label, manifest in zip(labels, described.manifests.values(), strict=True):
         assert (manifest.kind, manifest.profiles) == (exported[label].kind, exported[label].profiles)
+
+
+@pytest.mark.parametrize(
+    ("vae_type", "gpu_gb", "sessions", "in_turns"),
+    [("wan", 24.3, 0, None), ("tae", 24.3, 7, True), ("wan", 83, 10, False), ("wan", 0, None, None)],
+)
+def test_a_dry_run_tells_how_many_streams_a_gpu_takes(
+    vae_type: str, gpu_gb: float, sessions: int | None, in_turns: bool | None, tmp_path: Path
+) -> None:
+    arguments = ["longlive", "--dry-run", "--size=320x576", "--precision=bf16", f"--vae-type={vae_type}"]
+    result = CliRunner().invoke(main, [*arguments, f"--gpu-memory={gpu_gb}", "--home", str(tmp_path)])
+
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    (memory,) = printed["memory"]
+    assert printed["gpu_memory_bytes"] == (round(gpu_gb * GB) or None)
+    assert (memory["sessions"], memory["text_encoder_in_turns"]) == (sessions, in_turns)
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "expected"),
+    [
+        (24.3, r"needs about \d.* GB of GPU memory for one session, 24.3 GB are free: .*--gpu-memory GB"),
+        (83, "Download them first|download_models"),
+        (0, "Download them first|download_models"),
+    ],
+)
+def test_an_export_is_refused_before_it_reads_anything_if_the_gpu_has_no_room(
+    gpu_gb: float, expected: str, tmp_path: Path
+) -> None:
+    arguments = ["longlive", "--size=320x576", "--precision=bf16", f"--gpu-memory={gpu_gb}"]
+    result = CliRunner().invoke(main, [*arguments, "--home", str(tmp_path)])
+
+    assert result.exit_code == 1
+    assert re.search(expected, result.stderr), result.stderr
 
 
 def test_the_command_prints_engines_builds_and_memory_without_files(tmp_path: Path) -> None:
