@@ -20,7 +20,7 @@ test: lint
 # Builds and runs the images: needs root, and takes minutes.
 test-containers: setup-dev
 	@scripts/setup.sh containers
-	$(PYTHON_M) pytest tests/containers tests/containers/check_demonstration.py
+	$(PYTHON_M) pytest tests/containers/test_containers.py tests/containers/check_demonstration.py
 
 lint: setup-dev
 	$(PYTHON_M) ruff check .

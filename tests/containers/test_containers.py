@@ -45,7 +45,8 @@ async def pair(start: Start, settings: dict[str, Any], **triton: Any) -> tuple[C
     """Triton, and when it is healthy the gateway, as the compose file orders them."""
     server = start("triton", settings, **triton)
     await healthy(server)
-    gateway = start("gateway", settings, ["--env=WANSTREAM_DRAIN_S=0"])
+    # Weights beside engines would run on the GPU, which the compose file counts on.
+    gateway = start("gateway", settings, ["--env=WANSTREAM_DRAIN_S=0", "--env=WANSTREAM_PYTORCH_DEVICE=cpu"])
     await healthy(gateway)
     return server, gateway
 
