@@ -16,6 +16,8 @@ from gateway.webrtc.sessions import Sessions
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST_PICTURE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0, 30.0)
+_ROUND_TRIP_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_INPUT_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 _ENCODE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 _CHUNK_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -38,7 +40,12 @@ class Metrics:
         self._failed = Counter(
             "wanstream_failed_chunks", "Chunks that failed", ["pipeline"], registry=self._registry
         )
-
+        self._input = Histogram(
+            "wanstream_input_to_picture_seconds",
+            "Time from the arrival of a chunk's newest input picture until its first picture is shown",
+            buckets=_INPUT_SECONDS,
+            registry=self._registry,
+        )
         self.encoding = EncodingMetrics(self._registry)
 
     def chunk_done(self, pipeline: str, seconds: float) -> None:
@@ -46,6 +53,9 @@ class Metrics:
 
     def chunk_failed(self, pipeline: str) -> None:
         self._failed.labels(pipeline).inc()
+
+    def input_shown(self, seconds: float) -> None:
+        self._input.observe(seconds)
 
     def add(self, collector: Collector) -> None:
         """Read `collector`, too, at each scrape."""
@@ -107,7 +117,13 @@ class EncodingMetrics:
             registry=registry,
         )
         self._closed = Counter(
-            "wanstream_viewers_closed", "Viewers that were closed", ["reason"], registry=registry
+            "wanstream_viewers_closed", "Viewers that have gone", ["reason"], registry=registry
+        )
+        self._round_trip = Histogram(
+            "wanstream_viewer_rtt_seconds",
+            "Round trip to a viewer, as its reports tell",
+            buckets=_ROUND_TRIP_SECONDS,
+            registry=registry,
         )
 
     def picture_encoded(self, codec: str, seconds: float) -> None:
@@ -127,6 +143,9 @@ class EncodingMetrics:
 
     def bytes_sent(self, count: int) -> None:
         self._egress.inc(count)
+
+    def round_trip(self, seconds: float) -> None:
+        self._round_trip.observe(seconds)
 
     def viewer_closed(self, reason: str) -> None:
         self._closed.labels(reason).inc()

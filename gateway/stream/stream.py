@@ -64,7 +64,9 @@ class Stream:
         self.input = VideoInput(lambda: state.input_mode == "video")
         if pipelines.loaded is not None:
             self.input.expect_for(pipelines.loaded)
-        self.output = Hub(lambda: self.input.fps if state.input_mode == "video" else None)
+        self.output = Hub(
+            lambda: self.input.fps if state.input_mode == "video" else None, observer.input_shown
+        )
         self.encoders = Encoders(self.output, encoding or Encoding(), on_demand=self.begin)
         self.started = time.monotonic()
         self.stopped = False  # over, and everybody was told
@@ -158,8 +160,10 @@ class Stream:
         key = ("kind", "name", "state")
         if [before.get(name) for name in key] != [now.get(name) for name in key]:
             self._told_source = now
+            # Who made the stream knows its own camera, and its clients have never heard this message.
+            is_camera = {before["kind"], now["kind"]} <= {"camera", "none"}
             for control in self._controls:
-                if control is not self._owner:
+                if not (is_camera and control is self._owner):
                     control.notify({"type": "source_changed", **now})
         if self._source_watch is not None:
             self._source_watch.cancel()
@@ -221,11 +225,14 @@ class Stream:
         self._sinks.append(sink)
         self._tell_viewers(before)
 
-    def remove_sink(self, sink: Sink) -> None:
-        """`sink` has left. Idempotent."""
+    def remove_sink(self, sink: Sink, reason: str | None = "left") -> None:
+        """`sink` has left. Idempotent. reason: for the count of viewers; None: it is in there already."""
         before = self.viewers
         if sink in self._sinks:
             self._sinks.remove(sink)
+            if self.viewers != before and reason is not None:
+                ends = self.stopped or self.closed
+                self.encoders.observer.viewer_closed("evicted" if ends else reason)
             self._tell_viewers(before)
 
     @property
@@ -449,7 +456,9 @@ class Stream:
 
     async def _close(self) -> None:
         try:
-            await asyncio.gather(*(sink.close() for sink in self._sinks), return_exceptions=True)
+            for recorders in (True, False):  # the ends of connections may take their time
+                sinks = [sink for sink in self._sinks if (sink.info["kind"] == "recorder") is recorders]
+                await asyncio.gather(*(sink.close() for sink in sinks), return_exceptions=True)
             self.output.close()
             self.input.close()
             self.stop_sources()

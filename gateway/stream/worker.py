@@ -10,7 +10,14 @@ from typing import Any, Protocol
 
 from gateway.errors import Problem
 from gateway.pipelines.state import Loaded, NothingLoaded, Pipelines, State
-from gateway.serving.interface import Chunk, ChunkFailed, Images, ServingLost, ServingSession
+from gateway.serving.interface import (
+    Chunk,
+    ChunkFailed,
+    Images,
+    ServedPlan,
+    ServingLost,
+    ServingSession,
+)
 from gateway.stream.parameters.state import ChunkParameters, ParameterState
 from gateway.stream.parts import Listener, parameter_error
 from gateway.stream.pictures.hub import Hub
@@ -33,6 +40,9 @@ class StreamObserver(Protocol):
     def chunk_done(self, pipeline: str, seconds: float) -> None: ...
 
     def chunk_failed(self, pipeline: str) -> None: ...
+
+    def input_shown(self, seconds: float) -> None:
+        """A chunk is shown so long after its newest input picture had come."""
 
 
 Notify = Callable[[dict[str, Any]], None]
@@ -97,6 +107,11 @@ class StreamWorker:
     def loaded(self) -> Loaded | None:
         """The pipeline that makes the chunks."""
         return self._pipelines.loaded
+
+    @property
+    def load_plan(self) -> ServedPlan | None:
+        """How it is served; None: nothing is loaded, or a pipeline without engines."""
+        return None if self.loaded is None else self._pipelines.serving.load_plan
 
     def begin_again(self) -> None:
         """The chunk in the making has old parameters: unless it is on its way to the peer, begin it again."""
@@ -243,7 +258,8 @@ class StreamWorker:
         started = time.monotonic()
         self._give_up = session.give_up if may_give_up else None
         try:
-            count, meta = await self._show(session.generate(chunk.parameters, video))
+            newest_input = None if video is None else self._input.taken_at
+            count, meta = await self._show(session.generate(chunk.parameters, video), newest_input)
         finally:
             self._give_up = None
         if meta.get("given_up"):
@@ -271,8 +287,11 @@ class StreamWorker:
             listener.chunk_taken(number, chunk)
         return chunk
 
-    async def _show(self, chunk: AsyncGenerator[Chunk, None]) -> tuple[int, Meta]:
-        """Queue a chunk's pictures as they come; returns their number and what was told about the chunk."""
+    async def _show(self, chunk: AsyncGenerator[Chunk, None], newest_input: float | None) -> tuple[int, Meta]:
+        """Queue a chunk's pictures as they come; returns their number and what was told about the chunk.
+
+        newest_input: when the newest of its input pictures came, monotonic seconds; None: it has none.
+        """
         count, meta = 0, Meta()
         async with contextlib.aclosing(chunk) as parts:
             async for part in parts:
@@ -281,7 +300,8 @@ class StreamWorker:
                 if len(part.frames):
                     self._give_up = None  # on its way
                     if not self._output.paused:
-                        self._output.put(part.frames)
+                        self._output.put(part.frames, newest_input)
+                    newest_input = None  # the first picture counts
         return count, meta
 
     def _log_changes(self, chunk: ChunkParameters) -> None:

@@ -28,6 +28,14 @@ require_members(RTCDtlsTransport, "_set_role")
 _REFUSALS = (InternalError, OperationError, InvalidStateError, ValueError)
 
 
+def ice_failed(peer: RTCPeerConnection) -> bool:
+    """Whether the other side does not answer, for a connection whose state has just changed.
+
+    The state does not tell: aiortc calls a connection that has lost its consent closed, not failed.
+    """
+    return any(each.receiver.transport.transport.state == "failed" for each in peer.getTransceivers())
+
+
 class Connection:
     """A peer connection that ends with its peer, or when it is not connected in time."""
 
@@ -43,6 +51,7 @@ class Connection:
         self.name = name
         self.peer = RTCPeerConnection(configuration)
         self.closed = False
+        self._was_connected = self._lost = False
         self._offer = offer
         self._connect_timeout_s = connect_timeout_s
         self._on_closed = on_closed
@@ -54,6 +63,11 @@ class Connection:
     @property
     def connected(self) -> bool:
         return self.peer.connectionState == "connected"
+
+    @property
+    def end_reason(self) -> str:
+        """`consent`: the peer does not answer any more; `left`: it has gone, or never came."""
+        return "consent" if self._lost else "left"
 
     async def answer(
         self,
@@ -162,6 +176,9 @@ class Connection:
             await self.close()
 
     def _on_state(self) -> None:
-        logger.info("[%s] Connection %s", self.name, self.peer.connectionState)
-        if self.peer.connectionState in ("closed", "failed") and not self.closed:
+        state = self.peer.connectionState
+        logger.info("[%s] Connection %s", self.name, state)
+        self._was_connected |= state == "connected"
+        self._lost |= self._was_connected and ice_failed(self.peer)
+        if state in ("closed", "failed") and not self.closed:
             self.spawn(self.close(), "close")

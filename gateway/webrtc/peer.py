@@ -15,6 +15,7 @@ from gateway.stream.stream import Stream
 from gateway.webrtc.aiortc_patches.decoding import DecodedVideo
 from gateway.webrtc.candidates import CandidateFilter
 from gateway.webrtc.channels import Channels
+from gateway.webrtc.connection import ice_failed
 from gateway.webrtc.track import EncodedTrack
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Peer:
         self._camera: DecodedVideo | None = None
         self._refused: set[str] = set()  # what was said of pictures that are too large
         self._is_heard = False
+        self._was_connected = False
+        self._end_reason = "left"
         self._closing: asyncio.Task[None] | None = None
         self.channels = Channels(self.id, part.role, part.label, self._update, self._end_abuse)
         self.track = EncodedTrack(stream.encoders)
@@ -147,7 +150,8 @@ class Peer:
             self.stream.drop_source(self._camera)
         self.stream.forget(self._begin_to_close)
         self.stream.remove_control(self.channels)
-        self.stream.remove_sink(self._viewer)
+        counted = self.track.failure is not None
+        self.stream.remove_sink(self._viewer, None if counted else self._end_reason)
         self.stream.release(self)
         if self.stream.closed:
             await self.stream.close()
@@ -204,8 +208,12 @@ class Peer:
             self._fail("Too many data channels: one is enough.")
 
     def _on_connection_state(self) -> None:
-        logger.info("[%s] Connection %s", self.id, self.connection.connectionState)
-        if self.connection.connectionState in ("closed", "failed") and not self.closed:
+        state = self.connection.connectionState
+        logger.info("[%s] Connection %s", self.id, state)
+        self._was_connected |= state == "connected"
+        if self._was_connected and ice_failed(self.connection):
+            self._end_reason = "consent"
+        if state in ("closed", "failed") and not self.closed:
             self.spawn(self.close(), "close")
 
 

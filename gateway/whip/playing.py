@@ -47,7 +47,8 @@ class Player(Session):
 
     def left(self) -> None:
         self._track.stop()
-        self.stream.remove_sink(self)
+        counted = self._track.failure is not None
+        self.stream.remove_sink(self, None if counted else self.connection.end_reason)
         if self._channels is not None:
             self.stream.remove_control(self._channels)
 

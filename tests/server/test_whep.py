@@ -55,9 +55,17 @@ async def test_players_see_what_a_publisher_sends(server: DoubleProcess) -> None
         ingested = await metric(server.client, 'wanstream_ingest_frames_total{kind="whip"}')
         begun = await metric(server.client, 'wanstream_first_picture_seconds_count{protocol="whep"}')
         assert server.chunks()[-1]["video_frames"]
+        waited = await metric(server.client, "wanstream_input_to_picture_seconds_count")
+        left = 'wanstream_viewers_closed_total{reason="left"}'
+
+        async def measured() -> bool:
+            return await metric(server.client, "wanstream_viewer_rtt_seconds_count") > 0
+
+        await until(measured, 10, "a viewer's report")
         ended = [await first.end(), await first.end()]
         await closed(first.pc)
         await second.wait_frames(5)
+        gone = await metric(server.client, left)
 
     assert headers["content-type"] == SDP
     assert re.fullmatch(rf"{WHEP}/studio/[\w-]{{22}}", headers["location"])
@@ -71,6 +79,8 @@ async def test_players_see_what_a_publisher_sends(server: DoubleProcess) -> None
     assert watching == 2
     assert ingested > 0
     assert begun >= 2
+    assert waited > 0
+    assert gone >= 1
     assert [answer.status for answer in ended] == [200, 404]
 
 

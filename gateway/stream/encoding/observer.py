@@ -22,7 +22,11 @@ class EncodingObserver(Protocol):
 
     def bytes_sent(self, count: int) -> None: ...
 
-    def viewer_closed(self, reason: str) -> None: ...
+    def round_trip(self, seconds: float) -> None:
+        """From a report to a viewer until its own, without the time that it kept it."""
+
+    def viewer_closed(self, reason: str) -> None:
+        """reason: left, consent, evicted, too_slow, error."""
 
     def first_picture(self, protocol: str, seconds: float) -> None:
         """A viewer was sent its first packet so long after it had asked for the stream."""
@@ -42,6 +46,8 @@ class Unobserved:
     def packets_dropped(self, count: int) -> None: ...
 
     def bytes_sent(self, count: int) -> None: ...
+
+    def round_trip(self, seconds: float) -> None: ...
 
     def viewer_closed(self, reason: str) -> None: ...
 

@@ -68,10 +68,17 @@ class Hub:
     input_fps: rate of the stream's own source, or None; nothing is shown faster than it arrives.
     """
 
-    def __init__(self, input_fps: Callable[[], float | None]) -> None:
+    def __init__(
+        self,
+        input_fps: Callable[[], float | None],
+        on_input_shown: Callable[[float], object] = lambda _: None,
+    ) -> None:
+        """on_input_shown(seconds): so old is the input of a picture when it is shown; see `put`."""
         self._input_fps = input_fps
-        self._queue: deque[Images] = deque()
+        self._on_input_shown = on_input_shown
+        self._queue: deque[tuple[Images, float | None]] = deque()
         self._next: Images | None = None  # left the queue, but is not due yet
+        self._next_input: float | None = None  # when its input came
         self._repeat = False  # show the last picture again, unless another one comes
         self._converter = YuvConverter()
         self._origin: float | None = None  # of timestamps, monotonic seconds
@@ -160,9 +167,12 @@ class Hub:
             self._chunk_frames = frames
             self._rates.append((seconds, frames))
 
-    def put(self, images: Images) -> None:
-        """Queue uint8 [T, H, W, 3] pictures; beyond the budget whole old chunks go, so motion stays even."""
-        self._queue.extend(images)
+    def put(self, images: Images, input_at: float | None = None) -> None:
+        """Queue uint8 [T, H, W, 3] pictures; beyond the budget whole old chunks go, so motion stays even.
+
+        input_at: when the input of the first one came, monotonic seconds; None: it is of no interest.
+        """
+        self._queue.extend((image, None if number else input_at) for number, image in enumerate(images))
         self._arrived.set()
         limit = max(2, int(_CHUNKS_QUEUED * self._chunk_frames)) + len(images)
         while len(self._queue) > limit:
@@ -191,8 +201,10 @@ class Hub:
             if self._paced:
                 await asyncio.sleep(self._delay())
             self._show(self._next)
-            self._next = None
             now = time.monotonic()
+            if self._next_input is not None:
+                self._on_input_shown(now - self._next_input)
+            self._next = self._next_input = None
             period = (1.0 if not self._queue else _CATCH_UP) / self.fps
             self._due = max(self._due, now - period) + period  # no burst after a late picture
 
@@ -216,7 +228,7 @@ class Hub:
     async def _take(self) -> None:
         """Wait for something that may be a picture, and make it the next one to be shown."""
         if self._queue:
-            self._next = self._queue.popleft()
+            self._next, self._next_input = self._queue.popleft()
             self._repeat = False
             self.frames_out += 1
             self._taken.set()

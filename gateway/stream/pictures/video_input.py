@@ -71,11 +71,12 @@ class VideoInput:
 
     def __init__(self, in_video_mode: Callable[[], bool]) -> None:
         self._in_video_mode = in_video_mode
-        self._ring: deque[Images] = deque(maxlen=0)
+        self._ring: deque[tuple[Images, float]] = deque(maxlen=0)  # with its arrival
         self._arrivals: deque[float] = deque(maxlen=_FPS_WINDOW)
         self._arrived = asyncio.Event()
         self.size: Size | None = None  # what pictures are fitted to; None: they stay as they are
         self.frames_in = 0
+        self.taken_at = float("-inf")  # when the newest picture of the last `take` came, monotonic seconds
 
     def expect(self, frames: int, size: Size | None) -> None:
         """Forget all pictures: a pipeline begins that takes `frames` of that size per request."""
@@ -113,7 +114,7 @@ class VideoInput:
         """Add uint8 [H, W, 3] RGB that was fitted to `size`; of no use once another pipeline has begun."""
         self.skip()
         if size == self.size and self.wanted:
-            self._ring.append(picture)
+            self._ring.append((picture, self._arrivals[-1]))
             self._arrived.set()
 
     def skip(self) -> None:
@@ -147,7 +148,8 @@ class VideoInput:
             while len(self._ring) > _SINGLE_FRAME_BACKLOG:
                 self._ring.popleft()
         indices = choose(len(self._ring), wanted)
-        pictures = [self._ring[i] for i in indices]
+        pictures = [self._ring[i][0] for i in indices]
+        self.taken_at = self._ring[indices[-1]][1]
         for _ in range(indices[-1] + 1):
             self._ring.popleft()
         return pictures

@@ -12,7 +12,8 @@ from typing import Any, Final
 from aiortc import RTCRtpSender, rtcpeerconnection, rtcrtpsender
 from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
-from aiortc.rtp import AnyRtcpPacket
+from aiortc.rtp import AnyRtcpPacket, RtcpRrPacket, RtcpSrPacket
+from aiortc.stats import RTCRemoteInboundRtpStreamStats
 
 from gateway.stream.encoding.packets import PacketQueue
 from gateway.stream.encoding.rate import LinkRate
@@ -30,6 +31,11 @@ _HISTORY_PACKETS: Final = 1024  # that can be sent again: 1.5 s at 7 Mbit/s
 _sender: ContextVar["InformedSender"] = ContextVar("sender")  # set in the task that sends its pictures
 
 
+def _is_round_trip(seconds: float | None) -> bool:
+    """Whether aiortc could tell it; what a viewer makes up may come out negative."""
+    return seconds is not None and seconds >= 0
+
+
 class InformedSender(RTCRtpSender):
     """Takes the packets of a stream's encoder, tells it what the viewer says, and spreads large pictures."""
 
@@ -43,6 +49,10 @@ class InformedSender(RTCRtpSender):
         if self._packets is not None:
             hand_on(packet, self._ssrc, self._packets)
         await super()._handle_rtcp_packet(packet)
+        if self._packets is not None and isinstance(packet, RtcpRrPacket | RtcpSrPacket):
+            for stats in (await self.getStats()).values():
+                if isinstance(stats, RTCRemoteInboundRtpStreamStats) and _is_round_trip(stats.roundTripTime):
+                    self._packets.observer.round_trip(stats.roundTripTime)
 
     async def _retransmit(self, sequence_number: int) -> None:
         if self.link.may_repeat():
