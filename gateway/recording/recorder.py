@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from gateway.recording.high_quality import HighQualityEncoder
@@ -42,6 +43,15 @@ class Packets(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody asks of a take. name: for people. trim_pauses: a pause leaves no gap."""
+
+    name: str | None = None
+    quality: Quality = "shared"
+    trim_pauses: bool = False
+
+
 class Recorder:
     """A sink of a stream that writes a take, and a holder: the stream lives on while it records."""
 
@@ -52,11 +62,10 @@ class Recorder:
         take: str,
         limits: Limits,
         on_end: Callable[["Recorder"], None],
-        *,
-        quality: Quality = "shared",
-        name: str | None = None,
+        wish: Wish = Wish(),
+        version: str = "",
     ) -> None:
-        """on_end: everything is written, also when the take ended by itself."""
+        """on_end: everything is written, also when the take ended by itself. version: of the program."""
         self.stream = stream
         self.take = take
         self._on_end = on_end
@@ -64,11 +73,15 @@ class Recorder:
         self._began: float | None = None  # monotonic time of the first picture
         self._key_frame_at = time.monotonic()
         self._told = dict(stream.state.effective)  # the parameters that are written
+        self._trims = wish.trim_pauses
+        self._standing_since = time.monotonic() if stream.output.paused else None
+        self._resumed = False  # and no picture has come since
+        self._trimmed_s = 0.0
         self._over = asyncio.Event()
-        self._head = self._describe(name, quality)
+        self._head = self._describe(wish, version)
         self._packets: Packets = (
             HighQualityEncoder(stream.output)
-            if quality == "high"
+            if wish.quality == "high"
             else stream.encoders.subscribe("H264", repeats=False)
         )
         loop = asyncio.get_running_loop()
@@ -146,7 +159,7 @@ class Recorder:
                 elif now - self._key_frame_at > _SEEK_S:
                     self._key_frame_at = now
                     self._packets.want_key_frame("cut")
-                self._writer.put(picture.packet, picture.size)
+                self._writer.put(picture.packet, picture.size, follows=self._follows_a_pause())
             self._writer.finish()
         except Exception:  # task boundary: the take is closed, the trace is in the log
             logger.exception("[%s] The recorder failed", self.stream.id)
@@ -184,21 +197,37 @@ class Recorder:
             self._writer.note({**self._at(number), "set": values, **({"by": who} if who else {})})
 
     def happened(self, event: str, details: Mapping[str, Any] | None = None) -> None:
+        if event == "pause" and self._standing_since is None:
+            self._standing_since = time.monotonic()
         self._writer.note({**self._at(self.stream.worker.stats.chunks), "event": event, **(details or {})})
+        if event == "resume" and self._standing_since is not None:
+            began = time.monotonic() if self._began is None else self._began
+            self._trimmed_s += max(0.0, time.monotonic() - max(self._standing_since, began))
+            self._standing_since, self._resumed = None, True
+
+    def _follows_a_pause(self) -> bool:
+        """Whether the picture is to be shown right after the one before, although the stream stood still."""
+        resumed, self._resumed = self._resumed, False
+        return self._trims and (resumed or self._standing_since is not None)
 
     def _at(self, chunk: int) -> dict[str, Any]:
-        seconds = 0.0 if self._began is None else time.monotonic() - self._began
+        now = time.monotonic()
+        if self._trims:
+            now = (self._standing_since or now) - self._trimmed_s
+        seconds = 0.0 if self._began is None else max(0.0, now - self._began)
         return {"t": round(seconds, 3), "chunk": chunk}
 
-    def _describe(self, name: str | None, quality: Quality) -> dict[str, Any]:
-        loaded = self.stream.worker.loaded
+    def _describe(self, wish: Wish, version: str) -> dict[str, Any]:
+        loaded, plan = self.stream.worker.loaded, self.stream.worker.load_plan
         effective = self.stream.state.effective
         return {
             "format": FORMAT,
             "take": self.take,
-            "name": name,
+            "name": wish.name,
             "stream": self.stream.id,
+            "version": version,
             "pipeline_id": loaded.spec.id if loaded else None,
+            "engine_set": plan.engine_set if plan else None,
             "load_params": dict(loaded.params) if loaded else {},
             "seed": effective["base_seed"],
             "width": loaded.params.get("width") if loaded else None,
@@ -206,6 +235,7 @@ class Recorder:
             "input_mode": effective["input_mode"],
             "parameters": effective,
             "chunk": self.stream.worker.stats.chunks,
-            "quality": quality,
+            "quality": wish.quality,
+            "trim_pauses": wish.trim_pauses,
             "started_at": round(self._since, 3),
         }

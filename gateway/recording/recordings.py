@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.errors import ApiError
-from gateway.recording.recorder import Quality, Recorder
+from gateway.recording.recorder import Quality, Recorder, Wish
 from gateway.recording.take_writer import Limits
 from gateway.recording.takes import Take, Takes
 from gateway.stream.stream import Stream
@@ -27,8 +27,10 @@ class Totals:
 class Recordings:
     """Begins, ends and lists takes."""
 
-    def __init__(self, takes: Takes, limits: Limits) -> None:
+    def __init__(self, takes: Takes, limits: Limits, version: str = "") -> None:
+        """version: of the program, for the lines beside a take."""
         self.takes = takes
+        self._version = version
         self._limits = limits
         self._running: dict[str, Recorder] = {}  # by stream id
         self._beginning: set[str] = set()
@@ -65,6 +67,7 @@ class Recordings:
         name: str | None = None,
         quality: Quality = "shared",
         max_s: float | None = None,
+        trim_pauses: bool = False,
     ) -> dict[str, Any]:
         """Begin a take; its object. Raises ApiError 404, 409 (it is recorded already), 507 (no room)."""
         if stream.id in self._running or stream.id in self._beginning:
@@ -79,7 +82,8 @@ class Recordings:
             self._beginning.discard(stream.id)
         if stream.closed:
             raise ApiError(404, f"Stream {stream.id} has ended")
-        recorder = Recorder(stream, self.takes, take, limits, self._ended, quality=quality, name=name)
+        wish = Wish(name, quality, trim_pauses)
+        recorder = Recorder(stream, self.takes, take, limits, self._ended, wish, self._version)
         self._running[stream.id] = recorder
         logger.info("[%s] Recording the take %s", stream.id, take)
         stream.notify({"type": "recording_changed", "state": "recording", "take": take})

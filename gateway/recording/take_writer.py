@@ -34,6 +34,7 @@ CLOCK_RATE: Final = 90_000
 OPEN_SUFFIX: Final = ".part"  # of a video that is being written
 DISK_FULL: Final = "disk full"
 
+_USUAL_PERIOD: Final = CLOCK_RATE // 30
 _LONGEST_QUEUE: Final = 2 * CLOCK_RATE  # from the oldest picture that waits to the newest
 _CHECK_EVERY_S: Final = 1.0  # as often as a fragment ends
 _FRAGMENTS: Final = {
@@ -74,6 +75,7 @@ class Written:
 class _Picture:
     packet: Packet
     size: tuple[int, int]
+    follows: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,11 @@ class TakeWriter:
         self._items: deque[_Picture | dict[str, Any] | _End] = deque()
         self._waiting: deque[int] = deque()  # timestamps of the pictures among them
         self._changed = threading.Condition()
+        self._follows = False  # the next picture that is taken
         self._skipping = 0  # pictures that were left out since the last one that was taken
-        self._first: int | None = None  # timestamp of the take's first picture
+        self._newest: int | None = None  # of the one that was written last
+        self._period = _USUAL_PERIOD  # from one picture to the next
+        self._cut_out = 0  # ticks of the stream's clock that the take's has not
         self._part: _Part | None = None
         self._closed_bytes = 0  # of the parts that are complete
         self._checked = 0.0
@@ -131,12 +136,16 @@ class TakeWriter:
         """Wait for the end of the thread."""
         self._thread.join()
 
-    def put(self, packet: Packet, size: tuple[int, int]) -> None:
-        """Write an encoded picture of this width and height; it is only read."""
+    def put(self, packet: Packet, size: tuple[int, int], *, follows: bool = False) -> None:
+        """Write an encoded picture of this width and height; it is only read.
+
+        follows: right after the one before, whatever its timestamp says.
+        """
         assert packet.pts is not None
         with self._changed:
             if self._over:
                 return
+            self._follows |= follows  # also when the next ones are left out
             if self._waiting and packet.pts - self._waiting[0] > _LONGEST_QUEUE:
                 self._skipping += 1
                 if self._skipping == 1:
@@ -150,7 +159,8 @@ class TakeWriter:
                 self.written.dropped += self._skipping
                 self._skipping = 0
             self._waiting.append(packet.pts)
-            self._items.append(_Picture(packet, size))
+            self._items.append(_Picture(packet, size, self._follows))
+            self._follows = False
             self._changed.notify()
 
     def note(self, line: dict[str, Any]) -> None:
@@ -219,35 +229,44 @@ class TakeWriter:
     def _mux(self, picture: _Picture, lines: BinaryIO) -> None:
         packet, written = picture.packet, self.written
         assert packet.pts is not None
-        if self._part is None or self._part.size != picture.size:
-            if not packet.is_keyframe:  # nothing to begin with
-                written.dropped += 1
-                return
-            self._begin_part(picture, lines)
+        begins = self._part is None or self._part.size != picture.size
+        if begins and not packet.is_keyframe:  # nothing to begin with
+            written.dropped += 1
+            return
+        at = self._ticks(packet.pts, follows=picture.follows)
+        if begins:
+            self._begin_part(picture, at, lines)
         assert self._part is not None
-        assert self._first is not None
-        at = packet.pts - self._first
-        self._part.write(packet)
+        self._part.write(packet, at)
         written.frames += 1
         written.duration_s = at / CLOCK_RATE
         if written.duration_s >= self._limits.max_s:
             raise _Limit(f"it is {self._limits.max_s:.0f} s long, the longest that is allowed")
         self._check_disk()
 
-    def _begin_part(self, picture: _Picture, lines: BinaryIO) -> None:
+    def _ticks(self, pts: int, *, follows: bool) -> int:
+        """The time of the next picture on the take's clock, in 1/90000 s."""
+        if self._newest is None:
+            self._cut_out = pts  # the clock begins with the first picture
+        else:
+            step = pts - self._newest
+            if follows:
+                self._cut_out += max(0, step - self._period)
+            else:
+                self._period = min(step, CLOCK_RATE)
+        self._newest = pts
+        return pts - self._cut_out
+
+    def _begin_part(self, picture: _Picture, at: int, lines: BinaryIO) -> None:
         if failure := self._close_part():
             raise _Limit(failure)
         written = self.written
-        if self._first is None:
-            self._first = picture.packet.pts
-        assert self._first is not None
-        assert picture.packet.pts is not None
         written.parts += 1
         written.width, written.height = picture.size
         name = part_name(self._take, written.parts)
-        self._part = _Part(self._directory / name, picture.packet, picture.size)
+        self._part = _Part(self._directory / name, picture.packet, picture.size, at)
         if written.parts > 1:
-            at_s = round((picture.packet.pts - self._first) / CLOCK_RATE, 3)
+            at_s = round(at / CLOCK_RATE, 3)
             width, height = picture.size
             sidecar.append(
                 lines, {"t": at_s, "event": "part", "part": written.parts, "width": width, "height": height}
@@ -296,12 +315,11 @@ class TakeWriter:
 
 
 class _Part:
-    """One MP4 file, of pictures of one size. size: their width and height."""
+    """One MP4 file, of pictures of one size. size: their width and height. first: ticks of its first one."""
 
-    def __init__(self, path: Path, key_frame: Packet, size: tuple[int, int]) -> None:
-        assert key_frame.pts is not None
+    def __init__(self, path: Path, key_frame: Packet, size: tuple[int, int], first: int) -> None:
         self.size = size
-        self._first = key_frame.pts
+        self._first = first
         self._path = path
         self._open_path = path.with_name(path.name + OPEN_SUFFIX)
         self._file = _Flushed(self._open_path)
@@ -311,12 +329,11 @@ class _Part:
             self._stream = self._container.add_stream_from_template(description.streams.video[0])
         self._stream.time_base = key_frame.time_base
 
-    def write(self, packet: Packet) -> None:
-        """Players begin each file at 0."""
-        assert packet.pts is not None
+    def write(self, packet: Packet, at: int) -> None:
+        """at: ticks of the take's clock; players begin each file at 0."""
         copy = av.Packet(bytes(packet))  # the packet belongs to others, too
         copy.stream, copy.time_base, copy.is_keyframe = self._stream, packet.time_base, packet.is_keyframe
-        copy.pts = copy.dts = packet.pts - self._first
+        copy.pts = copy.dts = at - self._first
         self._container.mux_one(copy)
 
     def size_bytes(self) -> int:

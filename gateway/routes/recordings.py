@@ -30,6 +30,7 @@ class StartBody(BaseModel):
         "shared", description="shared: as viewers see it; high: an encoder of its own, better and dearer"
     )
     max_s: Annotated[Number, Field(gt=0)] | None = Field(None, description="longest duration in seconds")
+    trim_pauses: bool = Field(False, description="close the gap that a pause leaves")
 
 
 class MarkBody(BaseModel):
@@ -107,7 +108,13 @@ def recordings_blueprint(recordings: Recordings, streams: Streams) -> Blueprint:
         """Begin a take of a stream; the stream lives on and generates while it is recorded."""
         body = check(_START, await _optional_object(), "body")
         stream = streams.find(stream_id)
-        take = await recordings.start(stream, name=body.name, quality=body.quality, max_s=body.max_s)
+        take = await recordings.start(
+            stream,
+            name=body.name,
+            quality=body.quality,
+            max_s=body.max_s,
+            trim_pauses=body.trim_pauses,
+        )
         return take, 201
 
     @bp.post("/streams/<stream_id>/recordings/stop")

@@ -1,6 +1,7 @@
 """Recordings through the server: Scope's requests and ours, downloads, limits, what ends a take."""
 
 import asyncio
+import importlib.metadata
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -125,6 +126,8 @@ async def test_a_take_has_what_was_asked_of_its_stream_chunk_by_chunk(server: Do
     assert (began["state"], ended["state"], ended["take"]) == ("recording", "stopped", began["take"])
     assert (head["format"], head["stream"], head["pipeline_id"]) == (1, peer.session_id, "longlive")
     assert (head["width"], head["height"], head["chunk"]) == (160, 96, 0)
+    assert head["version"] == importlib.metadata.version("wanstream")
+    assert (head["engine_set"], head["trim_pauses"]) == ("plain_pictures", False)
     assert head["parameters"]["prompts"] == [{"text": "a boat", "weight": 1.0}]
     assert prompts["by"] == "datachannel"
     assert chunks[prompts["chunk"] - 1]["active_prompts"][0]["text"] == "a boat"
@@ -209,6 +212,31 @@ async def test_another_picture_size_begins_a_part(server: DoubleProcess, tmp_pat
     assert sum(sizes) == done["size_bytes"]
 
 
+async def test_a_pause_leaves_no_gap_in_a_take_that_is_to_have_none(
+    server: DoubleProcess, tmp_path: Path
+) -> None:
+    pause_s = 2.5  # longer than a picture ever takes
+    async with await Peer(server.client).connect(PROMPTS) as peer:
+        path = f"/api/v1/streams/{peer.session_id}/recordings"
+        take = (await call(server, "POST", path, 201, {"trim_pauses": True}))["take"]
+        await recorded(server, take, 8)
+        peer.send({"paused": True})
+        await asyncio.sleep(pause_s)
+        before = (await call(server, "GET", f"/api/v1/takes/{take}", 200))["frames"]
+        peer.send({"paused": False})
+        await recorded(server, take, before + 8)
+        await call(server, "POST", f"{path}/stop", 200)
+
+    lines = (await call(server, "GET", f"/api/v1/takes/{take}/data", 200))["lines"]
+    pictures = shown(await saved(server, f"/api/v1/takes/{take}/video", tmp_path))
+    at_s = {line["event"]: line["t"] for line in lines if line.get("event") in ("pause", "resume")}
+    steps = [b - a for (a, _), (b, _) in itertools.pairwise(pictures)]
+    assert at_s["resume"] == at_s["pause"]
+    assert len(pictures) >= before + 8
+    assert min(steps) > 0
+    assert max(steps) < pause_s - 1
+
+
 async def test_a_take_ends_at_its_own_limit_and_the_stream_goes_on(server: DoubleProcess) -> None:
     async with await Peer(server.client).connect(PROMPTS) as peer:
         path = f"/api/v1/streams/{peer.session_id}/recordings"
@@ -230,7 +258,13 @@ async def test_a_take_ends_at_its_own_limit_and_the_stream_goes_on(server: Doubl
 
 @pytest.mark.parametrize(
     ("body", "where"),
-    [({"quality": "best"}, "quality"), ({"max_s": -1}, "max_s"), ({"name": 3}, "name"), ([], "body")],
+    [
+        ({"quality": "best"}, "quality"),
+        ({"trim_pauses": "x"}, "trim_pauses"),
+        ({"max_s": -1}, "max_s"),
+        ({"name": 3}, "name"),
+        ([], "body"),
+    ],
 )
 async def test_a_recording_that_makes_no_sense_is_refused(
     body: Any, where: str, server: DoubleProcess
@@ -271,6 +305,8 @@ async def test_a_server_that_stops_completes_its_takes(tmp_path: Path) -> None:
         await recorded(process, take, 10)
         process.stop()
 
+    log = process.log
+    assert log.index(f"The take {take} is complete") < log.index("Closing the session")
     assert [path.name for path in (tmp_path / "recordings").glob("*.mp4*")] == [f"{take}.mp4"]
     assert len(shown(tmp_path / "recordings" / f"{take}.mp4")) >= 10
     assert '"state":"done"' in (tmp_path / "recordings" / f"{take}.jsonl").read_text()

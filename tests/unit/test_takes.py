@@ -200,6 +200,22 @@ def test_reference_images_are_named_with_their_hashes(takes: Takes, tmp_path: Pa
     assert line["sha256"] == {str(image): hashlib.sha256(b"content").hexdigest()}
 
 
+def test_what_follows_a_pause_may_be_shown_at_once(takes: Takes) -> None:
+    writing = Writing(takes).put(encoded(steady(30), keys=range(30)))
+    for number, (packet, size) in enumerate(encoded(steady(30, start_s=6.0), first=30, keys=range(30))):
+        writing.writer.put(packet, size, follows=number == 0)
+    writing.put(encoded(steady(5, start_s=9.0), (160, 256), first=60))
+    writing.finish()
+
+    first, second = (shown(takes.part(writing.take, number)) for number in (1, 2))
+    part = next(line for line in takes.lines(writing.take) if line.get("event") == "part")
+    assert [number for _, number in first + second] == list(range(65))
+    assert np.allclose([at_s for at_s, _ in first], steady(60), atol=0.002)
+    assert np.allclose([at_s for at_s, _ in second], steady(5), atol=0.002)
+    assert part["t"] == pytest.approx(9.0 - 5 + 1 / 30, abs=0.07)  # five seconds less, as two pictures are
+    assert takes.find(writing.take).describe()["duration_s"] == pytest.approx(part["t"] + 4 / 30, abs=0.01)
+
+
 def test_a_take_without_a_picture_leaves_nothing(takes: Takes) -> None:
     Writing(takes).finish()
 
