@@ -36,11 +36,13 @@ from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.state import Pipelines
 from gateway.recording.collector import RecordingCollector
+from gateway.recording.cues import Cues
 from gateway.recording.recordings import Recordings
 from gateway.recording.replay import Replays
 from gateway.recording.take_writer import Limits
 from gateway.recording.takes import Takes
 from gateway.routes.assets import assets_blueprint
+from gateway.routes.cues import cues_blueprint
 from gateway.routes.docs import docs_blueprint
 from gateway.routes.general import general_blueprint
 from gateway.routes.ice import ice_blueprint
@@ -107,6 +109,8 @@ class Services:
     osc: OscServer
     local_video: LocalVideo
     recordings: Recordings
+    replays: Replays
+    cues: Cues
 
 
 def create_app(config: Config, serving: Serving) -> Quart:
@@ -151,7 +155,8 @@ def create_app(config: Config, serving: Serving) -> Quart:
         streams_blueprint(services.streams, services.openers, access, policy),
         tempo_blueprint(services.streams),
         recordings_blueprint(services.recordings, services.streams),
-        replays_blueprint(Replays(), services.recordings, services.streams),
+        replays_blueprint(services.replays, services.recordings, services.streams),
+        cues_blueprint(services.cues, services.streams),
         scope_recordings_blueprint(services.recordings, services.streams),
         osc_blueprint(services.osc, services.pipelines, services.streams),
         whip_blueprint(services.publishers, services.ice, access, policy),
@@ -200,10 +205,13 @@ def _services(config: Config, serving: Serving) -> Services:
     recordings = Recordings(
         Takes(config.directories.recordings, config.recording.total_bytes),
         Limits(max_s=config.recording.max_s, max_bytes=config.recording.max_bytes),
+        VERSION,
     )
     recordings.serve(streams)
     metrics.add(RecordingCollector(recordings))
-    osc = OscServer(config.osc, config.osc_address, streams, pipelines)
+    replays = Replays()
+    cues = Cues(config.directories.home / "cues", replays)
+    osc = OscServer(config.osc, config.osc_address, streams, pipelines, cues.play)
     metrics.watch(pipelines, streams, sessions)
     metrics.add(StreamsCollector(streams))
     metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
@@ -230,6 +238,8 @@ def _services(config: Config, serving: Serving) -> Services:
         osc=osc,
         local_video=local_video,
         recordings=recordings,
+        replays=replays,
+        cues=cues,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from gateway.errors import ValidationFailed
 from gateway.http.validation import check
 from gateway.osc.wire import Impulse, OscError
+from gateway.recording.cues import NAME_RULE
 from gateway.stream.parameters.checks import FIELDS, MAX_PROMPTS, MAX_TRANSITION_CHUNKS
 from gateway.stream.parameters.tempo import BPM_RANGE
 from gateway.stream.seat import COMMANDS
@@ -163,12 +164,13 @@ def _own_keys() -> Iterator[Key]:
     quantize = FIELDS["quantize_mode"].json_schema()
     modes = tuple(quantize["enum"])
     yield Key("tempo/quantize", "string", quantize["description"], choices=modes, field="quantize_mode")
+    yield Key("cue/<name>", "trigger", "Play the cue list of that name")
     text = "Scale of the loaded adapter whose file has that name, without its ending"
     yield Key("lora/<stem>/scale", "number", text, -10, 10)
 
 
 KEYS: Final = (*_own_keys(), *_schema_keys())
-_VARIABLES: Final = {"<i>": r"(0|[1-9][0-9]?)", "<stem>": r"([^/]+)"}
+_VARIABLES: Final = {"<i>": r"(0|[1-9][0-9]?)", "<stem>": r"([^/]+)", "<name>": rf"({NAME_RULE})"}
 
 
 def _pattern(name: str) -> re.Pattern[str]:

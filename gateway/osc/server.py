@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,7 +32,15 @@ _MAX_RECENT: Final = 50
 _MAX_LISTENERS: Final = 16
 _MAX_UNREAD: Final = 1000  # commands of a listener that does not read
 _TEMPO: Final = ("tempo/tap", "tempo/bpm")
+_CUE: Final = "cue/"
+_MAX_CUES: Final = 16  # of one stream in a tick
 _HINTS: Final = ("plain_words",)  # what is no refusal
+
+PlayCue = Callable[[Stream, str], Awaitable[Sequence[Problem]]]
+
+
+async def _no_cues(stream: Stream, name: str) -> Sequence[Problem]:
+    raise ApiError(404, "There are no cue lists here")
 
 
 @dataclass(slots=True)
@@ -42,6 +50,7 @@ class _Update:
     stream: Stream
     values: Values = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)  # by parameter
+    cues: dict[str, str] = field(default_factory=dict)  # addresses, by the cue list's name
 
 
 class OscServer:
@@ -56,10 +65,16 @@ class OscServer:
     label = "OSC"
 
     def __init__(
-        self, settings: Osc, address: tuple[str, int] | None, streams: Streams, pipelines: Pipelines
+        self,
+        settings: Osc,
+        address: tuple[str, int] | None,
+        streams: Streams,
+        pipelines: Pipelines,
+        play_cue: PlayCue = _no_cues,
     ) -> None:
-        """address: where it listens; None: nowhere."""
+        """address: where it listens; None: nowhere. play_cue(stream, name): raises ApiError."""
         self.address = address
+        self._play_cue = play_cue
         self._streams = streams
         self._pipelines = pipelines
         self._limits = Limits(settings.allow)
@@ -182,6 +197,8 @@ class OscServer:
         target, name = addresses.split(message.address, self._find)
         if name in _TEMPO:
             value = self._change_tempo(name, message)
+        elif name.startswith(_CUE):
+            value = self._wish_cue(target, name, message)
         else:
             value = self._change_streams(target, name, message)
         self.counts["applied"] += 1
@@ -204,9 +221,24 @@ class OscServer:
             )
         return value
 
+    def _wish_cue(self, target: str, name: str, message: Message) -> bool:
+        """Remember to play a cue list with the next tick, after what is set with it; whether it is to be."""
+        key, (cue,) = addresses.find(name)
+        wanted: bool = key.convert(message.arguments)
+        for stream in self._of(target) if wanted else ():
+            cues = self._updates.setdefault(stream.id, _Update(stream)).cues
+            if len(cues) >= _MAX_CUES:
+                raise OscError("rate", f"More than {_MAX_CUES} cues at once")
+            cues[cue] = message.address
+            self._arrived.set()
+        return wanted
+
+    def _of(self, target: str) -> list[Stream]:
+        return list(self._streams) if target == ALL else [self._find(target)]
+
     def _change_streams(self, target: str, name: str, message: Message) -> Any:
         """Gather what a message sets; the value that it brought."""
-        streams = list(self._streams) if target == ALL else [self._find(target)]
+        streams = self._of(target)
         value: Any = None
         if target == ALL:  # for streams to come, and to be refused as a whole
             _, value = self._desks[target].read(name, message.arguments, self._around(None))
@@ -266,13 +298,25 @@ class OscServer:
 
     async def _apply(self, update: _Update) -> None:
         try:
-            problems = await update.stream.update(update.values, by=self)
+            problems = await update.stream.update(update.values, by=self) if update.values else []
+            for problem in problems:
+                self._refuse_problem(problem, update.addresses.get(_parameter(problem), ""))
+            for cue, address in update.cues.items():
+                await self._play(update.stream, cue, address)
         except Exception:  # task boundary: later messages must go on to be heard
             logger.exception("[%s] Parameters by OSC could not be applied", update.stream.id)
-            return
-        for problem in problems:
-            if problem["type"] not in _HINTS:
-                self._refuse("refused", update.addresses.get(_parameter(problem), ""))
+
+    async def _play(self, stream: Stream, cue: str, address: str) -> None:
+        try:
+            for problem in await self._play_cue(stream, cue):
+                self._refuse_problem(problem, address)
+        except ApiError as error:
+            logger.debug("OSC %s: %s", address, error.detail)
+            self._refuse("address", address)
+
+    def _refuse_problem(self, problem: Problem, address: str) -> None:
+        if problem["type"] not in _HINTS:
+            self._refuse("refused", address)
 
 
 def _parameter(problem: Problem) -> str:

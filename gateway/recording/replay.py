@@ -95,29 +95,41 @@ class Replay:
         self._on_end = on_end
         self._steps: deque[tuple[Step, Validated]] = deque()
         self._chunks = 0
+        self._seconds = 0.0
         self._begin: int | None = None  # number of the first chunk
         self._task: asyncio.Task[None] | None = None
         self._over = False
-        self._mine: set[str] = set()
 
-    async def start(self, script: Script, clock: Clock, speed: float, *, reset: bool) -> list[Problem]:
-        """Check everything and begin; what will not be set, since the stream cannot have it."""
+    async def prepare(self, script: Script, *, reset: bool = False) -> list[Problem]:
+        """Check everything; what will not be set, since the stream cannot have it."""
         begin = script.begin | ({"reset_cache": True} if reset else {})
         steps = [Step(0, 0.0, begin), *script.steps] if begin else script.steps
         checked = await in_parameter_thread(self._check, steps)
         self._steps = deque(checked)
         self._chunks = script.chunks
-        self._mine = {key for _, validated in checked for key in validated.values}
-        for key in self._mine:
-            self._stream.changed_by.pop(key, None)
+        self._seconds = script.seconds
+        return [problem for _, validated in checked for problem in validated.problems]
+
+    def begin(self, clock: Clock, speed: float = 1.0) -> None:
+        """Set what was prepared, from the next chunk on."""
+        self._take_over()
         self._stream.add_control(self)
         if clock == "chunk":
             self._stream.add_listener(self)
         else:
-            self._task = asyncio.create_task(
-                self._run(script.seconds, speed), name=f"replay-{self._stream.id}"
-            )
-        return [problem for _, validated in checked for problem in validated.problems]
+            self._task = asyncio.create_task(self._run(speed), name=f"replay-{self._stream.id}")
+
+    def set_first(self) -> bool:
+        """Set what belongs to the first chunk, also when none is made now; whether more is to come."""
+        self._take_over()
+        while self._steps and self._steps[0][0].chunk <= 0:
+            self._apply(*self._steps.popleft())
+        return bool(self._steps)
+
+    def _take_over(self) -> None:
+        """From now on it counts what others set."""
+        for key in {key for _, validated in self._steps for key in validated.values}:
+            self._stream.changed_by.pop(key, None)
 
     def _check(self, steps: Sequence[Step]) -> list[tuple[Step, Validated]]:
         return [(step, self._stream.state.check(step.values)) for step in steps]
@@ -133,12 +145,12 @@ class Replay:
         self._stream.remove_control(self)
         self._on_end(self)
 
-    async def _run(self, seconds: float, speed: float) -> None:
+    async def _run(self, speed: float) -> None:
         started = asyncio.get_running_loop().time()
         while self._steps:
             await self._until(started + self._steps[0][0].at_s / speed)
             self._apply(*self._steps.popleft())
-        await self._until(started + seconds / speed)
+        await self._until(started + self._seconds / speed)
         self.stop()
 
     async def _until(self, at: float) -> None:
@@ -190,13 +202,35 @@ class Replays:
         replay = Replay(stream, label, lambda ended: self._ended(stream, ended))
         self._running[stream.id] = replay
         try:
-            problems = await replay.start(script, clock, speed, reset=reset)
+            problems = await replay.prepare(script, reset=reset)
         except BaseException:
-            del self._running[stream.id]
+            self._forget(stream, replay)
             raise
-        logger.info("[%s] Replaying %s by the %s", stream.id, label, clock)
-        stream.notify({"type": "replay_changed", "state": "running", "of": label})
+        if self._running.get(stream.id) is replay:  # nobody has stopped it meanwhile
+            replay.begin(clock, speed)
+            logger.info("[%s] Replaying %s by the %s", stream.id, label, clock)
+            stream.notify({"type": "replay_changed", "state": "running", "of": label})
         return problems
+
+    async def cue(self, stream: Stream, script: Script, label: str) -> list[Problem]:
+        """Set what a cue says, with the next beat if there is a tempo; what of it cannot be set.
+
+        What it sets in later chunks takes the place of the replay that runs.
+        """
+        replay = Replay(stream, label, lambda ended: self._ended(stream, ended))
+        problems = await replay.prepare(script)
+        stream.quantizer.call(lambda: self._go(stream, replay))
+        return problems
+
+    def _go(self, stream: Stream, replay: Replay) -> None:
+        if stream.stopped or stream.closed:
+            return
+        logger.info("[%s] The cue %s", stream.id, replay.label)
+        if replay.set_first():
+            self.stop(stream)
+            self._running[stream.id] = replay
+            replay.begin("chunk")
+            stream.notify({"type": "replay_changed", "state": "running", "of": replay.label})
 
     def stop(self, stream: Stream) -> None:
         """End a stream's replay; none is fine."""
@@ -205,6 +239,10 @@ class Replays:
             replay.stop()
 
     def _ended(self, stream: Stream, replay: Replay) -> None:
-        self._running.pop(stream.id, None)
+        self._forget(stream, replay)
         logger.info("[%s] The replay of %s is over", stream.id, replay.label)
         stream.notify({"type": "replay_changed", "state": "stopped", "of": replay.label})
+
+    def _forget(self, stream: Stream, replay: Replay) -> None:
+        if self._running.get(stream.id) is replay:
+            del self._running[stream.id]

@@ -58,6 +58,8 @@ async def test_the_pipeline_is_loaded_with_the_operator_s_parameters(locked: Dou
         ("POST", "/api/v1/lora/download", {"source": "url", "url": "https://example.org/a.safetensors"}),
         ("PUT", "/api/v1/lora/a.safetensors/provenance", {"source": "local"}),
         ("DELETE", "/api/v1/loras/a", None),
+        ("PUT", "/api/v1/cues/show", {"lines": [{"event": "reset"}]}),
+        ("DELETE", "/api/v1/cues/show", None),
     ],
 )
 async def test_viewers_change_nothing_and_are_told_what_to_do(

@@ -223,10 +223,14 @@ def streams(tmp_path: Path) -> Table:
 
 @contextlib.asynccontextmanager
 async def running(
-    streams: Table, settings: Osc | None = None, port: int | None = None, host: str = "127.0.0.1"
+    streams: Table,
+    settings: Osc | None = None,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    **options: Any,
 ) -> AsyncIterator[OscServer]:
     pipelines = Pipelines(SlowServing(), load_timeout_s=60)
-    osc = OscServer(settings or Osc(), (host, port or free_port()), streams, pipelines)
+    osc = OscServer(settings or Osc(), (host, port or free_port()), streams, pipelines, **options)
     await osc.start()
     try:
         yield osc
@@ -372,6 +376,34 @@ async def test_a_new_stream_takes_over_what_was_set_for_all(streams: Table, tmp_
         await until(lambda: all(stream.updates for stream in streams.streams), 10, "the prompts")
 
         assert [s.updates[0]["transition"]["num_steps"] for s in streams.streams] == [2, 5]
+
+
+async def test_a_cue_is_played_once_a_tick_after_what_was_set_with_it(streams: Table) -> None:
+    played: list[tuple[str, str, int]] = []
+
+    async def play(stream: Stream, name: str) -> list[Problem]:
+        if name == "missing":
+            raise ApiError(404, "There is no cue list")
+        played.append((stream.id, name, seed_of(stream)))
+        return [Problem(loc=["images"], msg="it is gone", type="file_not_found")] if name == "bad" else []
+
+    async with running(streams, play_cue=play) as osc:
+        for address, value in (
+            *(("left/cue/night-1", 1.0), ("left/cue/night-1", True), ("left/base_seed", 5)),
+            *(("left/cue/night-1", 0.0), ("all/cue/bad", 7), ("right/cue/missing", 1)),
+            *(("left/cue/..", 1), ("left/cue/Night", 1), ("left/cue/night-1", "x")),
+        ):
+            osc.receive(message(f"/wanstream/{address}", value), "127.0.0.1")
+        await until(lambda: (osc.counts["refused"], osc.counts["address"]) == (2, 3), 10, "the cues")
+
+        assert sorted(played) == [
+            ("left", "bad", 5),
+            ("left", "night-1", 5),
+            ("right", "bad", LONGLIVE.base_seed),
+        ]
+        assert osc.counts["type"] == 1
+        addresses = [entry["address"] for entry in osc.status()["recent"]]
+        assert "/wanstream/right/cue/missing" in addresses
 
 
 async def test_the_tempo_is_one_for_all_streams(streams: Table) -> None:

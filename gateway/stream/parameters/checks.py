@@ -273,6 +273,11 @@ class Validated:
     remarks: list[Problem] = field(default_factory=list)
 
 
+def name_of(key: str) -> str:
+    """The name of the parameter that somebody calls so."""
+    return _ALIASES.get(key, key)
+
+
 def parse_message(data: str | bytes | None) -> dict[str, Any]:
     """The JSON object in a data-channel message; None stands for one that is too large. Raises JsonError."""
     if data is None:
@@ -292,7 +297,7 @@ def validate(values: Mapping[str, Any], context: ParameterContext, *, strict: bo
     result = Validated()
     assets = _Assets(context.assets_directory)
     for key, value in values.items():
-        name = _ALIASES.get(key, key)
+        name = name_of(key)
         if name != key and name in values:
             continue
         if key in _FIXED_AT_LOAD:
@@ -332,7 +337,7 @@ def fold(newest: dict[str, Any], update: Mapping[str, Any]) -> None:
     if "prompts" in update and "transition" not in update:
         newest.pop("transition", None)
     for key, value in update.items():
-        name = _ALIASES.get(key, key)
+        name = name_of(key)
         if name not in FIELDS and name not in _FIXED_AT_LOAD:
             continue
         if name == "reset_cache":

@@ -32,6 +32,7 @@ class Quantizer:
         self._held: dict[str, Any] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._told: list[Control | None] = []
+        self._calls: list[Callable[[], object]] = []  # that wait, too
         self.tempo: Tempo | None = None
 
     def hold(self, values: Mapping[str, Any], by: Control | None) -> dict[str, Any]:
@@ -39,21 +40,35 @@ class Quantizer:
         now = {name: value for name, value in values.items() if name in _AT_ONCE}
         later = {name: value for name, value in values.items() if name not in _AT_ONCE}
         timing = {**self._timing(), **{name: value for name, value in values.items() if name in TIMING}}
-        mode: QuantizeMode = timing.get("quantize_mode") or "none"
-        lookahead_ms = timing.get("lookahead_ms") or 0.0
-        wait_s = 0.0 if self.tempo is None else self.tempo.wait_s(mode, lookahead_ms)
+        wait_s = self._wait_s(timing)
         if wait_s <= 0:
-            held = self._take()  # before what is newer
+            held, calls = self._take()  # before what is newer
             fold(held, later)
+            for call in calls:
+                asyncio.get_running_loop().call_soon(call)
             return {**now, **held}
         if later:
             fold(self._held, later)
             self._schedule(wait_s, by)
         return now
 
+    def call(self, call: Callable[[], object]) -> None:
+        """Call it when the changes that wait for the boundary have taken effect; without a tempo at once."""
+        wait_s = self._wait_s(self._timing())
+        if wait_s <= 0:
+            call()
+        else:
+            self._calls.append(call)
+            self._schedule(wait_s, None)
+
     def close(self) -> None:
         """Forget what waits."""
         self._take()
+
+    def _wait_s(self, timing: Mapping[str, Any]) -> float:
+        mode: QuantizeMode = timing.get("quantize_mode") or "none"
+        lookahead_ms = timing.get("lookahead_ms") or 0.0
+        return 0.0 if self.tempo is None else self.tempo.wait_s(mode, lookahead_ms)
 
     def _schedule(self, wait_s: float, by: Control | None) -> None:
         loop = asyncio.get_running_loop()
@@ -69,14 +84,19 @@ class Quantizer:
         else:
             by.notify(message)
 
-    def _take(self) -> dict[str, Any]:
-        """What was held; nothing is any more."""
+    def _take(self) -> tuple[dict[str, Any], list[Callable[[], object]]]:
+        """The values and the calls that were held; nothing is any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        held, self._held, self._told = self._held, {}, []
-        return held
+        held, calls = self._held, self._calls
+        self._held, self._calls, self._told = {}, [], []
+        return held, calls
 
     def _due(self) -> None:
-        self._apply(self._take())
+        held, calls = self._take()
+        if held:
+            self._apply(held)
+        for call in calls:
+            call()
         self._notify({"type": "change_applied"})
