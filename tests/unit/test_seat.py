@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,23 @@ async def test_whoever_has_joined_is_told_of_a_source_that_falls_silent(stream: 
     told = [(message["kind"], message.get("state")) for message in viewer.told("source_changed")]
     assert told == [("camera", "live"), ("camera", "lost"), ("none", None)]
     assert owner.told("source_changed") == []
+
+
+class FileSource(RecordedSource):
+    @property
+    def info(self) -> Mapping[str, Any]:
+        return {"kind": "file", "name": "film.mp4"}
+
+
+async def test_who_made_a_stream_is_told_of_a_source_that_is_no_camera(stream: Stream) -> None:
+    owner = Person("a", "controller")
+    stream.add_control(owner, is_owner=True)
+    camera, film = RecordedSource(), FileSource()
+
+    stream.take_source(camera)
+    stream.take_source(film)
+    stream.drop_source(film)
+    stream.stop_sources()
+
+    told = [(message["kind"], message["state"]) for message in owner.told("source_changed")]
+    assert told == [("file", "live"), ("camera", "live")]

@@ -11,10 +11,16 @@ from gateway.config import Limits
 from gateway.errors import ApiError, ValidationFailed
 from gateway.pipelines.load_params import LoadRequest
 from gateway.pipelines.state import Pipelines, State
+from gateway.recording.recordings import Recordings
+from gateway.recording.take_writer import DISK_FULL
+from gateway.recording.take_writer import Limits as TakeLimits
+from gateway.recording.takes import Takes
+from gateway.stream.encoding.encoders import Encoding
+from gateway.stream.encoding.observer import Unobserved
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
 from streaming.specs import SPECS
-from tests.server.double import DoubleServing
+from tests.server.double import SERVED, DoubleServing
 from tests.server.peer import until
 from tests.unit.test_peer_close import Nobody
 from tests.unit.test_stream import RecordedControl, RecordedSource
@@ -203,3 +209,88 @@ async def test_no_stream_is_made_without_a_pipeline_or_while_the_server_stops(
     unloaded = await refused(streams)
 
     assert (stopping.status, unloaded.status) == (503, 400)
+
+
+async def test_a_full_disk_ends_the_take_and_not_its_stream(
+    streams: Streams, pipelines: Pipelines, tmp_path: Path
+) -> None:
+    params = {"height": 64, "width": 128}
+    pipelines.request_load(LoadRequest(SPECS["longlive"], params, [], chosen=frozenset()))
+    await pipelines.wait_for(State.LOADED)
+    recordings = Recordings(Takes(tmp_path, start_bytes=0), TakeLimits(free_bytes=1 << 60), "1.2.3")
+    stream, control = await streams.create("show", kept=True), RecordedControl()
+    stream.add_control(control)
+    sink = stream.output.join()
+
+    take = (await recordings.start(stream))["take"]
+    await until(lambda: len(of_kind(control, "recording_changed")) == 2, 15, "the end of the take")
+    shown = stream.output.frames_out
+    while stream.output.frames_out == shown:
+        await asyncio.wait_for(sink.next_picture(), 10)
+    found = await recordings.find(take)
+    alive = not stream.stopped
+
+    ended = of_kind(control, "recording_changed")[1]
+    assert (ended["state"], ended["take"], ended["error"]) == ("error", take, DISK_FULL)
+    assert (found.describe()["state"], found.describe()["error"]) == ("cut", DISK_FULL)
+    assert (found.head["version"], found.head["engine_set"]) == ("1.2.3", SERVED.engine_set)
+    assert alive
+
+
+async def test_recorders_end_before_viewers(streams: Streams) -> None:
+    stream = await streams.create(kept=True)
+    order: list[str] = []
+
+    class Closing(RecordedSink):
+        async def close(self) -> None:
+            await asyncio.sleep(0.02 if self.kind == "recorder" else 0)
+            order.append(self.kind)
+
+    for kind in ("whep", "recorder", "webrtc"):
+        stream.add_sink(Closing(stream, kind))
+    await stream.close()
+
+    assert order == ["recorder", "whep", "webrtc"]
+
+
+def of_kind(control: RecordedControl, kind: str) -> list[Mapping[str, Any]]:
+    return [message for message in control.messages if message["type"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "counted"),
+    [
+        ("whep", "left", ["left"]),
+        ("mjpeg", "consent", ["consent"]),
+        ("webrtc", None, []),  # its encoder has failed, which was counted
+        ("recorder", "left", []),
+    ],
+)
+async def test_viewers_who_go_are_counted_once_by_the_reason(
+    kind: str, reason: str | None, counted: list[str], pipelines: Pipelines, tmp_path: Path
+) -> None:
+    counts = Counted()
+    streams = Streams(pipelines, Nobody(), tmp_path, Limits(streams=2), Encoding(observer=counts))
+    stream = await streams.create(kept=True)
+    sink, last = RecordedSink(stream, kind), RecordedSink(stream, kind)
+    stream.take_source(RecordedSource())
+    for each in (sink, last):
+        stream.add_sink(each)
+
+    stream.remove_sink(sink, reason)
+    stream.remove_sink(sink, reason)
+    while_it_lived = list(counts.reasons)
+    stream.stop("it is over")
+    stream.remove_sink(last, reason)
+    await streams.close()
+
+    assert while_it_lived == counted
+    assert counts.reasons[len(counted) :] == ["evicted"] * len(counted)
+
+
+class Counted(Unobserved):
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def viewer_closed(self, reason: str) -> None:
+        self.reasons.append(reason)
