@@ -55,7 +55,7 @@ def cues_blueprint(cues: Cues, streams: Streams) -> Blueprint:
         return (await cues.get(name)).plain()
 
     @bp.put("/cues/<name>")
-    @operators_only
+    @operators_only()
     @tag(["cues"])
     @document_request(CueList)
     @refuses(404, 507)
@@ -65,7 +65,7 @@ def cues_blueprint(cues: Cues, streams: Streams) -> Blueprint:
         return (await cues.put(name, await json_object(request))).plain()
 
     @bp.delete("/cues/<name>")
-    @operators_only
+    @operators_only()
     @tag(["cues"])
     @answers(204, description="removed")
     @refuses(404, 507)
