@@ -164,6 +164,7 @@ def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints |
         return TritonServing(
             repository,
             external_url=config.triton_url,
+            shared_memory=config.triton_shared_memory,
             metrics_url=config.triton_metrics_url,
             engines=engines,
             checkpoints=checkpoints,

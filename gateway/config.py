@@ -150,6 +150,7 @@ class Config:
     host: str = "0.0.0.0"
     port: int = 8000
     triton_url: str | None = None  # host:port of an external server's gRPC endpoint; None: embedded
+    triton_shared_memory: bool = False  # it sees the same /dev/shm
     triton_metrics_url: str | None = None  # http://host:port/metrics of an external server
     memory_limit_mb: int | None = None  # of engines and sessions; None: what is free
     assets_quota_mb: int | None = None  # of all uploaded images and videos; None: the room on the disk
@@ -230,6 +231,8 @@ class Config:
                 quiet=_names(values.get("SCOPE_LOG_QUIET_LOGGERS", "")),
             ),
             triton_url=values.get("WANSTREAM_TRITON_URL"),
+            triton_shared_memory=_choice(values, "WANSTREAM_TRITON_SHARED_MEMORY", ("on", "off"), "off")
+            == "on",
             triton_metrics_url=values.get("WANSTREAM_TRITON_METRICS_URL"),
             memory_limit_mb=_integer(values, "WANSTREAM_MEMORY_LIMIT_MB", minimum=1),
             assets_quota_mb=_integer(values, "WANSTREAM_ASSETS_QUOTA_MB", minimum=1),

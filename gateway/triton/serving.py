@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -48,7 +49,7 @@ from gateway.triton.models import (
 )
 from gateway.triton.server import TritonServer
 from gateway.triton.session import TritonSession, dead_models, user_text
-from gateway.triton.shared_frames import SharedFrames
+from gateway.triton.shared_frames import BESIDE, SharedFrames, remove_left_frames
 from gateway.waiting import end, to_the_end, within
 from streaming.engines.engine_config import engine_config
 from streaming.engines.load_plan import BackendChoice, LoadPlan
@@ -79,6 +80,7 @@ class TritonServing:
         checkpoints: Checkpoints | None = None,
         adapters: Adapters | None = None,
         memory_limit_bytes: int | None = None,
+        shared_memory: bool = False,
     ) -> None:
         """repository: where the pipelines' models are. Give one of external_url and embedded.
 
@@ -86,10 +88,12 @@ class TritonServing:
         engines: what `wanstream-export` wrote, for the pipelines with a model; checkpoints: what streams
         without.
         memory_limit_bytes: what these may take with all sessions; None: what is free.
+        shared_memory: an external server sees the same /dev/shm; an embedded one always does.
         """
         if (external_url is None) == (embedded is None):
             raise ValueError("give either external_url or embedded")
         self._repository = repository
+        self._beside = f"{BESIDE}{secrets.token_hex(4)}_" if shared_memory else ""  # in /dev/shm
         self._metrics_url = metrics_url
         self._engines = engines
         self._planner = None if engines is None else LoadPlanner(engines, checkpoints, adapters)
@@ -307,8 +311,9 @@ class TritonServing:
         if client is None or model is None:
             raise ServingLost("Triton is not connected; load the pipeline again.")
         shared = None
-        if self._server.embedded is not None:
-            prefix = self._server.embedded.shared_memory_prefix
+        embedded = self._server.embedded
+        prefix = self._beside if embedded is None else embedded.shared_memory_prefix
+        if prefix:
             one_part = SPECS[model].loop is None
             shared = SharedFrames(client, prefix, both_ways=one_part)
         session = TritonSession(client, model, partial(self._model_died, client), shared)
@@ -392,6 +397,8 @@ class TritonServing:
                     f"Another gateway uses Triton at {self.url}: model '{min(others)}' answers requests. A "
                     "Triton serves one gateway: stop the other one, or give this one a Triton of its own."
                 )
+        if self._beside:
+            await remove_left_frames(client, self._beside)
         if left:
             logger.warning("Triton holds models of an earlier connection; unloading %s", ", ".join(left))
             dead, self._dead = self._dead, set()

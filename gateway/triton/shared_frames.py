@@ -1,13 +1,15 @@
 """Pictures through memory that this process and a Triton server on the same machine share (Linux)."""
 
 import asyncio
+import contextlib
+import errno
 import itertools
 import logging
 import mmap
 import os
 import re
 import shutil
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import numpy as np
@@ -27,6 +29,9 @@ _REMEDY = (
     "elsewhere mount -o remount,size=4g /dev/shm."
 )
 
+# Of the files for a Triton that is no child process; the embedded one has a way of its own to sweep.
+BESIDE: Final = "wanstream_beside_"
+
 _numbers = itertools.count(1)
 _unregistering: set[asyncio.Task[None]] = set()
 
@@ -44,6 +49,16 @@ def explain_full_memory(text: str) -> str:
 
 def _mb(size_bytes: int) -> str:
     return f"{-(-size_bytes // (1 << 20))} MB"
+
+
+async def remove_left_frames(client: Any, own: str) -> None:
+    """Remove what a killed gateway has left beside Triton; `own`: start of the names that are in use here."""
+    status = await client.get_system_shared_memory_status(as_json=True, client_timeout=_LIMIT_S)
+    for region in status.get("regions", {}):
+        if region.startswith(BESIDE) and not region.startswith(own):
+            with contextlib.suppress(InferenceServerException):  # a request of then still uses it
+                await client.unregister_system_shared_memory(region, client_timeout=_LIMIT_S)
+            (SHARED_MEMORY / region).unlink(missing_ok=True)
 
 
 class SharedFrames:
@@ -128,9 +143,16 @@ class SharedFrames:
                 + _REMEDY,
             ) from error
         self.bytes_each = bytes_each
-        await self._client.register_system_shared_memory(
-            self.region, f"/{self.region}", size, client_timeout=_LIMIT_S
-        )
+        try:
+            await self._client.register_system_shared_memory(
+                self.region, f"/{self.region}", size, client_timeout=_LIMIT_S
+            )
+        except InferenceServerException as error:
+            await self.close()
+            if "UNAVAILABLE" in str(error.status()):
+                raise
+            text = f"Triton cannot open it ({error.message()}): both need the same {SHARED_MEMORY} and user"
+            raise OSError(errno.EACCES, text) from error
 
 
 def _for_owner(path: str, flags: int) -> int:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from gateway.embedded.installation import TritonInstallation
+from gateway.embedded.leftovers import SHARED_MEMORY
 from gateway.embedded.plain_paths import PlainPaths
 from gateway.embedded.server import EmbeddedTriton, model_repository
+from gateway.triton.shared_frames import BESIDE
 from streaming.triton.server_id import server_id
 from tests.server.camera import NumberedCamera
 from tests.server.gateway_calls import load, pipeline_status, wait_status
@@ -227,3 +229,28 @@ async def test_with_a_pipeline_set_it_comes_back_by_itself(
     assert "does not answer" in str(without_triton[1])
     assert status["status"] == "loaded"
     assert f"Pipeline {PASSTHROUGH} is not loaded" in str(unloaded[1])
+
+
+def files_beside() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob(f"{BESIDE}*")}
+
+
+async def test_pictures_go_through_memory_that_both_see_and_nothing_is_left(
+    triton: EmbeddedTriton, gateways: Gateways
+) -> None:
+    """Of a gateway that was killed, too."""
+    await triton.start()
+    first = gateways.start(WANSTREAM_TRITON_SHARED_MEMORY="on")
+    await load(first.client, PASSTHROUGH)
+    async with Peer(first.client, source=NumberedCamera()) as peer:
+        await peer.connect({"input_mode": "video"})
+        assert numbers_of(await peer.wait_frames(10))
+        used = files_beside()
+        first.kill()
+    second = gateways.start(WANSTREAM_TRITON_SHARED_MEMORY="on")
+    await load(second.client, PASSTHROUGH)
+    await streams(second)
+
+    assert used
+    assert not used & files_beside()
+    assert "Pictures travel in messages" not in first.log + second.log

@@ -86,3 +86,16 @@ def test_tritons_word_for_a_full_memory_becomes_the_need_and_the_remedy() -> Non
     assert "needs 64 MB of /dev/shm" in told
     assert "--shm-size=4g" in told
     assert explain_full_memory("Out of memory") == "Out of memory"
+
+
+async def test_memory_that_triton_cannot_open_is_not_used_and_not_left() -> None:
+    class Elsewhere(Client):
+        async def register_system_shared_memory(self, name: str, *_: Any, **__: Any) -> None:
+            raise InferenceServerException(f"Unable to open shared memory region: '/{name}'", "INTERNAL")
+
+    shared = SharedFrames(Elsewhere(), PREFIX, both_ways=False)
+
+    with pytest.raises(OSError, match="both need the same /dev/shm"):
+        await shared.put(PICTURES)
+
+    assert not list(SHARED_MEMORY.glob(f"{PREFIX}*"))
