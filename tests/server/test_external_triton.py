@@ -240,12 +240,13 @@ async def test_pictures_go_through_memory_that_both_see_and_nothing_is_left(
 ) -> None:
     """Of a gateway that was killed, too."""
     await triton.start()
+    others = files_beside()  # of other gateways on this machine
     first = gateways.start(WANSTREAM_TRITON_SHARED_MEMORY="on")
     await load(first.client, PASSTHROUGH)
     async with Peer(first.client, source=NumberedCamera()) as peer:
         await peer.connect({"input_mode": "video"})
         assert numbers_of(await peer.wait_frames(10))
-        used = files_beside()
+        used = files_beside() - others
         first.kill()
     second = gateways.start(WANSTREAM_TRITON_SHARED_MEMORY="on")
     await load(second.client, PASSTHROUGH)
@@ -253,4 +254,6 @@ async def test_pictures_go_through_memory_that_both_see_and_nothing_is_left(
 
     assert used
     assert not used & files_beside()
+    assert second.stop(signal.SIGTERM, within_s=15) == 0
+    assert files_beside() <= others
     assert "Pictures travel in messages" not in first.log + second.log

@@ -16,7 +16,7 @@ LOAD = "/api/v1/pipeline/load"
 async def test_two_tabs_and_one_loads_another_pipeline(browser: Browser, double: DoubleProcess) -> None:
     async with opened(browser, double.url) as mine, opened(browser, double.url) as other:
         await start(mine, "LongLive")
-        double.set_faults(load_delay_s=5.0)
+        double.set_faults(load_delay_s=3.0)
         await other.get_by_role("radio", name="MemFlow", exact=True).check()
 
         await other.get_by_role("button", name="Load", exact=True).click()
