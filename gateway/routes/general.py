@@ -48,9 +48,7 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
     @answers(200, "text/html", description="a page that streams")
     async def index() -> Response:
         """The built-in page."""
-        response = await send_from_directory(_PAGE, "index.html")
-        response.headers.update(_NO_CACHE)
-        return response
+        return await _page("index.html")
 
     @bp.get("/watch")
     @needs("view")
@@ -58,9 +56,7 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
     @answers(200, "text/html", description="a page that shows a stream")
     async def watch() -> Response:
         """The page of those who watch: `?stream=ID`, `&role=controller` to ask for control."""
-        response = await send_from_directory(_PAGE, "watch.html")
-        response.headers.update(_NO_CACHE)
-        return response
+        return await _page("watch.html")
 
     @bp.get("/static/<path:name>")
     @needs("view")
@@ -71,3 +67,9 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
         return response
 
     return bp
+
+
+async def _page(name: str) -> Response:
+    response = await send_from_directory(_PAGE, name)
+    response.headers.update(_NO_CACHE)
+    return response

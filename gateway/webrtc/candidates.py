@@ -1,15 +1,20 @@
 """ICE candidates of peers: as text, and which of them are tried."""
 
+import asyncio
 import ipaddress
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from aiortc import RTCIceCandidate
+from aiortc import RTCIceCandidate, RTCPeerConnection
+from aiortc.exceptions import InvalidAccessError, InvalidStateError
 from aiortc.sdp import candidate_from_sdp
 
 from gateway.errors import ApiError
 from gateway.http.validation import quoted
+
+logger = logging.getLogger(__name__)
 
 MAX_CANDIDATES: Final = 64  # of a session: each is paired with every local address, and each pair is checked
 END_OF_CANDIDATES: Final = ""
@@ -118,3 +123,33 @@ def parse_candidate(entry: Mapping[str, Any]) -> RTCIceCandidate | None:
     candidate.sdpMid = entry.get("sdpMid")
     candidate.sdpMLineIndex = entry.get("sdpMLineIndex")
     return candidate
+
+
+async def add_remote_candidates(
+    connection: RTCPeerConnection,
+    candidates: Sequence[RTCIceCandidate | None],
+    known: CandidateFilter,
+    turn: asyncio.Lock,
+    name: str,
+) -> None:
+    """Give a connection candidates of its peer, names last: these take a while to resolve.
+
+    known: the filter that chose them. turn: one call at a time, in order of arrival. name: in the log.
+    """
+    names = [candidate for candidate in candidates if candidate is not None and is_name(candidate)]
+    addresses = [candidate for candidate in candidates if candidate not in names]
+    async with turn:  # after their end none is used
+        for candidate in addresses:
+            # When the peer can only reach us, an end would fail the connection before it has tried.
+            if candidate is not None or known.has_addresses:
+                await _add(connection, candidate, name)
+            await asyncio.sleep(0)  # each takes aioice a moment, the streams go on in between
+    await asyncio.gather(*(_add(connection, candidate, name) for candidate in names))
+
+
+async def _add(connection: RTCPeerConnection, candidate: RTCIceCandidate | None, name: str) -> None:
+    try:
+        await connection.addIceCandidate(candidate)
+    except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
+        # A name that cannot be resolved; the other side's checks reach us all the same.
+        logger.debug("[%s] Candidate not used: %s", name, error)

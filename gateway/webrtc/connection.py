@@ -13,12 +13,12 @@ from aiortc import (
     RTCRtpTransceiver,
     RTCSessionDescription,
 )
-from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
+from aiortc.exceptions import InternalError, InvalidStateError, OperationError
 
 from gateway.errors import ApiError
 from gateway.webrtc.aiortc_patches.guards import GuardedConnection
 from gateway.webrtc.aiortc_patches.members import require_members
-from gateway.webrtc.candidates import is_name
+from gateway.webrtc.candidates import add_remote_candidates
 from gateway.webrtc.signalling import Offer, invalid
 
 logger = logging.getLogger(__name__)
@@ -152,22 +152,8 @@ class Connection:
             yield self.peer.sctp.mid, self.peer.sctp.transport
 
     async def _apply(self, candidates: Sequence[RTCIceCandidate | None]) -> None:
-        names = [candidate for candidate in candidates if candidate is not None and is_name(candidate)]
-        addresses = [candidate for candidate in candidates if candidate not in names]
-        async with self._adding_candidates:  # in order of arrival: after their end none is used
-            for candidate in addresses:
-                # When the peer can only reach us, an end would fail the connection before it has tried.
-                if candidate is not None or self._offer.filter.has_addresses:
-                    await self._add(candidate)
-                await asyncio.sleep(0)  # each takes aioice a moment, the streams go on in between
-        await asyncio.gather(*(self._add(name) for name in names))
-
-    async def _add(self, candidate: RTCIceCandidate | None) -> None:
-        try:
-            await self.peer.addIceCandidate(candidate)
-        except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
-            # A name that cannot be resolved; the other side's checks reach us all the same.
-            logger.debug("[%s] Candidate not used: %s", self.name, error)
+        known, turn = self._offer.filter, self._adding_candidates
+        await add_remote_candidates(self.peer, candidates, known, turn, self.name)
 
     async def _watch(self) -> None:
         await asyncio.sleep(self._connect_timeout_s)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
-from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
+from aiortc.exceptions import InternalError, InvalidStateError, OperationError
 
 from gateway.errors import ApiError
 from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
 from gateway.waiting import within
-from gateway.webrtc.candidates import is_name, too_many_candidates
+from gateway.webrtc.candidates import add_remote_candidates, too_many_candidates
 from gateway.webrtc.ice.servers import IceServers
 from gateway.webrtc.peer import Part, Peer, peer_metrics
 from gateway.webrtc.signalling import Offer, read_offer
@@ -169,15 +169,8 @@ class Sessions:
             raise too_many_candidates(left_out)
 
     async def _apply_candidates(self, peer: Peer, candidates: Sequence[RTCIceCandidate | None]) -> None:
-        names = [candidate for candidate in candidates if candidate is not None and is_name(candidate)]
-        addresses = [candidate for candidate in candidates if candidate not in names]
-        async with peer.adding_candidates:  # in order of arrival: after their end none is used
-            for candidate in addresses:
-                # When the peer can only reach us, an end would fail the connection before it has tried.
-                if candidate is not None or peer.candidates.has_addresses:
-                    await _add_candidate(peer, candidate)
-                await asyncio.sleep(0)  # each takes aioice a moment, the streams go on in between
-        await asyncio.gather(*(_add_candidate(peer, name) for name in names))
+        turn = peer.adding_candidates
+        await add_remote_candidates(peer.connection, candidates, peer.candidates, turn, peer.id)
 
     async def delete(self, session_id: str) -> None:
         """Close a session; unknown ids are fine."""
@@ -210,14 +203,6 @@ class Sessions:
         if not peer.connected:
             logger.info("[%s] Not connected within %.0f s: dropped", peer.id, self._connect_timeout_s)
             await peer.close()
-
-
-async def _add_candidate(peer: Peer, candidate: RTCIceCandidate | None) -> None:
-    try:
-        await peer.connection.addIceCandidate(candidate)
-    except (ValueError, OSError, InvalidStateError, InvalidAccessError) as error:
-        # A name that cannot be resolved; the other side's checks reach us all the same.
-        logger.debug("[%s] Candidate not used: %s", peer.id, error)
 
 
 def _refusal(error: Exception, *, evicted: bool) -> ApiError:
