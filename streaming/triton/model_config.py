@@ -8,6 +8,7 @@ loads what is loaded already.
 from collections.abc import Mapping
 from typing import Any, Final
 
+from streaming.triton.images import IMAGES_INPUT
 from streaming.triton.protocol import FRAMES_OUTPUT, IDLE_LIMIT_S, META_OUTPUT, PARAMS_INPUT, VIDEO_INPUT
 
 MODEL_SOURCE: Final = "1/model.py"  # in the directory of a pipeline's model
@@ -31,6 +32,7 @@ def pipeline_config(name: str, parameters: Mapping[str, str]) -> dict[str, Any]:
         "input": [
             {"name": PARAMS_INPUT, **_TEXT},
             {"name": VIDEO_INPUT, **_PICTURES, "optional": True},
+            {"name": IMAGES_INPUT, "data_type": "TYPE_UINT8", "dims": [-1], "optional": True},
         ],
         "output": [{"name": FRAMES_OUTPUT, **_PICTURES}, {"name": META_OUTPUT, **_TEXT}],
         "instance_group": [{"kind": "KIND_CPU", "count": 1}],

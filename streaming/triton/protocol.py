@@ -2,7 +2,8 @@
 
 One WebRTC session is one Triton sequence, one request is one command, one `generate` request is one chunk.
 Tensor `params` of a request holds one JSON object, `{"op": ..., "parameters": {...}}`; tensor `video` holds
-input pictures, uint8 `[T, H, W, 3]` RGB. A response holds `frames`, uint8 `[T, H, W, 3]` RGB (T may be 0),
+input pictures, uint8 `[T, H, W, 3]` RGB; images among the parameters are pixels, too, see
+`streaming/triton/images.py`. A response holds `frames`, uint8 `[T, H, W, 3]` RGB (T may be 0),
 and `meta`, one JSON object. The last response to a request carries Triton's FINAL flag, errors too; `give_up`
 and `keep_alive` have no response unless they fail. Every `generate` carries all parameters in force, and a
 chunk that failed or was given up leaves the session as it was: sending the request again is always right,

@@ -16,6 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from streaming.errors import FatalStreamError, UnknownSequenceError, WanstreamError
+from streaming.triton.images import IMAGES_INPUT, unpack_images
 from streaming.triton.protocol import (
     FRAMES_OUTPUT,
     META_OUTPUT,
@@ -104,7 +105,8 @@ class StreamingModel:
 
     def _obey(self, command: ParsedCommand, session: StreamSession, request: Any, reply: "_Reply") -> None:
         if command.op is Op.GENERATE:
-            make = partial(self._make_chunk, session, command.parameters, _video(request), reply)
+            parameters = unpack_images(command.parameters, _input(request, IMAGES_INPUT))
+            make = partial(self._make_chunk, session, parameters, _video(request), reply)
             self._turns.put(
                 Turn(session, lambda turn: reply.guard(partial(make, turn)), partial(reply.end, _GIVEN_UP))
             )
@@ -259,8 +261,14 @@ def _command(request: Any) -> ParsedCommand:
 
 def _video(request: Any) -> Images | None:
     """A copy: what waits for its turn must not take up Triton's shared memory."""
-    tensor = pb_utils.get_input_tensor_by_name(request, VIDEO_INPUT)
-    return None if tensor is None else tensor.as_numpy().copy()
+    video = _input(request, VIDEO_INPUT)
+    return None if video is None else video.copy()
+
+
+def _input(request: Any, name: str) -> Images | None:
+    """An input as it lies in Triton's memory; None when the request has none of the name."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
 
 
 def _kind(error: WanstreamError) -> ErrorKind:
