@@ -14,7 +14,7 @@ from gateway.http.validation import check
 from gateway.osc.wire import Impulse, OscError
 from gateway.recording.cues import NAME_RULE
 from gateway.stream.parameters.checks import FIELDS, MAX_PROMPTS, MAX_TRANSITION_CHUNKS
-from gateway.stream.parameters.tempo import BPM_RANGE
+from gateway.stream.parameters.tempo import BPM_RANGE, MAX_BEATS_PER_BAR
 from gateway.stream.seat import COMMANDS
 from gateway.stream.streams import ALL
 
@@ -161,6 +161,8 @@ def _own_keys() -> Iterator[Key]:
     yield Key("interpolation_method", "string", blending["description"], choices=choices, field=blend)
     yield Key("tempo/tap", "trigger", "Tap the beat")
     yield Key("tempo/bpm", "number", "Beats per minute", *BPM_RANGE)
+    text = "Which beat of the bar it is now, from who counts them; 1 is its first, fractions are between"
+    yield Key("tempo/beat", "number", text, 1, MAX_BEATS_PER_BAR)
     quantize = FIELDS["quantize_mode"].json_schema()
     modes = tuple(quantize["enum"])
     yield Key("tempo/quantize", "string", quantize["description"], choices=modes, field="quantize_mode")

@@ -17,7 +17,7 @@ from gateway.osc.limits import Limits
 from gateway.osc.wire import Bundle, Impulse, Message, OscError, decode
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameters.checks import fold
-from gateway.stream.parameters.tempo import BPM_RANGE
+from gateway.stream.parameters.tempo import BPM_RANGE, MAX_BEATS_PER_BAR
 from gateway.stream.parts import Role
 from gateway.stream.stream import Stream
 from gateway.stream.streams import ALL, Streams
@@ -31,7 +31,7 @@ _MAX_WAITING: Final = 256  # bundles whose time has not come
 _MAX_RECENT: Final = 50
 _MAX_LISTENERS: Final = 16
 _MAX_UNREAD: Final = 1000  # commands of a listener that does not read
-_TEMPO: Final = ("tempo/tap", "tempo/bpm")
+_TEMPO: Final = ("tempo/tap", "tempo/bpm", "tempo/beat")
 _CUE: Final = "cue/"
 _MAX_CUES: Final = 16  # of one stream in a tick
 _HINTS: Final = ("plain_words",)  # what is no refusal
@@ -213,6 +213,10 @@ class OscServer:
         if name == "tempo/tap":
             if value:
                 tempo.tap()
+        elif name == "tempo/beat":
+            if not 1 <= value < MAX_BEATS_PER_BAR + 1:
+                raise OscError("range", f"Beats of a bar are 1 to {MAX_BEATS_PER_BAR}, not {value:g}")
+            tempo.follow("osc", value)
         elif BPM_RANGE[0] <= value <= BPM_RANGE[1]:
             tempo.enable("osc", value)
         else:

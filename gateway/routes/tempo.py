@@ -24,7 +24,12 @@ class EnableBody(BaseModel):
 
 
 class TempoBody(BaseModel):
+    """A pace; and where in the bar we are, from who counts the beats of a MIDI clock or the like."""
+
     bpm: _Bpm
+    beat: Annotated[Number, Field(ge=1, lt=MAX_BEATS_PER_BAR + 1)] | None = Field(
+        None, description="of the bar, now; 1 is its first, fractions are between", examples=[1, 2.5]
+    )
 
 
 _ENABLE: Any = TypeAdapter(EnableBody)
@@ -77,9 +82,14 @@ def tempo_blueprint(streams: Streams) -> Blueprint:
     @document_request(TempoBody)
     @validate_response(bodies.TempoStatus)
     async def set_tempo() -> bodies.TempoStatus:
-        """Go on at another pace from where in the bar we are."""
+        """Go on at another pace from where in the bar we are, or from `beat`.
+
+        Who sends `beat` again and again may be late by a little: only a part of a small difference counts.
+        """
         body: TempoBody = check(_TEMPO, await json_object(request), "body")
         tempo.set(body.bpm)
+        if body.beat is not None:
+            tempo.follow(tempo.source, body.beat)
         return told()
 
     @bp.post("/tap")

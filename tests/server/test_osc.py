@@ -236,14 +236,17 @@ async def test_changes_wait_for_the_beat(
     status = (await call("GET", "status"))[1]
     paced = await call("POST", "set_tempo", {"bpm": 60})
     disabled = await call("POST", "disable", {})
+    counted = await call("POST", "set_tempo", {"bpm": 20, "beat": 4.25})
+    await call("POST", "disable", {})
     peer.send({"quantize_mode": None})
 
     assert (enabled[0], enabled[1]["bpm"]) == (200, 240)
     assert 0 <= told("change_scheduled")[0]["delay_ms"] <= 1000
-    assert told("tempo_update")[-1]["bpm"] >= 60
+    assert {100, 60} <= {message["bpm"] for message in told("tempo_update")}
     assert (status["bpm"], status["chunk_ms"] > 0) == (100, True)
     assert (paced[1]["bpm"], disabled[1]["enabled"]) == (60, False)
+    assert (counted[1]["enabled"], counted[1]["beat"]) == (True, 4)
     assert (await call("GET", "sources"))[1]["quantize_modes"] == ["none", "beat", "bar", "2_bars", "4_bars"]
     assert (await call("POST", "tap"))[0] == 200
-    for wrong in ({"bpm": 5}, {"bpm": "fast"}, {}):
+    for wrong in ({"bpm": 5}, {"bpm": "fast"}, {"bpm": 60, "beat": 0}, {}):
         assert (await call("POST", "set_tempo", wrong))[0] == 422

@@ -407,19 +407,23 @@ async def test_a_cue_is_played_once_a_tick_after_what_was_set_with_it(streams: T
 
 
 async def test_the_tempo_is_one_for_all_streams(streams: Table) -> None:
+    streams.tempo = Tempo(clock=lambda: 0.0)  # it stands still
     async with running(streams) as osc:
         for address, value in (
             ("tempo/bpm", 90.0),
             ("tempo/bpm", 1000.0),
             ("tempo/tap", 1),
             ("tempo/bpm", "x"),
+            ("tempo/beat", 3.5),
+            ("tempo/beat", 0.5),
         ):
             osc.receive(message(f"/wanstream/left/{address}", value), "127.0.0.1")
         osc.receive(message("/wanstream/left/tempo/quantize", "bar"), "127.0.0.1")
         await until(lambda: streams.streams[0].updates, 10, "the mode")
 
         status = streams.tempo.status()
-        assert osc.counts == {"applied": 3, "range": 1, "type": 1}
+        assert osc.counts == {"applied": 4, "range": 2, "type": 1}
+        assert streams.tempo.position % 4 == pytest.approx(2.5)
         assert (status["enabled"], status["source"], status["bpm"]) == (True, "osc", 90.0)
         assert [stream.state.timing for stream in streams] == [{"quantize_mode": "bar"}, {}]
 

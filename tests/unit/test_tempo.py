@@ -105,6 +105,36 @@ def test_taps_at_the_same_moment_are_fast(clock: Clock) -> None:
     assert tempo.bpm == 300
 
 
+def test_a_beat_that_somebody_else_counts_is_met_without_trembling(tempo: Tempo, clock: Clock) -> None:
+    first_s = clock.now + 3.1  # of the other one's first bar: a fifth of a beat after one of ours
+
+    def off() -> float:
+        return abs((tempo.position - (clock.now - first_s) * 2 + 2) % 4 - 2)
+
+    clock.now = first_s
+    tempo.follow("osc", 1.0)
+    jumped = off()
+    offs = []
+    for beat in range(1, 40):
+        clock.now = first_s + beat * 0.5 + (0.04 if beat % 3 == 0 and beat < 20 else 0.0)
+        tempo.follow("osc", 1 + beat % 4)  # some messages come 0.04 s late, which is 0.08 of a beat
+        offs.append(off())
+
+    assert (jumped, tempo.source) == (pytest.approx(0), "osc")
+    assert max(offs) < 0.03
+    assert offs[-1] < 0.003
+
+
+def test_the_first_beat_that_is_counted_elsewhere_begins_the_count(clock: Clock) -> None:
+    tempo = Tempo(clock)
+    clock.now += 0.01
+
+    tempo.follow("midi_clock", 1.0)
+
+    assert tempo.enabled
+    assert tempo.position % 4 == pytest.approx(0)
+
+
 class Held:
     """A quantizer at 300 beats per minute, with what it applied and told."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal, get_args
 
 QuantizeMode = Literal["none", "beat", "bar", "2_bars", "4_bars"]
-TempoSource = Literal["manual", "tap", "osc"]
+TempoSource = Literal["manual", "tap", "osc", "midi_clock"]
 
 MODES: Final[tuple[QuantizeMode, ...]] = get_args(QuantizeMode)
 SOURCES: Final[tuple[TempoSource, ...]] = get_args(TempoSource)
@@ -18,6 +18,8 @@ _BARS: Final = {"bar": 1, "2_bars": 2, "4_bars": 4}
 _TAPS: Final = 4  # the newest ones count
 _TAP_PAUSE_S: Final = 2.0  # then taps begin anew
 _START_BPM: Final = 120.0
+_NEAR: Final = 0.15  # of a beat: so far off is a message that took its time, not another beat
+_EASE: Final = 0.125  # of that is made good at once, so that the grid does not tremble with the messages
 
 
 class Tempo:
@@ -49,6 +51,19 @@ class Tempo:
         self.enabled, self.source = True, source
         self.beats_per_bar = beats_per_bar or self.beats_per_bar
         self.set(self.bpm if bpm is None else bpm)
+
+    def follow(self, source: TempoSource, beat: float) -> None:
+        """Keep to a beat that somebody else counts. beat: of the bar, now; 1 is its first, 1.5 is halfway on.
+
+        A little off it moves a little, and a steady beat is met after some messages; far off it jumps.
+        """
+        started = not self.enabled
+        self.enabled, self.source = True, source
+        bar = self.beats_per_bar
+        late = (beat - 1 - self.position + bar / 2) % bar - bar / 2  # beats
+        share = 1.0 if started or abs(late) > _NEAR else _EASE
+        self._beat_0 -= share * late * 60 / self.bpm
+        self._tell()
 
     def disable(self) -> None:
         """Let changes wait for nothing."""
