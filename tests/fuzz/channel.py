@@ -38,7 +38,7 @@ async def fuzz_channel(client: HttpClient, pid: int, seconds: float, seed: int) 
         await fuzzer.explore(seed)
         await fuzzer.check_stream()
     fuzzer.assert_memory_bounded()
-    await until(lambda: _no_sessions(client), 10.0, "no session left")
+    await until(lambda: _no_sessions(client), 30, "no session left")
     return fuzzer.sent
 
 

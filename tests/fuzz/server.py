@@ -30,7 +30,7 @@ async def fuzz_beside_stream(server: DoubleProcess, seconds: float, seed: int) -
         await peer.wait_frames(5)
         assert not [m for m in peer.messages if m.get("type") == "stream_stopped"]
     await fuzz_http(server.url, server.home, seconds / 3, seed, only=ENDS_STREAMS)
-    await until(lambda: _no_sessions(server), 15.0, "no session left")
+    await until(lambda: _no_sessions(server), 30, "no session left")
     await load_small(server)
     assert_no_trace(server.log)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from playwright.async_api import Browser, Locator, Page, async_playwright
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 from tests.server.gateway_calls import sessions
 from tests.server.peer import until
@@ -36,6 +36,8 @@ _ARGUMENTS = (
 _INSTALL = "Chromium is missing. Install it: apt-get update && apt-get install -y chromium"
 
 Pixels = npt.NDArray[np.int16]
+
+expect.set_options(timeout=60_000)  # ms; how quickly a page shows something depends on the machine
 
 
 @asynccontextmanager
@@ -76,7 +78,7 @@ async def opened(browser: Browser, url: str, *, record: bool = False, **context:
     assert errors == []
 
 
-async def state(page: Page, *wanted: str, within_s: float = 20.0) -> str:
+async def state(page: Page, *wanted: str, within_s: float = 60.0) -> str:
     """Wait until the page is in one of the states and return it; the error shows what the page says."""
     try:
         await page.wait_for_function(
@@ -88,7 +90,7 @@ async def state(page: Page, *wanted: str, within_s: float = 20.0) -> str:
     return str(await page.evaluate("window.wanstream.state"))
 
 
-async def start(page: Page, pipeline: str = "Passthrough", within_s: float = 20.0) -> None:
+async def start(page: Page, pipeline: str = "Passthrough", within_s: float = 60.0) -> None:
     """Choose a pipeline, press Start, wait for the picture."""
     await state(page, "idle")
     await page.get_by_role("radio", name=pipeline, exact=True).check()
@@ -175,7 +177,7 @@ async def out_of_reach(page: Page) -> Sequence[str]:
     )
 
 
-async def sessions_end(server: ServerProcess, within_s: float = 5.0) -> None:
+async def sessions_end(server: ServerProcess, within_s: float = 30.0) -> None:
     """Wait until the server has no session."""
 
     async def none_left() -> bool:

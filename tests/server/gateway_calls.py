@@ -16,7 +16,7 @@ async def load(
     await wait_status(client, "loaded", within_s)
 
 
-async def wait_status(client: HttpClient, wanted: str, within_s: float = 15.0) -> dict[str, Any]:
+async def wait_status(client: HttpClient, wanted: str, within_s: float = 30.0) -> dict[str, Any]:
     """Wait for a pipeline status and return the whole answer."""
     status: dict[str, Any] = {}
 

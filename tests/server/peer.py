@@ -134,7 +134,7 @@ class Peer:
         path = f"/api/v1/webrtc/offer/{self.session_id}"
         return await self.client.call("PATCH", path, json_body={"candidates": list(candidates)})
 
-    async def connected(self, within_s: float = 10.0) -> None:
+    async def connected(self, within_s: float = 30.0) -> None:
         """Wait for the connection, and for the data channel when there is one."""
         await until(lambda: self.pc.connectionState == "connected", within_s, "peer connected")
         channel = self.channel
@@ -153,13 +153,13 @@ class Peer:
         assert self.channel is not None, "this peer has no data channel"
         self.channel.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
-    async def wait_frames(self, count: int, within_s: float = 10.0) -> list[Received]:
+    async def wait_frames(self, count: int, within_s: float = 30.0) -> list[Received]:
         """Wait for `count` more frames and return them."""
         start = len(self.frames)
         await until(lambda: len(self.frames) >= start + count, within_s, f"{count} more video frames")
         return self.frames[start : start + count]
 
-    async def wait_message(self, kind: str, within_s: float = 3.0, *, since: int = 0) -> dict[str, Any]:
+    async def wait_message(self, kind: str, within_s: float = 30.0, *, since: int = 0) -> dict[str, Any]:
         """Wait for a message of type `kind`, looking from message number `since` on."""
         await until(
             lambda: any(m.get("type") == kind for m in self.messages[since:]),

@@ -72,6 +72,6 @@ async def posted(client: HttpClient, path: str, sdp: str) -> Answer:
     return await client.call("POST", path, body=sdp.encode(), headers={"Content-Type": SDP})
 
 
-async def closed(connection: RTCPeerConnection, within_s: float = 10.0) -> None:
+async def closed(connection: RTCPeerConnection, within_s: float = 30.0) -> None:
     """Wait until the other side has ended a connection."""
     await until(lambda: connection.connectionState in ("closed", "failed"), within_s, "connection closed")

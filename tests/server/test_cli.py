@@ -249,7 +249,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProce
 
 async def test_the_browser_is_shown_the_page_and_not_waited_for(configured: ServerProcess) -> None:
     opened = configured.home / "opened"
-    await until(opened.exists, 5, "browser started")
+    await until(opened.exists, 30, "browser started")
 
     assert opened.read_text() == f"http://localhost:{configured.port}\n"
 
@@ -297,7 +297,7 @@ def test_empty_variables_count_as_unset(configured: ServerProcess) -> None:
 async def test_verbose_logging_shows_requests_and_quiet_loggers_are_silent(configured: ServerProcess) -> None:
     configured.client.request("GET", "/marker")
 
-    await until(lambda: "GET /marker" in configured.log, 3, "access log")
+    await until(lambda: "GET /marker" in configured.log, 30, "access log")
     loggers = {line["logger"] for line in logs(configured)}
     assert "hypercorn.access" in loggers
     assert not loggers & {"gateway", "gateway.webrtc.ice.servers"}
@@ -357,7 +357,7 @@ async def test_a_dead_name_server_does_not_hold_up_the_end(tmp_path: Path) -> No
     (tmp_path / "sitecustomize.py").write_text(DEAD_NAME_SERVER)
 
     with started(tmp_path, {"PYTHONPATH": str(tmp_path), "HF_TOKEN": "hf_x"}, "-N") as server:
-        await until(lambda: "asked" in server.log, 10, "a look-up of the credential service")
+        await until(lambda: "asked" in server.log, 30, "a look-up of the credential service")
         code = server.stop(signal.SIGTERM, within_s=20)
 
     assert code == 0

@@ -90,7 +90,7 @@ async def test_a_notation_of_other_programs_gets_one_hint(double_server: DoubleP
         peer.send({"noise_scale": 3})
 
         following = await peer.wait_message("parameter_error", since=told)
-        await until(lambda: double_server.prompts() == ["a <lora:style:0.8> ball"], 5, "the prompt is used")
+        await until(lambda: double_server.prompts() == ["a <lora:style:0.8> ball"], 30, "the prompt is used")
 
     assert [(e["type"], e["loc"]) for e in hint["errors"]] == [("plain_words", ["prompts"])]
     assert "'(red:1.3)' is read as plain words" in hint["errors"][0]["msg"]

@@ -64,10 +64,10 @@ async def test_a_cue_is_played_chunk_by_chunk_over_rest_and_by_osc(server: Doubl
         play = f"/api/v1/streams/{peer.session_id}/cues/show"
 
         played = await call(server, "POST", play, 202)
-        await until(lambda: server.prompts() == ["a storm"], 20, "the second line")
+        await until(lambda: server.prompts() == ["a storm"], 30, "the second line")
         texts = [chunk["active_prompts"][0]["text"] for chunk in server.chunks()]
         await call(server, "POST", play, 202, {"label": "sun"})
-        await until(lambda: server.prompts() == ["a field"], 20, "the first line alone")
+        await until(lambda: server.prompts() == ["a field"], 30, "the first line alone")
         refused = [
             await call(server, "POST", play, 404, {"label": "snow"}),
             await call(server, "POST", f"{play}x", 404),
@@ -75,7 +75,7 @@ async def test_a_cue_is_played_chunk_by_chunk_over_rest_and_by_osc(server: Doubl
             await call(server, "POST", play, 422, {"label": 3}),
         ]
         SimpleUDPClient("127.0.0.1", server.port).send_message("/scope/cue/show", [])
-        await until(lambda: server.prompts() == ["a storm"], 20, "the cue by OSC")
+        await until(lambda: server.prompts() == ["a storm"], 30, "the cue by OSC")
 
     assert played == {"status": "playing", "errors": []}
     assert texts.index("a storm") - texts.index("a field") in (2, 3)
@@ -106,10 +106,10 @@ async def test_cues_of_many_clients_at_once_leave_one_replay(server: DoubleProce
         play = f"/api/v1/streams/{peer.session_id}/cues/show"
 
         await asyncio.gather(*(call(server, "POST", play, 202) for _ in range(8)))
-        await until(lambda: server.prompts() == ["a storm"], 20, "the second line")
+        await until(lambda: server.prompts() == ["a storm"], 30, "the second line")
         await until(
             lambda: [m["state"] for m in peer.messages if m["type"] == "replay_changed"][-1:] == ["stopped"],
-            10,
+            30,
             "the end",
         )
 

@@ -358,7 +358,7 @@ async def test_the_gateway_s_image_streams_through_triton_s(
         finally:
             gateway.stop()
         triton.send_signal(signal.SIGTERM)
-        code = await asyncio.wait_for(triton.wait(), 20)
+        code = await asyncio.wait_for(triton.wait(), 30)
 
     assert not before
     assert gateway_healthy

@@ -215,7 +215,7 @@ async def test_killed_server_is_noticed_and_swept_and_can_be_started_again(tmp_p
             await anext(stream)
 
             os.kill(triton.pid, signal.SIGKILL)
-            text = await asyncio.wait_for(exits.get(), 10)
+            text = await asyncio.wait_for(exits.get(), 30)
             with pytest.raises(AioRpcError, match="UNAVAILABLE"):
                 [response async for response in stream]
 
@@ -245,7 +245,7 @@ async def test_an_exit_is_told_although_what_it_left_cannot_be_removed(
 
         os.kill(triton.pid, signal.SIGKILL)
 
-        assert "SIGKILL" in await asyncio.wait_for(exits.get(), 10)
+        assert "SIGKILL" in await asyncio.wait_for(exits.get(), 30)
         monkeypatch.undo()
         await triton.start()
         assert triton.running
@@ -259,8 +259,8 @@ async def test_exit_code_of_an_exit_that_nobody_asked_for_is_reported() -> None:
 
         os.kill(triton.pid, signal.SIGTERM)
 
-        assert await asyncio.wait_for(waiting, 10) == 0
-        assert "exit code 0" in await asyncio.wait_for(exits.get(), 10)
+        assert await asyncio.wait_for(waiting, 30) == 0
+        assert "exit code 0" in await asyncio.wait_for(exits.get(), 30)
 
 
 async def test_killed_model_process_is_reported_and_a_restart_repairs_it(tmp_path: Path) -> None:

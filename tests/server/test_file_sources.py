@@ -22,7 +22,7 @@ async def test_a_file_feeds_a_stream_and_is_exchanged_while_it_runs(double_serve
             before = len(double_server.chunks())
             answer = await client.call("PUT", path, json_body={"kind": "file", "path": name})
             sources.append((answer.status, answer.json()["source"]["name"]))
-            await until(lambda n=before: _fed(double_server, n), 20, f"chunks from {name}")
+            await until(lambda n=before: _fed(double_server, n), 30, f"chunks from {name}")
         broken = await client.call("PUT", path, json_body={"kind": "file", "path": "broken.mp4"})
         still = (await client.call("GET", path.removesuffix("/source"))).json()["source"]
         await client.call("DELETE", path)

@@ -138,7 +138,7 @@ async def test_flood_of_messages_does_not_block_and_the_last_value_wins(
             healthy.send({"noise_scale": i / 1000, "manage_cache": i % 2 == 0})
         healthy.send({"noise_scale": 0.987})
         answer = await server.client.call("GET", "/health", timeout_s=LONGEST_GAP_S)
-        await until(last_value_applies, 3.0, "the last values apply")
+        await until(last_value_applies, 30, "the last values apply")
         await healthy.wait_frames(2, LONGEST_GAP_S)
 
     assert answer.status == 200
@@ -151,7 +151,7 @@ async def test_flood_of_malformed_messages_is_answered_one_by_one(healthy: Peer)
     with undisturbed(healthy):
         for text in flood:
             healthy.send(text)
-        await until(lambda: len(healthy.messages) >= since + len(flood), 10.0, "an answer to each message")
+        await until(lambda: len(healthy.messages) >= since + len(flood), 30, "an answer to each message")
         await healthy.wait_frames(2, LONGEST_GAP_S)
 
     assert {message["type"] for message in healthy.messages[since:]} == {"parameter_error"}

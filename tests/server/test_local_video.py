@@ -43,7 +43,7 @@ async def test_one_stream_s_pictures_are_another_one_s_input_by_ndi(server: Doub
             return bool(own["frames_in"] > 20)
 
         await until(arrive, 30, "pictures by NDI")
-        await until(lambda: any(c["video_frames"] for c in server.chunks()), 10, "a chunk of them")
+        await until(lambda: any(c["video_frames"] for c in server.chunks()), 30, "a chunk of them")
         metrics = (await server.client.call("GET", "/metrics")).text
         status, state = await put_sink(server, shown.session_id, "ndi", {"enabled": True, "name": "stage"})
         senders = (await server.client.call("GET", "/api/v1/local-video/ndi/senders")).json()["senders"]
@@ -67,7 +67,7 @@ async def test_what_this_machine_cannot_do_is_said(server: DoubleProcess) -> Non
             "stream": await put_sink(server, "nobody", "ndi", {"enabled": True}),
             "body": await put_sink(server, peer.session_id, "ndi", {"enabled": "perhaps"}),
         }
-        await until(lambda: peer.messages, 10, "what was wrong with the offer's parameters")
+        await until(lambda: peer.messages, 30, "what was wrong with the offer's parameters")
         [error] = peer.messages[0]["errors"]
 
     assert hardware["ndi"] == {"available": True, "reason": None, "install_hint": None}

@@ -18,9 +18,9 @@ async def stream_with_changes(server: DoubleProcess) -> str:
         await peer.connect({"prompts": [{"text": PRIVATE, "weight": 1.0}]})
         await peer.wait_frames(1)
         peer.send({"prompts": [{"text": f"{PRIVATE}, at night"}], "noise_scale": 0.25})
-        await until(lambda: server.chunks()[-1]["parameters"].get("noise_scale") == 0.25, 3, "used")
+        await until(lambda: server.chunks()[-1]["parameters"].get("noise_scale") == 0.25, 30, "used")
         peer.send({"paused": True})
-        await until(lambda: f"[{peer.session_id}] Paused" in text_of(server), 3, "paused")
+        await until(lambda: f"[{peer.session_id}] Paused" in text_of(server), 30, "paused")
         await peer.delete()
     return str(peer.session_id)
 

@@ -197,7 +197,7 @@ async def test_datagrams_that_nobody_asked_for_do_not_disturb(server: DoubleProc
                     anybody.sendto(datagram, (host, int(port)))
 
         assert await peer.wait_frames(10)
-        await until(lambda: peer.pc.connectionState == "connected", 1, "still connected")
+        await until(lambda: peer.pc.connectionState == "connected", 30, "still connected")
 
     assert ports
     assert "Traceback" not in server.log[logged:]

@@ -41,7 +41,7 @@ async def test_metrics_tell_what_has_room_and_what_was_refused(tmp_path: Path) -
         statuses.append((await server.client.call("POST", "/api/v1/webrtc/offer", json_body=wrong)).status)
         full = scrape(server)
         server.send_signal(signal.SIGTERM)
-        await until(lambda: scrape(server)["wanstream_draining"] == 1, 3, "draining")
+        await until(lambda: scrape(server)["wanstream_draining"] == 1, 30, "draining")
         statuses.append((await third.offer(PROMPTS)).status)
         draining = scrape(server)
     server.stop(None)
@@ -201,7 +201,7 @@ async def test_sigterm_gives_open_streams_their_time(tmp_path: Path) -> None:
         await player.wait_frames(1)
 
         server.send_signal(signal.SIGTERM)
-        await until(lambda: server.client.request("GET", "/ready").status == 503, 3, "not ready any more")
+        await until(lambda: server.client.request("GET", "/ready").status == 503, 30, "not ready any more")
         sdp = await late.offer_sdp()
         refused = [
             await late.offer(PROMPTS),

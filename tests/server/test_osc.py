@@ -84,7 +84,7 @@ async def test_each_key_drives_the_stream(
     async def has_it() -> bool:
         return (await session_parameters(double_server.client))[parameter] == expected
 
-    await until(has_it, 10, f"{parameter} {expected}")
+    await until(has_it, 30, f"{parameter} {expected}")
     await until(
         lambda: any(m.get("parameters", {}).get(parameter) == expected for m in peer.messages),
         10,
@@ -97,7 +97,7 @@ async def test_a_prompt_moves_and_the_cache_is_reset(
 ) -> None:
     osc.send_message("/scope/transition_steps", 3)
     osc.send_message("/scope/prompt", "a quiet lake")
-    await until(lambda: double_server.prompts() == ["a quiet lake"], 20, "the end of the transition")
+    await until(lambda: double_server.prompts() == ["a quiet lake"], 30, "the end of the transition")
     blended = [c["blend_t"] for c in double_server.chunks() if c["blend_t"] is not None][-3:]
     resets = sum(chunk["init_cache"] for chunk in double_server.chunks())
 
@@ -127,7 +127,7 @@ async def test_hostile_datagrams_change_nothing_and_are_not_logged(
     async def has_it() -> bool:
         return bool((await session_parameters(double_server.client))["base_seed"] == sent)
 
-    await until(has_it, 10, "a good message after them")
+    await until(has_it, 30, "a good message after them")
     after = await status(double_server)
     shown = len(peer.frames)
     await peer.wait_frames(shown + 2)
@@ -225,14 +225,14 @@ async def test_changes_wait_for_the_beat(
     def told(kind: str) -> list[dict[str, Any]]:
         return [m for m in peer.messages if m["type"] == kind]
 
-    await until(lambda: told("change_applied"), 10, "the bar")
-    await until(lambda: double_server.prompts() == ["on the one"], 10, "a chunk of it")
+    await until(lambda: told("change_applied"), 30, "the bar")
+    await until(lambda: double_server.prompts() == ["on the one"], 30, "a chunk of it")
     osc.send_message("/scope/tempo/bpm", 100.0)
 
     async def by_osc() -> bool:
         return bool((await call("GET", "status"))[1]["source"] == "osc")
 
-    await until(by_osc, 10, "the tempo by OSC")
+    await until(by_osc, 30, "the tempo by OSC")
     status = (await call("GET", "status"))[1]
     paced = await call("POST", "set_tempo", {"bpm": 60})
     disabled = await call("POST", "disable", {})

@@ -90,7 +90,7 @@ async def test_uploaded_picture_becomes_the_reference_of_the_stream(
         def arrived() -> bool:
             return ["red fox.png"] in [c["vace_ref_images"] for c in double.chunks()]
 
-        await until(arrived, 5.0, "the reference image in a chunk")
+        await until(arrived, 30, "the reference image in a chunk")
 
 
 async def test_reference_chosen_before_the_start_is_in_the_first_chunk(

@@ -16,7 +16,7 @@ LOAD = "/api/v1/pipeline/load"
 async def test_two_tabs_and_one_loads_another_pipeline(browser: Browser, double: DoubleProcess) -> None:
     async with opened(browser, double.url) as mine, opened(browser, double.url) as other:
         await start(mine, "LongLive")
-        double.set_faults(load_delay_s=3.0)
+        double.set_faults(load_delay_s=600)
         await other.get_by_role("radio", name="MemFlow", exact=True).check()
 
         await other.get_by_role("button", name="Load", exact=True).click()
@@ -24,6 +24,7 @@ async def test_two_tabs_and_one_loads_another_pipeline(browser: Browser, double:
         await expect(notice(mine, "MemFlow is being loaded")).to_be_visible()
         await expect(mine.get_by_text("Another pipeline is coming")).to_be_visible()
         await expect(mine.get_by_text("Loading plain pictures")).to_be_visible()
+        double.set_faults(load_delay_s=0)
         await state(mine, "streaming")
 
         told = notice(mine, "MemFlow took the place of your pipeline")
@@ -56,11 +57,12 @@ async def test_a_pipeline_that_needs_an_input_video_is_said(browser: Browser, do
 async def test_the_same_pipeline_in_another_size_is_noticed(browser: Browser, double: DoubleProcess) -> None:
     async with opened(browser, double.url) as page:
         await start(page, "LongLive")
-        double.set_faults(load_delay_s=3.0)
+        double.set_faults(load_delay_s=600)
 
         body = {"pipeline_id": "longlive", "load_params": {"height": 64, "width": 128}}
         await double.client.call("POST", LOAD, json_body=body)
         await state(page, "replacing")
+        double.set_faults(load_delay_s=0)
         await state(page, "streaming")
 
         assert await movement(page) > 0

@@ -118,7 +118,7 @@ async def test_load_shows_its_stage_and_can_be_cancelled(browser: Browser, doubl
             status = await double.client.call("GET", "/api/v1/pipeline/status")
             return bool(status.json()["status"] == "not_loaded")
 
-        await until(cancelled, 5.0, "status not_loaded")
+        await until(cancelled, 30, "status not_loaded")
 
 
 async def test_pipeline_that_dies_is_told(browser: Browser, double: DoubleProcess) -> None:

@@ -68,7 +68,7 @@ async def test_control_is_asked_for_handed_over_and_comes_back_when_its_holder_l
 
             await other.get_by_placeholder("A prompt").fill("a blue box")
             await other.get_by_role("button", name="Apply").click()
-            await until(lambda: double.prompts() == ["a blue box"], 5, "the other one's prompt")
+            await until(lambda: double.prompts() == ["a blue box"], 30, "the other one's prompt")
             await expect(page.locator("#driven")).to_be_visible()
             await expect(page.get_by_label("Prompt 1", exact=True)).to_have_value("a blue box")
 
@@ -76,7 +76,7 @@ async def test_control_is_asked_for_handed_over_and_comes_back_when_its_holder_l
         own = page.get_by_label("Prompt 1", exact=True)
         await own.fill("mine again")
         await own.press("Enter")
-        await until(lambda: double.prompts() == ["mine again"], 5, "the own prompt")
+        await until(lambda: double.prompts() == ["mine again"], 30, "the own prompt")
 
 
 async def test_whoever_watches_is_told_of_the_end_and_sees_the_stream_that_comes_after(

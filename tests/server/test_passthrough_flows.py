@@ -68,9 +68,9 @@ async def test_a_client_that_sends_no_picture_is_told_after_a_while(server: Serv
 
     async with Peer(server.client) as peer:
         await peer.connect({"prompts": [{"text": "A panda"}]})
-        message = await peer.wait_message("parameter_error", within_s=8)
+        message = await peer.wait_message("parameter_error", within_s=30)
         await peer.delete()
-        await until(lambda: peer.pc.connectionState == "closed", 5, "closed by the server")
+        await until(lambda: peer.pc.connectionState == "closed", 30, "closed by the server")
 
     assert message["errors"][0]["type"] == "no_input"
     assert "add a video track" in message["errors"][0]["msg"]

@@ -110,7 +110,7 @@ async def test_killed_gateway_takes_triton_along(tmp_path: Path) -> None:
 
     server.send_signal(signal.SIGKILL)
 
-    await until(lambda: not runs(triton) and not runs(stub), 15, "Triton ended too")
+    await until(lambda: not runs(triton) and not runs(stub), 30, "Triton ended too")
 
 
 async def test_newer_load_may_cut_short_the_one_that_replaces_a_pipeline(tmp_path: Path) -> None:

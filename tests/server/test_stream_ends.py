@@ -93,7 +93,7 @@ async def test_a_publisher_s_stream_waits_when_a_load_fails(server: DoubleProces
         await fail_to_load(server)
         state = await phase(server, "obs")
         await load(server.client, "longlive", {"height": 64, "width": 128})
-        await until(lambda: viewer.frames[-1].height == 64, 15, "pictures of the new load")
+        await until(lambda: viewer.frames[-1].height == 64, 30, "pictures of the new load")
 
         assert state == "waiting"
         assert publisher.pc.connectionState == "connected"
@@ -108,5 +108,5 @@ async def fail_to_load(server: DoubleProcess) -> None:
     async def failed() -> bool:
         return (await pipeline_status(server.client))["status"] == "error"
 
-    await until(failed, 10, "the load to fail")
+    await until(failed, 30, "the load to fail")
     server.reset_faults()

@@ -133,7 +133,7 @@ async def test_nothing_is_generated_for_nobody_and_a_reader_of_pictures_is_someb
     await made(server, name="show", parameters={"prompts": "a"})
     no_picture = await call(server, "GET", "show/frame")
     pictures = await read_parts(server, f"{ROOT}/show/mjpeg?fps=30&quality=50", 5)
-    await until(lambda: _state_is(server, "idle"), 5, "idle again")
+    await until(lambda: _state_is(server, "idle"), 30, "idle again")
     generated = len(server.chunks())
     frame = await call(server, "GET", "show/frame?quality=50")
     await asyncio.sleep(0.5)  # several chunks' time
@@ -153,10 +153,10 @@ async def _state_is(server: DoubleProcess, state: str) -> bool:
 async def test_a_stream_that_always_runs_generates_for_nobody(server: DoubleProcess) -> None:
     await made(server, name="show", run="always")
 
-    await until(lambda: bool(server.sessions()) and len(server.chunks()) > 3, 5, "chunks")
+    await until(lambda: bool(server.sessions()) and len(server.chunks()) > 3, 30, "chunks")
 
     assert await _state_is(server, "running")
-    await until(lambda: _has_frame(server), 5, "a picture")
+    await until(lambda: _has_frame(server), 30, "a picture")
 
 
 async def _has_frame(server: DoubleProcess) -> bool:
@@ -199,9 +199,9 @@ async def test_a_kept_stream_waits_for_another_pipeline_and_goes_on(server: Doub
         await viewer.wait_frames(3)
 
         await server.client.call("POST", "/api/v1/pipeline/unload")
-        await until(lambda: _state_is(server, "waiting"), 5, "waiting")
+        await until(lambda: _state_is(server, "waiting"), 30, "waiting")
         await load(server.client, "longlive", {"height": 64, "width": 128})
-        await until(lambda: viewer.frames[-1].height == 64, 10, "pictures of the new size")
+        await until(lambda: viewer.frames[-1].height == 64, 30, "pictures of the new size")
 
         assert not any(message["type"] == "stream_stopped" for message in viewer.messages)
         assert await _state_is(server, "running")
@@ -215,7 +215,7 @@ async def test_a_leased_stream_ends_when_nobody_has_looked_for_that_long(server:
         await asyncio.sleep(1.0)  # two leases
         watched = (await call(server, "GET", "show")).status
 
-    await until(lambda: _is_gone(server), 10, "the end of the lease")
+    await until(lambda: _is_gone(server), 30, "the end of the lease")
 
     assert watched == 200
 
@@ -311,7 +311,7 @@ async def private(guarded: DoubleProcess) -> AsyncIterator[dict[str, Any]]:
     """A private stream of the guarded server, and a public one beside it."""
     loaded = {"pipeline_id": "longlive", "load_params": SIZE}
     assert (await asked(guarded, ADMIN, "POST", "/api/v1/pipeline/load", loaded)).status == 200
-    await until(lambda: _is_loaded(guarded), 10, "loaded")
+    await until(lambda: _is_loaded(guarded), 30, "loaded")
     await asked(guarded, ADMIN, "POST", ROOT, {"name": "public"})
     yield (await asked(guarded, ADMIN, "POST", ROOT, {"name": "private", "private": True})).json()
     for stream in (await asked(guarded, ADMIN, "GET", ROOT)).json()["streams"]:

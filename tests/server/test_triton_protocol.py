@@ -282,7 +282,7 @@ async def test_cancelled_chunk_leaves_no_trace_and_the_session_goes_on(
         await asyncio.wait([reading])
 
     await stream.aclose()
-    responses = await asyncio.wait_for(scripted.generate(1), 20)  # 1000 pictures would take 50 s
+    responses = await asyncio.wait_for(scripted.generate(1), 30)  # 1000 pictures would take 50 s
 
     assert pixel(responses) == 1
     assert responses[0].meta["chunk"] == 1
@@ -298,7 +298,7 @@ async def test_cancelled_session_does_not_disturb_another(scripted: ModelClient)
 
     await stream.aclose()
 
-    assert pixel(await asyncio.wait_for(other, 15)) == 8
+    assert pixel(await asyncio.wait_for(other, 30)) == 8
 
 
 @pytest.mark.parametrize("error_at", [0, 2])

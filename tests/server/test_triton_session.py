@@ -87,7 +87,7 @@ async def test_chunks_that_are_given_up_leave_no_trace(
     for number in range(12):
         given_up = asyncio.ensure_future(one.chunk(label=1, **FOR_EVER))
         await give_up_after(0.01 * number, one.session)
-        assert not await asyncio.wait_for(given_up, 20)
+        assert not await asyncio.wait_for(given_up, 30)
         assert await one.chunk(label=2, groups=2)
     await one.session.close()
 
@@ -159,12 +159,12 @@ async def test_a_viewer_who_leaves_in_the_middle_of_a_chunk_leaves_nothing_behin
 
     chunk.cancel()
     await asyncio.gather(chunk, return_exceptions=True)
-    await asyncio.wait_for(leaving.session.close(), 5)
+    await asyncio.wait_for(leaving.session.close(), 30)
 
     assert await others
     await other.chunk()
-    await asyncio.wait_for(other.session.close(), 5)
-    await asyncio.wait_for(scripted.unload(), 10)
+    await asyncio.wait_for(other.session.close(), 30)
+    await asyncio.wait_for(scripted.unload(), 30)
     assert other.numbers(CHUNKS) == [0, 1]
 
 
@@ -235,7 +235,7 @@ async def test_a_model_that_dies_while_it_makes_a_chunk_is_noticed(triton: Embed
         for process in model_processes(triton.pid):
             process.kill()
         with pytest.raises(ServingLost, match="died"):
-            await asyncio.wait_for(chunk, 20)
-        await asyncio.wait_for(session.close(), 10)
+            await asyncio.wait_for(chunk, 30)
+        await asyncio.wait_for(session.close(), 30)
 
     assert dead

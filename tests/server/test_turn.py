@@ -77,7 +77,7 @@ async def start_gateway(tmp_path: Path) -> AsyncIterator[StartGateway]:
         gateway = await asyncio.to_thread(DoubleProcess, tmp_path, {"VERBOSE_LOGGING": "1", **env})
         started.append(gateway)
         await load(gateway.client, "longlive", {"height": 96, "width": 128})
-        await until(lambda: "STUN and TURN addresses answer" in gateway.log, 10.0, "TURN server probed")
+        await until(lambda: "STUN and TURN addresses answer" in gateway.log, 30, "TURN server probed")
         return gateway
 
     yield start
@@ -147,7 +147,7 @@ async def test_stream_flows_through_the_relay_of_the_credential_service(
         [given] = service.given
         assert given in await listed_servers(gateway)
         user = given["username"]
-        await until(lambda: f"username=<{user}>" in turn.log, 5.0, f"{user} in the log of the TURN server")
+        await until(lambda: f"username=<{user}>" in turn.log, 30, f"{user} in the log of the TURN server")
         assert_no_secret(gateway, service.given)
 
 

@@ -47,7 +47,7 @@ async def server(token_server: DoubleProcess) -> AsyncIterator[DoubleProcess]:
     async def ready() -> bool:
         return (await token_server.client.call("GET", "/ready")).status == 200
 
-    await until(ready, 20, "LongLive loaded")
+    await until(ready, 30, "LongLive loaded")
     yield token_server
     await no_publishers(token_server.client)
 
@@ -70,7 +70,7 @@ async def program(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
     try:
         yield process
         process.stdin.close()
-        await asyncio.wait_for(process.communicate(), 15)
+        await asyncio.wait_for(process.communicate(), 30)
     except BaseException:
         process.kill()
         output, _ = await process.communicate()
@@ -128,7 +128,7 @@ async def test_gstreamer_plays(server: DoubleProcess, codec: str) -> None:
         program("/usr/bin/python3", str(GSTREAMER), "play", f"{url}?wait=1", codec, TOKEN) as player,
     ):
         assert player.stdout is not None
-        lines = [await asyncio.wait_for(player.stdout.readline(), 20) for _ in range(12)]
+        lines = [await asyncio.wait_for(player.stdout.readline(), 30) for _ in range(12)]
 
     assert lines[1:] == [b"picture 576 320\n"] * 11
 

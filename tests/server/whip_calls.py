@@ -22,7 +22,7 @@ async def no_publishers(client: HttpClient) -> None:
     async def gone() -> bool:
         return not await publishers(client)
 
-    await until(gone, 10, "no publishers left")
+    await until(gone, 30, "no publishers left")
 
 
 async def arriving(client: HttpClient, pictures: int = 3) -> None:
@@ -33,4 +33,4 @@ async def arriving(client: HttpClient, pictures: int = 3) -> None:
     async def came() -> bool:
         return await metric(client, name) >= before + pictures
 
-    await until(came, 15, f"{pictures} pictures from a publisher")
+    await until(came, 30, f"{pictures} pictures from a publisher")

@@ -32,7 +32,7 @@ async def pipelines(serving: SlowServing) -> AsyncIterator[Pipelines]:
 
 
 async def reached(pipelines: Pipelines, state: State) -> None:
-    await asyncio.wait_for(pipelines.wait_for(state), 10)
+    await asyncio.wait_for(pipelines.wait_for(state), 30)
 
 
 async def test_a_failed_first_load_is_tried_again(serving: SlowServing, pipelines: Pipelines) -> None:

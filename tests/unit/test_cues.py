@@ -188,7 +188,7 @@ async def test_a_cue_waits_for_the_beat_and_comes_after_what_waits_already(
 
     await cues.play(stream, "night")
     while_waiting = stream.state.effective["noise_scale"]
-    await until(lambda: bool(told(control, "change_applied")), 10, "the bar")
+    await until(lambda: bool(told(control, "change_applied")), 30, "the bar")
 
     assert while_waiting == 0.7
     assert stream.state.effective["noise_scale"] == 0.2

@@ -14,7 +14,7 @@ from gateway.config import Bitrate
 from gateway.stream.encoding.codecs import VideoEncoder
 from gateway.stream.encoding.encoders import Encoders, Encoding
 from gateway.stream.encoding.observer import Unobserved
-from gateway.stream.encoding.packets import PacketQueue
+from gateway.stream.encoding.packets import EncodedPicture, PacketQueue
 from gateway.stream.encoding.rate import LinkRate
 from gateway.stream.pictures.hub import Hub
 from tests.server.peer import until
@@ -167,7 +167,7 @@ async def test_a_viewer_that_joins_a_still_stream_sees_the_last_picture() -> Non
     show.now += 10
 
     late = show.viewer()
-    packet = await asyncio.wait_for(late.next(), 20)
+    packet = await asyncio.wait_for(late.next(), 30)
 
     assert packet is not None
     assert packet.is_keyframe
@@ -257,6 +257,47 @@ async def test_a_viewer_whose_network_is_narrow_gets_small_pictures_and_later_la
     assert (slow.tier, wide.tier) == ("full", "full")
     assert [(each.codec, each.tier) for each in show.encoders] == [("VP8", "full")]
     await show.encoders.close()
+
+
+class Tier:
+    """An encoder whose packets come when a test wants."""
+
+    fps = 30.0
+    bitrate = 1_000_000
+
+    def __init__(self, tier: str) -> None:
+        self.tier = tier
+        self.asked = 0
+
+    def want_key_frame(self, reason: str) -> None:
+        self.asked += 1
+
+    def leave(self, queue: PacketQueue) -> None: ...
+
+    def gives(self, queue: PacketQueue, pts: int, *, key_frame: bool = False) -> None:
+        packet = av.Packet(4)
+        packet.pts, packet.is_keyframe = pts, key_frame
+        queue.offer(EncodedPicture(packet, pts, (96, 64), repeated=False), self)
+
+
+async def test_a_tier_whose_pictures_take_longer_takes_over_with_its_first_key_frame() -> None:
+    queue = PacketQueue("VP8", None, Counting(), lambda queue: None)
+    low, full = Tier("low"), Tier("full")
+    queue.attach(low, "join")
+    low.gives(queue, 1, key_frame=True)
+    queue.attach(full, "tier")
+
+    low.gives(queue, 2)
+    queue.key_frame_begins(3, full)
+    low.gives(queue, 3)
+    low.gives(queue, 4)
+    full.gives(queue, 3, key_frame=True)
+    low.gives(queue, 5)
+    full.gives(queue, 4)
+
+    assert stamps(taken(queue)) == [1, 2, 3, 4]
+    assert queue.tier == "full"
+    assert full.asked == 1
 
 
 async def test_loss_moves_a_viewer_to_the_low_tier_too() -> None:
@@ -379,7 +420,7 @@ async def test_an_encoder_that_fails_is_made_anew_once_and_costs_one_picture(fai
     failing.append(True)
 
     show.hub.put(np.zeros((1, 64, 96, 3), np.uint8))
-    await until(lambda: not failing, 20, "the failure")
+    await until(lambda: not failing, 30, "the failure")
     await show.show()
     packets = taken(viewer)
 
@@ -400,7 +441,7 @@ async def test_an_encoder_that_fails_again_closes_its_viewers_and_no_others(
 
     for viewer in viewers:
         taken(viewer)
-    ends = [await asyncio.wait_for(viewer.next(), 20) for viewer in viewers]
+    ends = [await asyncio.wait_for(viewer.next(), 30) for viewer in viewers]
     other = show.viewer()
     await show.show()
 
@@ -417,7 +458,7 @@ async def test_a_picture_that_is_too_small_ends_the_subscription_and_says_why() 
     viewer = show.viewer()
 
     show.hub.put(np.zeros((1, 1, 64, 3), np.uint8))
-    end = await asyncio.wait_for(viewer.next(), 20)
+    end = await asyncio.wait_for(viewer.next(), 30)
 
     assert end is None
     assert "64x1 pixels cannot be sent" in (viewer.failure or "")
@@ -434,13 +475,13 @@ async def test_an_encoder_ends_with_its_last_subscriber_and_with_the_stream() ->
     second.close()
     with_one = len(list(show.encoders))
     show.hub.close()
-    end = await asyncio.wait_for(third.next(), 20)
+    end = await asyncio.wait_for(third.next(), 30)
 
     assert (with_two, with_one, end) == (2, 1, None)
     assert await show.viewer().next() is None
     assert list(show.encoders) == []
     tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("encoder-")]
-    await asyncio.wait_for(asyncio.gather(*tasks), 20)
+    await asyncio.wait_for(asyncio.gather(*tasks), 30)
 
 
 async def test_an_unknown_codec_is_refused_with_what_there_is() -> None:

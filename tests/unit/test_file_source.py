@@ -54,7 +54,7 @@ class Shown:
         self.began += 1
 
     async def pictures(self, count: int) -> list[Images]:
-        await until(lambda: self.ring.buffered >= count, 20, f"{count} pictures")
+        await until(lambda: self.ring.buffered >= count, 30, f"{count} pictures")
         return self.ring.take(self.ring.buffered) or []
 
 
@@ -103,7 +103,7 @@ async def test_a_file_stands_still_while_no_picture_is_wanted(tmp_path: Path, sh
     shown.mode = "text"
     source = await shown.play(write_video(tmp_path / "film.mp4", count=3 * FPS))
 
-    await until(lambda: shown.began, 10, "the source before is over")
+    await until(lambda: shown.began, 30, "the source before is over")
     shown.mode = "video"
     first = number_of((await shown.pictures(1))[0])
     source.stop()
@@ -165,7 +165,7 @@ async def test_a_file_that_breaks_while_it_plays_is_lost_with_a_reason(tmp_path:
     await shown.pictures(1)
 
     path.write_bytes(b"")  # somebody overwrites it in place
-    await until(lambda: shown.lost, 20, "the source is lost")
+    await until(lambda: shown.lost, 30, "the source is lost")
 
     assert "film.mp4' has stopped" in shown.lost[0]
     assert len(shown.lost) == 1

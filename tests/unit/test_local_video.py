@@ -195,7 +195,7 @@ async def test_a_sink_without_graphics_says_what_is_needed(stream: Idle, spout_g
     video = local_video(stream, spout=on("win32", spout))
 
     await video.set_sink(stream, "spout", True)
-    await until(lambda: errors_told(control), 10, "the message")
+    await until(lambda: errors_told(control), 30, "the message")
     await video.set_sink(stream, "spout", False)
 
     [error] = errors_told(control)
@@ -221,7 +221,7 @@ async def test_spout_brings_pictures_whatever_their_order_and_size(
             return found is not None and tuple(found[0, 0]) == rgb and found.shape == (*size, 3)
 
         size = textures["desk"].pixels.shape[:2]
-        await until(came, 10, f"a picture of {rgb}")
+        await until(came, 30, f"a picture of {rgb}")
 
     await video.set_source(stream, "spout", True, "desk")
     await arrives(10, 20, 30)
@@ -249,9 +249,9 @@ async def test_a_source_whose_sender_goes_is_found_again(stream: Idle, spout_gl:
 
     for _ in range(2):
         textures["any"] = spout_gl.Texture(np.full((8, 8, 4), 5, np.uint8))
-        await until(lambda: source.info["state"] == "running", 10, "pictures")
+        await until(lambda: source.info["state"] == "running", 30, "pictures")
         textures.clear()
-        await until(lambda: source.info["state"] == "lost", 10, "their end")
+        await until(lambda: source.info["state"] == "lost", 30, "their end")
     stream.stop_sources()
 
     assert told == ["The Spout sender 'that was active' has gone"] * 2
@@ -263,7 +263,7 @@ async def test_pictures_that_are_too_large_are_refused(stream: Idle, spout_gl: M
     source = LocalSource("spout", "wall", spout.open_receiver, told.append, retry_s=60)
     stream.take_source(source)
 
-    await until(lambda: told, 10, "the refusal")
+    await until(lambda: told, 30, "the refusal")
     stream.stop_sources()
 
     assert "3840x2160" in told[0]
@@ -284,9 +284,9 @@ async def test_syphon_brings_pictures(stream: Idle, doubles: None) -> None:
         found = take(stream)
         return found is not None and found[0, 0].tolist() == [1, 2, 3]
 
-    await until(came, 10, "a picture")
+    await until(came, 30, "a picture")
     server.stop()
-    await until(lambda: told, 10, "the end")
+    await until(lambda: told, 30, "the end")
     stream.stop_sources()
 
     assert told[0] == "The Syphon server 'desk' has gone"
@@ -308,7 +308,7 @@ async def ndi_stream(stream: Idle, ndi_network: str) -> AsyncIterator[Idle]:
 
     stream.shown = picture(200, 100, 50)
     showing = asyncio.create_task(show())
-    await until(lambda: stream.sinks[0].info["state"] == "running", 10, "the sender")
+    await until(lambda: stream.sinks[0].info["state"] == "running", 30, "the sender")
     yield stream
     showing.cancel()
     await video.set_sink(stream, "ndi", False)
@@ -323,10 +323,10 @@ async def test_ndi_passes_pictures_from_one_stream_to_another(ndi_stream: Idle, 
         found = take(other)
         return found is not None and bool((np.abs(found.astype(int) - rgb) < 12).all())
 
-    await until(lambda: close_to(200, 100, 50), 20, "a picture")
+    await until(lambda: close_to(200, 100, 50), 30, "a picture")
     first = dict(other.source.info)
     ndi_stream.shown = picture(20, 200, 90, height=96, width=128)
-    await until(lambda: close_to(20, 200, 90), 20, "a picture of another size")
+    await until(lambda: close_to(20, 200, 90), 30, "a picture of another size")
     other.stop_sources()
 
     assert other.pictures_in["ndi"] > 1
@@ -340,7 +340,7 @@ async def test_ndi_senders_have_names(ndi_stream: Idle) -> None:
     async def found() -> bool:
         return any(name.endswith("(stage)") for name in await video.senders("ndi"))
 
-    await until(found, 20, "the name")
+    await until(found, 30, "the name")
 
 
 async def test_an_ndi_source_that_is_not_there_is_told_with_those_that_are(
@@ -351,7 +351,7 @@ async def test_an_ndi_source_that_is_not_there_is_told_with_those_that_are(
     other.add_control(control)
 
     await video.set_source(other, "ndi", True, "nowhere")
-    await until(lambda: errors_told(control), 20, "the message")
+    await until(lambda: errors_told(control), 30, "the message")
     other.stop_sources()
 
     [error] = errors_told(control)

@@ -514,10 +514,10 @@ async def test_upload_that_ends_early_leaves_nothing(place: Place) -> None:
     writer.write(head.encode() + CONTENT)
     await writer.drain()
     part = place.directory / "a.safetensors.part"
-    await until(part.exists, 10, "the file's first bytes are stored")
+    await until(part.exists, 30, "the file's first bytes are stored")
 
     writer.close()
-    await until(lambda: not part.exists(), 10, "they are removed")
+    await until(lambda: not part.exists(), 30, "they are removed")
     await reader.read()
 
     assert await place.listed() == []

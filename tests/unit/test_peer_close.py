@@ -62,7 +62,7 @@ async def stopped_stream(peer: Peer, viewer: RTCPeerConnection) -> dict[str, Any
     peer.connection.addTrack(peer.track)
     await peer.connection.setLocalDescription(await peer.connection.createAnswer())
     await viewer.setRemoteDescription(peer.connection.localDescription)
-    return await asyncio.wait_for(stopped, 20)
+    return await asyncio.wait_for(stopped, 30)
 
 
 @pytest.mark.parametrize("what", ["encoder", "decoder"])
@@ -99,7 +99,7 @@ async def test_a_codec_that_fails_ends_the_stream_and_the_peer_is_told(
         )
 
     message = await stopped_stream(peer, viewer)
-    await asyncio.wait_for(ended.wait(), 20)
+    await asyncio.wait_for(ended.wait(), 30)
     await viewer.close()
     await pipelines.close()
 

@@ -160,7 +160,7 @@ async def test_whoever_has_joined_is_told_of_a_source_that_falls_silent(stream: 
     source = RecordedSource()
 
     stream.take_source(source)
-    await until(lambda: len(viewer.told("source_changed")) == 2, 10, "the silence")
+    await until(lambda: len(viewer.told("source_changed")) == 2, 30, "the silence")
     stream.drop_source(source)
 
     told = [(message["kind"], message.get("state")) for message in viewer.told("source_changed")]

@@ -64,7 +64,7 @@ async def test_a_region_that_is_in_use_is_given_back_later(monkeypatch: pytest.M
 
     await shared.close()
     kept = len(client.regions)
-    await asyncio.wait_for(client.freed.wait(), 10)
+    await asyncio.wait_for(client.freed.wait(), 30)
 
     assert (kept, client.regions) == (1, set())
 

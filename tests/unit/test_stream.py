@@ -120,7 +120,7 @@ async def test_all_controls_change_parameters_and_are_told_once_that_the_stream_
     ]
     stream.begin()  # nothing is loaded: its worker ends
     stream.begin()
-    await until(lambda: stream.stopped, 5, "the end of the stream")
+    await until(lambda: stream.stopped, 30, "the end of the stream")
     stream.stop("once more")
     await stream.close()
     await pipelines.close()

@@ -91,7 +91,7 @@ async def test_those_who_still_watch_are_told_of_the_end_and_have_time_to_read_i
 
     stream.release("driver")
     told = (list(viewer.messages), stream.closed)
-    await until(lambda: len(streams) == 0, 5, "the end of the stream")
+    await until(lambda: len(streams) == 0, 30, "the end of the stream")
 
     assert told == ([{"type": "stream_stopped"}], False)
 
@@ -105,7 +105,7 @@ async def test_a_stream_that_lingers_waits_for_its_publisher_to_come_again(strea
     waited = stream.closed
 
     stream.release("publisher again")
-    await until(lambda: len(streams) == 0, 5, "the end of the stream")
+    await until(lambda: len(streams) == 0, 30, "the end of the stream")
 
     assert not waited
     assert stream.closed
@@ -223,10 +223,10 @@ async def test_a_full_disk_ends_the_take_and_not_its_stream(
     sink = stream.output.join()
 
     take = (await recordings.start(stream))["take"]
-    await until(lambda: len(of_kind(control, "recording_changed")) == 2, 15, "the end of the take")
+    await until(lambda: len(of_kind(control, "recording_changed")) == 2, 30, "the end of the take")
     shown = stream.output.frames_out
     while stream.output.frames_out == shown:
-        await asyncio.wait_for(sink.next_picture(), 10)
+        await asyncio.wait_for(sink.next_picture(), 30)
     found = await recordings.find(take)
     alive = not stream.stopped
 

@@ -156,7 +156,7 @@ async def test_changes_join_and_are_told_once_to_each() -> None:
         held.quantizer.hold({"reset_cache": False, "base_seed": 1}, None),
     ]
     before = list(held.applied)
-    await until(lambda: held.applied, 10, "the bar")
+    await until(lambda: held.applied, 30, "the bar")
 
     assert now == [{"paused": True, "recording": True}, {}, {}]
     assert before == []
@@ -185,7 +185,7 @@ async def test_a_stream_s_parameters_wait_and_are_checked_at_once(tmp_path: Path
     problems = await stream.update({"quantize_mode": "bar", "noise_scale": 0.3, "base_seed": "x"})
     while_waiting = stream.state.effective["noise_scale"]
     types = [message["type"] for message in control.messages]
-    await until(lambda: stream.state.effective["noise_scale"] == 0.3, 10, "the bar")
+    await until(lambda: stream.state.effective["noise_scale"] == 0.3, 30, "the bar")
 
     assert [problem["loc"] for problem in problems] == [["base_seed"]]
     assert while_waiting == 0.7

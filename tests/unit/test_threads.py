@@ -57,7 +57,7 @@ async def test_pictures_go_on_while_every_other_thread_is_blocked(
             blocked = [asyncio.ensure_future(loop.getaddrinfo("silent.example", 1)) for _ in range(BLOCKERS)]
         try:
             for _ in range(10):
-                await asyncio.wait_for(track.recv(), 20)
+                await asyncio.wait_for(track.recv(), 30)
             waiting = sum(not task.done() for task in blocked)
         finally:
             end.set()
@@ -73,7 +73,7 @@ async def test_a_silent_name_server_does_not_hold_up_files(monkeypatch: pytest.M
     loop = asyncio.get_running_loop()
     lookups = [asyncio.ensure_future(loop.getaddrinfo("silent.example", 1)) for _ in range(BLOCKERS)]
 
-    read = await asyncio.wait_for(asyncio.to_thread(lambda: "read"), 20)
+    read = await asyncio.wait_for(asyncio.to_thread(lambda: "read"), 30)
     pending = sum(not lookup.done() for lookup in lookups)
     end.set()
     await asyncio.gather(*lookups)

@@ -68,7 +68,7 @@ async def keep() -> AsyncIterator[Keep]:
 
 
 async def up(server: TritonServer) -> None:
-    await until(lambda: server.client is not None, 10, "the server is there")
+    await until(lambda: server.client is not None, 30, "the server is there")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ async def test_whoever_waits_for_the_server_is_told_why_there_is_none(keep: Keep
     server = keep(Unlucky(*[OSError(errno.ENOSPC, "No space left on device")] * 5))
 
     with pytest.raises(ServingError, match="No space left on device"):
-        await asyncio.wait_for(server.connected(lambda text: None), 5)
+        await asyncio.wait_for(server.connected(lambda text: None), 30)
 
 
 @pytest.mark.parametrize("how", ["closed", "refused", "silent"])

@@ -168,7 +168,7 @@ async def test_generation_waits_while_more_than_half_a_chunk_is_queued() -> None
 
     for _ in range(2):
         await sink.next()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 30)
 
     assert blocked
 

@@ -132,6 +132,9 @@ class SharedEncoder:
         started = self._clock()
         bitrate, narrow = self._target(picture)
         forced = self._is_key_frame_due(picture)
+        if forced is not None:
+            for queue in self:
+                queue.key_frame_begins(picture.pts, self)
         try:
             packets, size = await in_encoder_thread(self._work, picture, bitrate, forced is not None, narrow)
         except PictureTooSmall as error:

@@ -78,6 +78,7 @@ class PacketQueue:
         self._repeats = repeats
         self._source: PacketSource | None = None
         self._coming: PacketSource | None = None  # takes over with its first key frame
+        self._comes_at: int | None = None  # timestamp of that key frame, once it is being made
         self._pictures: deque[EncodedPicture] = deque()
         self._arrived = asyncio.Event()
         self._ended = False  # no more will be added
@@ -129,11 +130,20 @@ class PacketQueue:
         """Take packets of `source` from its next key frame on; until then those of the one before."""
         if self._coming is not None:
             self._coming.leave(self)
+        self._comes_at = None
         if self._source is None or self._source is source:
             self._source, self._coming = source, None
         else:
             self._coming = source
         source.want_key_frame(reason)
+
+    def key_frame_begins(self, pts: int, source: PacketSource) -> None:
+        """`source` makes a key frame of the picture at `pts`; if it takes over with it, nothing of the one
+        before is taken from there on. Large pictures take longer than small ones: without this the small one
+        would be there first each time, and the key frame always too late.
+        """
+        if source is self._coming and self._comes_at is None and pts > self._last_pts:
+            self._comes_at = pts
 
     async def next(self) -> VideoPacket | None:
         """The next packet; shared with other subscribers, so only to be read. None: no more."""
@@ -191,12 +201,12 @@ class PacketQueue:
         if source is self._coming and begins:
             assert self._source is not None
             self._source.leave(self)
-            self._source, self._coming = source, None
+            self._source, self._coming, self._comes_at = source, None, None
             self._waits = False
         elif source is self._coming:
             source.want_key_frame("tier")  # it was older than what the one before had sent already
             return False
-        elif source is not self._source:
+        elif source is not self._source or (self._comes_at is not None and picture.pts >= self._comes_at):
             return False
         if picture.repeated and not self._repeats and self._last_pts >= 0:
             self._waits = self._skips = True  # the next ones build on this picture
