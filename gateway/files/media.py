@@ -3,8 +3,9 @@
 Files are decoded only with the decoder that belongs to their suffix. FFmpeg, left to guess, would also take a
 playlist that names other files and addresses.
 
-Whoever needs pixels takes `open_image` for images, `video_stream` and `rgb_picture` for videos: they come
-upright, as cameras and phones mean them, and in eight bits with nothing clipped.
+Whoever shows pixels takes `open_image` for images, `video_stream` and `rgb_picture` for videos: they come
+upright, as cameras and phones mean them, and in eight bits with nothing clipped. What a model is told is in
+`reference_images`.
 """
 
 import io
@@ -184,13 +185,27 @@ def open_image(path: Path, *, draft: bool = False) -> Image.Image:
     draft: at a lower resolution where that is faster. Raises MediaError, and whatever a broken file makes a
     decoder run into.
     """
-    with Image.open(path, formats=[_FORMATS[path.suffix.lower()][1]]) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise MediaError(f"it has more than {MAX_PIXELS // 1_000_000} megapixels")
+    with stored_image(path) as image:
         if draft:
             image.draft("RGB", (2 * _THUMBNAIL_PIXELS, 2 * _THUMBNAIL_PIXELS))
         image.load()
         return eight_bits(ImageOps.exif_transpose(image))
+
+
+def stored_image(path: Path) -> Image.Image:
+    """An image as it is stored, opened and not decoded yet. Close it.
+
+    Raises MediaError, and whatever a broken file makes a decoder run into.
+    """
+    too_large = MediaError(f"it has more than {MAX_PIXELS // 1_000_000} megapixels")
+    try:
+        image = Image.open(path, formats=[_FORMATS[path.suffix.lower()][1]])
+    except Image.DecompressionBombError as error:  # far more
+        raise too_large from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise too_large
+    return image
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Quality = Literal["shared", "high"]
 
 _SEEK_S: Final = 10.0  # from one key frame to the next
-_ONCE: Final = ("lora_scales", "vace_ref_images", "first_frame_image", "last_frame_image", "images")
+_ONCE: Final = ("lora_scales", "vace_ref_images", "first_frame_image", "last_frame_image")
 
 
 class EncodedPicture(Protocol):

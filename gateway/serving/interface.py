@@ -150,8 +150,8 @@ class ServingSession(Protocol):
     def generate(self, parameters: Mapping[str, Any], video: Images | None) -> AsyncGenerator[Chunk, None]:
         """Make one chunk.
 
-        parameters: all that is in force, and the one-shot values of this chunk. video: uint8 [T, H, W, 3] RGB
-        input pictures, or None.
+        parameters: all that is in force, and the one-shot values of this chunk; images as uint8 [H, W, 3]
+        RGB. video: uint8 [T, H, W, 3] RGB input pictures, or None.
 
         A chunk that was given up has one part, which says `given_up`; the stream is what it was before.
         Closing the iterator early is for those who call `close` next. Raises ChunkFailed (the session goes

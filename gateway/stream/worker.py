@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.errors import Problem
+from gateway.files.reference_images import names_images, read_images
 from gateway.pipelines.state import Loaded, NothingLoaded, Pipelines, State
 from gateway.serving.interface import (
     Chunk,
@@ -255,11 +256,12 @@ class StreamWorker:
         self._log_changes(chunk)
         if chunk.parameters["init_cache"]:
             self._output.clear()
+        parameters = await self._with_pixels(chunk.parameters)
         started = time.monotonic()
         self._give_up = session.give_up if may_give_up else None
         try:
             newest_input = None if video is None else self._input.taken_at
-            count, meta = await self._show(session.generate(chunk.parameters, video), newest_input)
+            count, meta = await self._show(session.generate(parameters, video), newest_input)
         finally:
             self._give_up = None
         if meta.get("given_up"):
@@ -286,6 +288,15 @@ class StreamWorker:
         for listener in tuple(self.listeners):
             listener.chunk_taken(number, chunk)
         return chunk
+
+    async def _with_pixels(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of a chunk with the images that they name; the chunk does without the unreadable."""
+        if not names_images(parameters):
+            return parameters
+        read = await in_media_thread(read_images, parameters, self._state.assets_directory)
+        if read.problems:
+            self._notify(parameter_error(read.problems))
+        return read.parameters
 
     async def _show(self, chunk: AsyncGenerator[Chunk, None], newest_input: float | None) -> tuple[int, Meta]:
         """Queue a chunk's pictures as they come; returns their number and what was told about the chunk.

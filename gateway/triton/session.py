@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from gateway.serving.interface import Chunk, ChunkFailed, Images, ServingError, ServingLost
 from gateway.triton.shared_frames import SharedFrames, explain_full_memory
 from gateway.waiting import within
+from streaming.triton.images import IMAGES_INPUT, pack_images
 from streaming.triton.protocol import (
     CHUNK_LIMIT_S,
     FRAMES_OUTPUT,
@@ -209,7 +210,12 @@ class TritonSession:
 
     async def _payload(self, parameters: Mapping[str, Any], video: Images | None) -> dict[str, Any]:
         """`inputs` and `outputs` of a chunk's request. Raises ServingLost."""
-        payload = _inputs(Op.GENERATE, parameters)
+        plain, images = pack_images(parameters)
+        payload = _inputs(Op.GENERATE, plain)
+        if images is not None:
+            pixels = InferInput(IMAGES_INPUT, list(images.shape), "UINT8")
+            pixels.set_data_from_numpy(images)
+            payload["inputs"].append(pixels)
         if video is None:
             return payload
         frames = InferInput(VIDEO_INPUT, list(video.shape), "UINT8")

@@ -5,6 +5,7 @@ transitions as the specification says (api.md 9.3 and 9.5), on names and numbers
 """
 
 import asyncio
+import contextlib
 import copy
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.frame_numbers import draw_number
+from gateway.files.media import IMAGE_SUFFIXES
 from gateway.serving.interface import (
     Availability,
     Chunk,
@@ -26,6 +29,7 @@ from gateway.serving.interface import (
     ServingError,
     StageCallback,
 )
+from gateway.stream.parameters.checks import VACE_IMAGE_KEYS as IMAGE_KEYS
 from streaming.specs import PipelineSpec
 from streaming.triton.protocol import Meta
 from streaming.triton.sessions import NO_PICTURES
@@ -67,7 +71,7 @@ class ChunkRecord:
     changes: dict[str, Any]
     video_frames: int | None
     init_cache: bool
-    vace_ref_images: list[str] | None
+    vace_ref_images: list[Images] | None
     blend_t: float | None
     blend: dict[str, Any]
     active_prompts: Prompts
@@ -125,7 +129,7 @@ class StreamPolicy:
         self.points = [i / (steps - 1) for i in range(steps)] if steps > 1 and self.active else [1.0]
 
 
-_ONE_SHOT = {"init_cache", "lora_scales", "vace_ref_images"}
+_ONE_SHOT = {"init_cache", "lora_scales", *IMAGE_KEYS}
 
 
 def blend(prompts: Prompts, method: str) -> dict[str, Any]:
@@ -247,12 +251,22 @@ class DoubleServing:
         self._on_lost(text)
 
 
-def relative_paths(record: ChunkRecord, assets: Path) -> dict[str, Any]:
-    """A record as JSON, image paths relative to the assets directory."""
+def named_images(record: ChunkRecord, assets: Path) -> dict[str, Any]:
+    """A record as JSON: images, which come as pixels, by the names of the assets that have these pixels."""
     plain = asdict(record)
-    if record.vace_ref_images is not None:
-        plain["vace_ref_images"] = [
-            str(Path(p).relative_to(assets)) if Path(p).is_relative_to(assets) else p
-            for p in record.vace_ref_images
-        ]
+    for values in (plain, plain["parameters"], plain["changes"]):
+        for key in IMAGE_KEYS & values.keys():
+            value = values[key]
+            if isinstance(value, list):
+                values[key] = [_name_of(image, assets) for image in value]
+            elif value is not None:
+                values[key] = _name_of(value, assets)
     return plain
+
+
+def _name_of(image: Images, assets: Path) -> str:
+    for path in sorted(path for path in assets.rglob("*") if path.suffix in IMAGE_SUFFIXES):
+        with contextlib.suppress(OSError), Image.open(path) as stored:  # some are no images
+            if np.array_equal(np.asarray(stored.convert("RGB")), image):
+                return path.relative_to(assets).as_posix()
+    return f"an image of {image.shape[1]}x{image.shape[0]}"

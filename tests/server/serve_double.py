@@ -21,7 +21,7 @@ from gateway.logs import setup_logging
 from gateway.server import bind, serve
 from gateway.serving.interface import Availability, ServedPlan, Serving, ServingSession, StageCallback
 from streaming.specs import PipelineSpec
-from tests.server.double import DoubleServing, Faults, relative_paths
+from tests.server.double import DoubleServing, Faults, named_images
 from tests.server.double_process import CONTROL
 
 
@@ -123,7 +123,7 @@ def control_blueprint(double: DoubleServing, directories: Directories) -> Bluepr
     @hide
     async def sessions() -> list[dict[str, Any]]:
         return [
-            {"closed": s.closed, "chunks": [relative_paths(c, directories.assets) for c in s.chunks]}
+            {"closed": s.closed, "chunks": [named_images(c, directories.assets) for c in s.chunks]}
             for s in double.sessions
         ]
 

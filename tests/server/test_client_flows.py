@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.server.camera import NumberedCamera
-from tests.server.case_runner import PNG_HEADER
+from tests.server.case_runner import png_of
 from tests.server.client import HttpClient
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import pipeline_status, session_parameters
@@ -188,7 +188,7 @@ async def test_video_to_video_without_noise_scale(vace: bool, server: DoubleProc
 async def test_reference_image_from_upload_to_chunk(server: DoubleProcess) -> None:
     await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": SIZE})
     binary = {"Content-Type": "application/octet-stream"}
-    image = PNG_HEADER.ljust(64, b"\0")
+    image = png_of("my face.png")
 
     upload = "/api/v1/assets?filename=my%20face.png"
     stored = (await server.client.call("POST", upload, body=image, headers=binary)).json()

@@ -14,6 +14,7 @@ from gateway.files.models.artifacts import ARTIFACTS
 from tests.directory_scan import scan
 from tests.hostile_names import HOSTILE
 from tests.hub_double import HubDouble
+from tests.server.case_runner import png_of
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import load
 from tests.server.peer import Peer, until
@@ -94,7 +95,7 @@ async def test_hostile_paths_read_nothing(server: DoubleProcess) -> None:
 
 async def test_uploaded_picture_reaches_the_pipeline_by_the_path_of_the_answer(server: DoubleProcess) -> None:
     name = quote("Mein Bild 狐.png")
-    uploaded = await server.client.call("POST", f"/api/v1/assets?filename=refs/{name}", body=picture())
+    uploaded = await server.client.call("POST", f"/api/v1/assets?filename=refs/{name}", body=png_of(name))
     await load(server.client, "longlive", SIZE)
 
     async with Peer(server.client) as peer:
@@ -107,6 +108,27 @@ async def test_uploaded_picture_reaches_the_pipeline_by_the_path_of_the_answer(s
 
         await until(lambda: asyncio.to_thread(given), 30, "a chunk with the reference image")
         assert given() == [["refs/Mein Bild 狐.png"]]
+
+
+async def test_damaged_picture_is_told_and_the_stream_goes_on_without_it(server: DoubleProcess) -> None:
+    whole = picture()
+    damaged = server.assets / "damaged.png"
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(whole[: len(whole) // 2])  # its header is whole
+    await load(server.client, "longlive", SIZE)
+
+    async with Peer(server.client) as peer:
+        await peer.connect({"prompts": [{"text": "a", "weight": 1.0}]})
+        await peer.wait_frames(1)
+        peer.send({"vace_ref_images": ["damaged.png"]})
+        message = await peer.wait_message("parameter_error", 30.0)
+        shown = len(server.chunks())
+        await until(lambda: asyncio.to_thread(lambda: len(server.chunks()) > shown), 30.0, "more chunks")
+
+        assert [(e["loc"], e["type"]) for e in message["errors"]] == [(["vace_ref_images"], "undecodable")]
+        assert "'damaged.png' is left out: it cannot be decoded" in message["errors"][0]["msg"]
+        assert [c["vace_ref_images"] for c in server.chunks() if c["vace_ref_images"]] == []
+    damaged.unlink()
 
 
 async def test_loaded_lora_is_kept_until_it_is_unloaded(server: DoubleProcess) -> None:

@@ -1,28 +1,20 @@
 """Model downloads and reference images on the built-in page."""
 
 import asyncio
-import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from playwright.async_api import Browser, Page, expect
 
 from gateway.files.models.artifacts import ARTIFACTS
 from tests.hub_double import HubDouble
 from tests.server.browser import PHONE, field, opened, out_of_reach, start, state
+from tests.server.case_runner import png_of
 from tests.server.double_process import DoubleProcess
 from tests.server.peer import until
 
 pytest_plugins = "tests.server.page_fixtures"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-def picture() -> bytes:
-    """A small PNG."""
-    stored = io.BytesIO()
-    Image.new("RGB", (64, 48), (200, 90, 30)).save(stored, "png")
-    return stored.getvalue()
 
 
 async def choose_longlive(page: Page) -> None:
@@ -79,7 +71,7 @@ async def test_uploaded_picture_becomes_the_reference_of_the_stream(
 ) -> None:
     async with opened(browser, double.url) as page:
         await start(page, "LongLive")
-        await upload(page, "red fox.png", picture())
+        await upload(page, "red fox.png", png_of("red fox.png"))
         thumbnail = page.get_by_role("button", name="red fox", exact=True)
         await page.wait_for_function("() => document.querySelector('#images img')?.naturalWidth > 0")
 
@@ -98,7 +90,7 @@ async def test_reference_chosen_before_the_start_is_in_the_first_chunk(
 ) -> None:
     async with opened(browser, double.url) as page:
         await choose_longlive(page)
-        await upload(page, "harbour.png", picture())
+        await upload(page, "harbour.png", png_of("harbour.png"))
         await page.get_by_role("button", name="harbour", exact=True).click()
 
         await page.get_by_role("button", name="Start").click()
@@ -121,7 +113,7 @@ async def test_refused_upload_shows_why(browser: Browser, double: DoubleProcess)
 async def test_reference_images_fit_a_phone(browser: Browser, double: DoubleProcess) -> None:
     async with opened(browser, double.url, viewport=PHONE) as page:
         await choose_longlive(page)
-        await upload(page, "phone.png", picture())
+        await upload(page, "phone.png", png_of("phone.png"))
         await expect(page.get_by_role("button", name="phone", exact=True)).to_be_visible()
 
         assert await page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]

@@ -313,15 +313,24 @@ def test_images_are_given_on_relative_to_the_assets(assets: Path, path: str, rel
     assert checked == {"vace_ref_images": [relative], "first_frame_image": relative}
 
 
-def test_image_with_a_broken_header_is_named_and_given_on(assets: Path) -> None:
+def test_image_with_a_broken_header_is_refused_and_named(assets: Path) -> None:
     (assets / "ref.png").write_bytes(bytes(64))
 
     validated = validate({"vace_ref_images": ["my pic.JPG", "ref.png"]}, context(assets=assets), strict=False)
 
-    assert [(p["type"], p["msg"]) for p in validated.remarks] == [
+    assert [(p["type"], p["msg"]) for p in validated.problems] == [
         ("undecodable", "'ref.png' cannot be decoded: upload it again")
     ]
-    assert validated.values == {"vace_ref_images": ["my pic.JPG", "ref.png"]}
+    assert validated.values == {}
+
+
+def test_image_that_would_unpack_to_gigabytes_is_refused_unread(assets: Path) -> None:
+    Image.new("1", (16_000, 16_000)).save(assets / "ref.png")
+
+    (problem,) = validate({"first_frame_image": "ref.png"}, context(assets=assets), strict=False).problems
+
+    assert problem["type"] == "too_large"
+    assert problem["msg"] == "'ref.png' has more than 64 megapixels: make it smaller"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from gateway.errors import ApiError, ValidationFailed
 from gateway.stream.parameters.checks import ParameterContext
@@ -21,7 +22,7 @@ def context(
 
 @pytest.fixture
 def assets(tmp_path: Path) -> Path:
-    (tmp_path / "ref.png").write_bytes(b"x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "ref.png")
     return tmp_path
 
 

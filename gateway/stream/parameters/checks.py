@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdap
 from pydantic_core import PydanticCustomError
 
 from gateway.errors import ApiError, Problem, ValidationFailed
-from gateway.files.media import IMAGE_SUFFIXES, image_pixels
+from gateway.files.media import IMAGE_SUFFIXES, MAX_PIXELS, image_pixels
 from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.http.strict_json import JsonError, parse_json
 from gateway.http.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
@@ -412,13 +412,12 @@ def _accept(
         plain = _lora_scales(key, plain, result)
     elif name in IMAGE_KEYS:
         plain = _images(key, plain, assets)
+        _require_images(key, plain, context)
     remark = _without_effect(name, plain, context)
     if remark is not None:
         result.remarks.append(_problem("unavailable", key, remark, plain))
     else:
         result.values[name] = plain
-        if name in IMAGE_KEYS:
-            result.remarks.extend(_undecodable(key, plain, context))
         hint = hint_at(name, plain) if context.spec.supports_prompts else None
         if hint is not None:
             result.remarks.append(_problem(PLAIN_WORDS, key, hint, plain))
@@ -467,13 +466,20 @@ def _images(key: str, value: str | list[str], assets: _Assets) -> str | list[str
     return [assets.path_of(name, (key, i)) for i, name in enumerate(value)]
 
 
-def _undecodable(key: str, value: str | list[str], context: ParameterContext) -> list[Problem]:
-    """Names the images whose header is broken. They are given on: whoever decodes them has the last word."""
-    return [
-        _problem("undecodable", key, f"'{quoted(name, 200)}' cannot be decoded: upload it again", name)
-        for name in ([value] if isinstance(value, str) else value)
-        if image_pixels(context.assets_directory / name) is None
-    ]
+def _require_images(key: str, value: str | list[str], context: ParameterContext) -> None:
+    """Raise ValidationFailed for images whose header is broken, or that are too large to be decoded."""
+    problems = []
+    for name in [value] if isinstance(value, str) else value:
+        pixels = image_pixels(context.assets_directory / name)
+        if pixels is None:
+            text = f"'{quoted(name, 200)}' cannot be decoded: upload it again"
+            problems.append(_problem("undecodable", key, text, name))
+        elif pixels > MAX_PIXELS:
+            limit = f"{MAX_PIXELS // 1_000_000} megapixels"
+            text = f"'{quoted(name, 200)}' has more than {limit}: make it smaller"
+            problems.append(_problem("too_large", key, text, name))
+    if problems:
+        raise ValidationFailed(problems)
 
 
 def _problem(kind: str, key: str | tuple[str | int, ...], text: str, value: Any) -> Problem:

@@ -6,6 +6,7 @@ Which values are valid is in `checks`.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gateway.errors import Problem, ValidationFailed
@@ -15,6 +16,7 @@ from gateway.stream.parameters.checks import (
     IMAGE_KEYS,
     LIVE,
     TIMING,
+    VACE_IMAGE_KEYS,
     WISHES,
     ParameterContext,
     Validated,
@@ -101,6 +103,11 @@ class ParameterState:
         return state
 
     @property
+    def assets_directory(self) -> Path:
+        """Where paths of images among a chunk's parameters begin."""
+        return self._context.assets_directory
+
+    @property
     def input_mode(self) -> str:
         """`text` or `video`: whether the next chunk needs input pictures."""
         mode: str = self._stored.get("input_mode", TEXT)
@@ -128,11 +135,8 @@ class ParameterState:
         taken, context = self._taken, self._context
         if taken is None:
             return False
-        scales, images = (
-            context.spec.supports_lora and self._lora_scales,
-            context.vace_loaded and self._images,
-        )
-        return self._reset or bool(scales or images) or self._view() != taken.view
+        scales = context.spec.supports_lora and self._lora_scales
+        return self._reset or bool(scales or self._vace_images) or self._view() != taken.view
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -176,8 +180,7 @@ class ParameterState:
         once: dict[str, Any] = {}
         if self._lora_scales and self._context.spec.supports_lora:
             once["lora_scales"] = [{"path": p, "scale": s} for p, s in self._lora_scales.items()]
-        if self._context.vace_loaded:
-            once |= self._images
+        once |= self._vace_images
         fresh = self._reset or shown is None or shown["input_mode"] != view["input_mode"]
         changed = view.keys() if shown is None else {key for key in view if view[key] != shown[key]}
         self._taken = _Taken(view, dict(self._stored), self._reset, self._lora_scales, self._images)
@@ -259,6 +262,12 @@ class ParameterState:
             self._reset = self._reset or taken.reset
             self._lora_scales = {**taken.lora_scales, **self._lora_scales}
             self._images = {**taken.images, **self._images}
+
+    @property
+    def _vace_images(self) -> dict[str, Any]:
+        """The images that the next chunk is told; `images` are for pipelines of another kind."""
+        loaded = self._context.vace_loaded
+        return {k: v for k, v in self._images.items() if loaded and k in VACE_IMAGE_KEYS}
 
     def _view(self) -> dict[str, Any]:
         """What the loaded pipeline is told; the same keys as long as the pipeline stays."""
