@@ -31,12 +31,11 @@ from gateway.local_video.service import LIBRARIES, LocalVideo
 from gateway.logs import Logs
 from gateway.metrics import Metrics
 from gateway.osc.paths import SCRIPT, STYLE
-from gateway.osc.server import OscServer
+from gateway.osc.server import OscServer, Show
 from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.state import Pipelines
 from gateway.recording.collector import RecordingCollector
-from gateway.recording.cues import Cues
 from gateway.recording.recordings import Recordings
 from gateway.recording.replay import Replays
 from gateway.recording.take_writer import Limits
@@ -48,6 +47,7 @@ from gateway.routes.general import general_blueprint
 from gateway.routes.ice import ice_blueprint
 from gateway.routes.local_video import local_video_blueprint
 from gateway.routes.logs import logs_blueprint
+from gateway.routes.looks import looks_blueprint
 from gateway.routes.loras import loras_blueprint
 from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
@@ -63,6 +63,8 @@ from gateway.routes.streams import streams_blueprint
 from gateway.routes.tempo import tempo_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
 from gateway.serving.interface import Serving
+from gateway.show.cues import Cues
+from gateway.show.looks import Looks
 from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.metrics import StreamsCollector
 from gateway.stream.openers import Openers
@@ -110,6 +112,7 @@ class Services:
     local_video: LocalVideo
     recordings: Recordings
     replays: Replays
+    looks: Looks
     cues: Cues
 
 
@@ -156,6 +159,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         tempo_blueprint(services.streams),
         recordings_blueprint(services.recordings, services.streams),
         replays_blueprint(services.replays, services.recordings, services.streams),
+        looks_blueprint(services.looks, services.streams),
         cues_blueprint(services.cues, services.streams),
         scope_recordings_blueprint(services.recordings, services.streams),
         osc_blueprint(services.osc, services.pipelines, services.streams),
@@ -210,8 +214,9 @@ def _services(config: Config, serving: Serving) -> Services:
     recordings.serve(streams)
     metrics.add(RecordingCollector(recordings))
     replays = Replays()
-    cues = Cues(config.directories.home / "cues", replays)
-    osc = OscServer(config.osc, config.osc_address, streams, pipelines, cues.play)
+    looks = Looks(config.directories.home / "looks.json", replays)
+    cues = Cues(config.directories.home / "cues", replays, looks, streams.tempo)
+    osc = OscServer(config.osc, config.osc_address, streams, pipelines, Show(cues.play, looks.recall))
     metrics.watch(pipelines, streams, sessions)
     metrics.add(StreamsCollector(streams))
     metrics.show_counts("wanstream_osc_messages", "OSC messages by what became of them", "result", osc.counts)
@@ -239,6 +244,7 @@ def _services(config: Config, serving: Serving) -> Services:
         local_video=local_video,
         recordings=recordings,
         replays=replays,
+        looks=looks,
         cues=cues,
     )
 

@@ -14,6 +14,7 @@ class Problem(TypedDict, total=False):
     msg: str
     input: Any
     ctx: dict[str, Any]
+    line: int  # of a document that people edit, from 1
 
 
 class ApiError(WanstreamError):

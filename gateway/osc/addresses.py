@@ -12,7 +12,7 @@ from typing import Any, Final
 from gateway.errors import ValidationFailed
 from gateway.http.validation import check
 from gateway.osc.wire import Impulse, OscError
-from gateway.recording.cues import NAME_RULE
+from gateway.show.files import NAME_RULE
 from gateway.stream.parameters.checks import FIELDS, MAX_PROMPTS, MAX_TRANSITION_CHUNKS
 from gateway.stream.parameters.tempo import BPM_RANGE, MAX_BEATS_PER_BAR
 from gateway.stream.seat import COMMANDS
@@ -167,6 +167,7 @@ def _own_keys() -> Iterator[Key]:
     modes = tuple(quantize["enum"])
     yield Key("tempo/quantize", "string", quantize["description"], choices=modes, field="quantize_mode")
     yield Key("cue/<name>", "trigger", "Play the cue list of that name")
+    yield Key("look/<name>", "trigger", "Move to the look of that name, or of that number in the order")
     text = "Scale of the loaded adapter whose file has that name, without its ending"
     yield Key("lora/<stem>/scale", "number", text, -10, 10)
 

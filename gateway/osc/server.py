@@ -32,15 +32,23 @@ _MAX_RECENT: Final = 50
 _MAX_LISTENERS: Final = 16
 _MAX_UNREAD: Final = 1000  # commands of a listener that does not read
 _TEMPO: Final = ("tempo/tap", "tempo/bpm", "tempo/beat")
-_CUE: Final = "cue/"
+_SHOW: Final = ("cue", "look")
 _MAX_CUES: Final = 16  # of one stream in a tick
 _HINTS: Final = ("plain_words",)  # what is no refusal
 
-PlayCue = Callable[[Stream, str], Awaitable[Sequence[Problem]]]
+Play = Callable[[Stream, str], Awaitable[Sequence[Problem]]]
 
 
-async def _no_cues(stream: Stream, name: str) -> Sequence[Problem]:
-    raise ApiError(404, "There are no cue lists here")
+async def _nothing(stream: Stream, name: str) -> Sequence[Problem]:
+    raise ApiError(404, "There are no cue lists and looks here")
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What is prepared, by name. Both raise ApiError."""
+
+    cue: Play = _nothing
+    look: Play = _nothing
 
 
 @dataclass(slots=True)
@@ -50,7 +58,7 @@ class _Update:
     stream: Stream
     values: Values = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)  # by parameter
-    cues: dict[str, str] = field(default_factory=dict)  # addresses, by the cue list's name
+    show: dict[tuple[str, str], str] = field(default_factory=dict)  # addresses, by kind and name
 
 
 class OscServer:
@@ -70,11 +78,11 @@ class OscServer:
         address: tuple[str, int] | None,
         streams: Streams,
         pipelines: Pipelines,
-        play_cue: PlayCue = _no_cues,
+        show: Show = Show(),
     ) -> None:
-        """address: where it listens; None: nowhere. play_cue(stream, name): raises ApiError."""
+        """address: where it listens; None: nowhere. show: what is prepared to be played."""
         self.address = address
-        self._play_cue = play_cue
+        self._show = show
         self._streams = streams
         self._pipelines = pipelines
         self._limits = Limits(settings.allow)
@@ -197,8 +205,8 @@ class OscServer:
         target, name = addresses.split(message.address, self._find)
         if name in _TEMPO:
             value = self._change_tempo(name, message)
-        elif name.startswith(_CUE):
-            value = self._wish_cue(target, name, message)
+        elif name.startswith(tuple(f"{kind}/" for kind in _SHOW)):
+            value = self._wish(target, name, message)
         else:
             value = self._change_streams(target, name, message)
         self.counts["applied"] += 1
@@ -225,15 +233,15 @@ class OscServer:
             )
         return value
 
-    def _wish_cue(self, target: str, name: str, message: Message) -> bool:
-        """Remember to play a cue list with the next tick, after what is set with it; whether it is to be."""
-        key, (cue,) = addresses.find(name)
+    def _wish(self, target: str, name: str, message: Message) -> bool:
+        """Remember to play a cue list, or move to a look, with the next tick; whether it is to be."""
+        key, (wished,) = addresses.find(name)
         wanted: bool = key.convert(message.arguments)
         for stream in self._of(target) if wanted else ():
-            cues = self._updates.setdefault(stream.id, _Update(stream)).cues
-            if len(cues) >= _MAX_CUES:
+            show = self._updates.setdefault(stream.id, _Update(stream)).show
+            if len(show) >= _MAX_CUES:
                 raise OscError("rate", f"More than {_MAX_CUES} cues at once")
-            cues[cue] = message.address
+            show[name.partition("/")[0], wished] = message.address
             self._arrived.set()
         return wanted
 
@@ -305,14 +313,15 @@ class OscServer:
             problems = await update.stream.update(update.values, by=self) if update.values else []
             for problem in problems:
                 self._refuse_problem(problem, update.addresses.get(_parameter(problem), ""))
-            for cue, address in update.cues.items():
-                await self._play(update.stream, cue, address)
+            for (kind, name), address in update.show.items():
+                play = self._show.cue if kind == "cue" else self._show.look
+                await self._play(play(update.stream, name), address)
         except Exception:  # task boundary: later messages must go on to be heard
             logger.exception("[%s] Parameters by OSC could not be applied", update.stream.id)
 
-    async def _play(self, stream: Stream, cue: str, address: str) -> None:
+    async def _play(self, played: Awaitable[Sequence[Problem]], address: str) -> None:
         try:
-            for problem in await self._play_cue(stream, cue):
+            for problem in await played:
                 self._refuse_problem(problem, address)
         except ApiError as error:
             logger.debug("OSC %s: %s", address, error.detail)

@@ -212,20 +212,43 @@ class Replays:
             stream.notify({"type": "replay_changed", "state": "running", "of": label})
         return problems
 
-    async def cue(self, stream: Stream, script: Script, label: str) -> list[Problem]:
+    async def cue(
+        self,
+        stream: Stream,
+        script: Script,
+        label: str,
+        *,
+        instead: bool = False,
+        on_begin: Callable[[], object] = lambda: None,
+    ) -> list[Problem]:
         """Set what a cue says, with the next beat if there is a tempo; what of it cannot be set.
 
-        What it sets in later chunks takes the place of the replay that runs.
+        What it sets in later chunks takes the place of the replay that runs. instead: so does a cue without
+        any. on_begin: called when it takes effect.
         """
-        replay = Replay(stream, label, lambda ended: self._ended(stream, ended))
-        problems = await replay.prepare(script)
-        stream.quantizer.call(lambda: self._go(stream, replay))
+        go, problems = await self.prepared(stream, script, label, instead=instead)
+
+        def begin() -> None:
+            go()
+            on_begin()
+
+        stream.quantizer.call(begin)
         return problems
 
-    def _go(self, stream: Stream, replay: Replay) -> None:
+    async def prepared(
+        self, stream: Stream, script: Script, label: str, *, instead: bool = False
+    ) -> tuple[Callable[[], None], list[Problem]]:
+        """A cue to be set at any moment, by a call; and what of it cannot be set."""
+        replay = Replay(stream, label, lambda ended: self._ended(stream, ended))
+        problems = await replay.prepare(script)
+        return lambda: self._go(stream, replay, instead), problems
+
+    def _go(self, stream: Stream, replay: Replay, instead: bool) -> None:
         if stream.stopped or stream.closed:
             return
         logger.info("[%s] The cue %s", stream.id, replay.label)
+        if instead:
+            self.stop(stream)
         if replay.set_first():
             self.stop(stream)
             self._running[stream.id] = replay

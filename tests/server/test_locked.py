@@ -60,6 +60,11 @@ async def test_the_pipeline_is_loaded_with_the_operator_s_parameters(locked: Dou
         ("DELETE", "/api/v1/loras/a", None),
         ("PUT", "/api/v1/cues/show", {"lines": [{"event": "reset"}]}),
         ("DELETE", "/api/v1/cues/show", None),
+        ("PUT", "/api/v1/looks", {"version": 1}),
+        ("PUT", "/api/v1/looks/calm", {"set": {"base_seed": 1}}),
+        ("DELETE", "/api/v1/looks/calm", None),
+        ("POST", "/api/v1/looks/calm/move", {"to": 0}),
+        ("PUT", "/api/v1/midi", {"midi": []}),
     ],
 )
 async def test_viewers_change_nothing_and_are_told_what_to_do(

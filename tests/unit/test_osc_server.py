@@ -18,7 +18,7 @@ from gateway.errors import ApiError, Problem
 from gateway.osc.addresses import KEYS
 from gateway.osc.desk import Desk, Surroundings
 from gateway.osc.limits import PER_ADDRESS, TOTAL, Limits
-from gateway.osc.server import OscServer
+from gateway.osc.server import OscServer, Show
 from gateway.osc.wire import Impulse, OscError
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameters.checks import FIELDS, WISHES
@@ -387,7 +387,7 @@ async def test_a_cue_is_played_once_a_tick_after_what_was_set_with_it(streams: T
         played.append((stream.id, name, seed_of(stream)))
         return [Problem(loc=["images"], msg="it is gone", type="file_not_found")] if name == "bad" else []
 
-    async with running(streams, play_cue=play) as osc:
+    async with running(streams, show=Show(cue=play)) as osc:
         for address, value in (
             *(("left/cue/night-1", 1.0), ("left/cue/night-1", True), ("left/base_seed", 5)),
             *(("left/cue/night-1", 0.0), ("all/cue/bad", 7), ("right/cue/missing", 1)),

@@ -114,6 +114,11 @@ class Hub:
         return min(_FPS_RANGE[1], max(_FPS_RANGE[0], target))
 
     @property
+    def chunk_seconds(self) -> float:
+        """How long the pictures of a chunk are shown."""
+        return self._chunk_frames / self.fps
+
+    @property
     def wanted(self) -> bool:
         """Whether anybody looks."""
         return bool(self._sinks)
