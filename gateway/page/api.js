@@ -10,7 +10,7 @@ export class ApiError extends Error {
   }
 }
 
-/** No answer at all, or none in time: the server is down, or the network is. */
+/** No answer of the server's at all, or none in time: it is down, or the network is, or the router finds no server. */
 export class Unreachable extends Error {
   constructor(cause) {
     super("The server does not answer.", { cause });
@@ -27,6 +27,7 @@ const LOAD_TIMEOUT_MS = 10_000;
 const OFFER_TIMEOUT_MS = 15_000;
 const UNLOAD_TIMEOUT_MS = 90_000;
 const UPLOAD_BYTES_PER_MS = 50; // a slow line
+const NO_SERVER = [502, 503, 504]; // what routers say when they reach none; the server's own 503 has a JSON body
 
 /** `detail` is a string, or a list of validation problems. */
 function sentence(detail, status) {
@@ -70,6 +71,9 @@ async function request(method, path, { body, file, signal, keepalive, timeoutMs 
     signal?.removeEventListener("abort", abort);
   }
   const answer = parse(text);
+  if (NO_SERVER.includes(response.status) && answer?.detail === undefined) {
+    throw new Unreachable(new Error(`A router answered with status ${response.status}.`));
+  }
   if (!response.ok) {
     const retryAfter = Number.parseFloat(response.headers.get("Retry-After") ?? "");
     throw new ApiError(

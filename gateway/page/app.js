@@ -18,7 +18,7 @@ const $ = (id) => document.getElementById(id);
 const IDLE_POLL_MS = 4_000;
 const READING_MS = 1_000;
 const NO_PICTURE_MS = 12_000;
-const SESSION_ASKED_MS = 2_000; // without a picture
+const SESSION_ASKED_MS = 1_000; // without a picture, and from one question to the next
 const NETWORK_WELL_MS = 10_000; // without a sign of a full network
 const FULL_READINGS = 2; // signs of a full network before it is said
 
@@ -520,9 +520,17 @@ setInterval(async () => {
   showNumbers(await meter.read(stream.peer, { moving: input !== null && stream.state === "streaming" }));
   if ($("details").open) showServerNumbers(await api.metrics().catch(() => null), stream.sessionId, meter.stats);
   if (!document.hidden && performance.now() - lastFrameAt > READING_MS) await lookForReload();
-  if (stream.state === "streaming" && performance.now() - lastFrameAt > SESSION_ASKED_MS) await stream.lookForSession();
   if (stream.isLive) watchPicture();
 }, READING_MS);
+
+/** Of its own: what the other readings ask may wait for a server that is gone. */
+let sessionAskedAt = -Infinity;
+setInterval(() => {
+  const now = performance.now();
+  if (stream.state !== "streaming" || now - Math.max(lastFrameAt, sessionAskedAt) < SESSION_ASKED_MS) return;
+  sessionAskedAt = now;
+  stream.lookForSession();
+}, SESSION_ASKED_MS / 4);
 
 /** The stream's own pipeline is loaded again, in another size for example: the server sends no message then. */
 async function lookForReload() {

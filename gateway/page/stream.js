@@ -7,8 +7,10 @@ const POLL_MS = 400;
 const CONNECT_TIMEOUT_MS = 20_000;
 const DISCONNECTED_GRACE_MS = 4_000; // short gaps heal by themselves
 const RETRY_DELAYS_S = [1, 2, 3]; // then the last one again and again
+const AT_ONCE_S = 0.5; // spread over this, for a gateway that is gone may have had many viewers
 const GIVE_UP_MS = 600_000;
 const TRIES_TO_CONNECT = 6;
+const FULL = [429, 503]; // no place; or too many at once from one address, as when all viewers of an office come back
 const SLOW_ANSWER_MS = 2_500;
 const OF_PEOPLE = new Set(["viewers_changed", "driver_changed", "control_requested"]);
 
@@ -45,6 +47,7 @@ export class Stream extends EventTarget {
   #before = "streaming"; // what to go on with when the other pipeline shows its first picture
   #successor = null; // message about the pipeline that took the place of the stream's
   #unloaded = false; // by someone
+  #asking = false; // for the session
 
   get sessionId() {
     return this.#connection?.sessionId ?? null;
@@ -258,10 +261,11 @@ export class Stream extends EventTarget {
   }
 
   /** Asks the server for its status until it answers. The state says so, also while a question is under way. */
-  async #untilReachable(signal, reason) {
+  async #untilReachable(signal, reason, { atOnce = false } = {}) {
     const since = performance.now();
+    const delays = [...(atOnce ? [AT_ONCE_S * Math.random()] : []), ...RETRY_DELAYS_S];
     for (let tries = 0; performance.now() - since < GIVE_UP_MS; tries += 1) {
-      const inS = RETRY_DELAYS_S[Math.min(tries, RETRY_DELAYS_S.length - 1)];
+      const inS = delays[Math.min(tries, delays.length - 1)];
       this.#set("reconnecting");
       this.#emit("retry", { inS, reason });
       await this.#wait(inS, signal);
@@ -269,7 +273,7 @@ export class Stream extends EventTarget {
       try {
         return await api.status(signal);
       } catch (error) {
-        if (signal.aborted || !mayHeal(error)) throw error;
+        if (signal.aborted || !(error instanceof Unreachable)) throw error;
       }
     }
     throw new StreamError(
@@ -286,7 +290,7 @@ export class Stream extends EventTarget {
       try {
         status = await api.status(signal);
       } catch (error) {
-        if (signal.aborted || !mayHeal(error)) throw error;
+        if (signal.aborted || !(error instanceof Unreachable)) throw error;
         status = await this.#untilReachable(signal, "The server does not answer.");
         wasLost = true;
         this.#set("loading");
@@ -321,7 +325,7 @@ export class Stream extends EventTarget {
         return await this.#connect(signal);
       } catch (error) {
         if (signal.aborted || !(error instanceof ApiError)) throw error;
-        if (error.status !== 503) throw new StreamError("The server refused the stream", error.message, "offer");
+        if (!FULL.includes(error.status)) throw new StreamError("The server refused the stream", error.message, "offer");
         this.#disconnect();
         this.#set("waiting");
         const inS = error.retryAfterS ?? 5;
@@ -398,15 +402,21 @@ export class Stream extends EventTarget {
     }
   }
 
-  /** Asks whether the server still has the session: where another one took its place, waiting is of no use. */
+  /**
+   * Asks whether the server still has the session: where another one took its place, waiting is of no use.
+   * To be called when pictures stay away; WebRTC takes longer to notice.
+   */
   async lookForSession() {
     const id = this.sessionId;
-    if (!id || !this.isLive) return;
+    if (!id || !this.isLive || this.#asking) return;
+    this.#asking = true;
     try {
       await api.session(id);
     } catch (error) {
       const isGone = error instanceof ApiError && error.status === 404;
       if (isGone && this.isLive && id === this.sessionId) this.#reconnect();
+    } finally {
+      this.#asking = false;
     }
   }
 
@@ -414,7 +424,7 @@ export class Stream extends EventTarget {
     this.#attempt(async (signal) => {
       this.#disconnect();
       for (let tries = 1; ; tries += 1) {
-        await this.#untilReachable(signal, reason);
+        await this.#untilReachable(signal, reason, { atOnce: tries === 1 });
         try {
           await this.#load(signal);
           await this.#connectWhenFree(signal);
@@ -427,11 +437,6 @@ export class Stream extends EventTarget {
       }
     });
   }
-}
-
-/** Whether another try may succeed: nothing answers, or a proxy that does not reach the server. */
-function mayHeal(error) {
-  return error instanceof Unreachable || (error instanceof ApiError && [502, 503, 504].includes(error.status));
 }
 
 /** Resolves when the connection is up; rejects when it cannot be made. */

@@ -99,7 +99,8 @@ def configuration(port: int, admin_port: int, upstream: Sequence[int]) -> dict[s
                 "timeout": "1s",
                 "interval": "0.5s",
                 "no_traffic_interval": "0.5s",
-                "unhealthy_threshold": 1,
+                # A slow answer is no end; /ready's 503 counts at once, and refused connections are retried.
+                "unhealthy_threshold": 3,
                 "healthy_threshold": 1,
                 "http_health_check": {"path": "/ready", "host": "localhost"},
             }

@@ -179,6 +179,68 @@ async def test_lost_connection_is_told_and_comes_back(browser: Browser, one_plac
         assert await page.evaluate("wanstream.sessionId") != first
 
 
+async def test_a_session_that_is_gone_is_noticed_before_its_connection_is(
+    browser: Browser, one_place: DoubleProcess
+) -> None:
+    async with opened(browser, one_place.url) as page:
+        await start(page, "LongLive")
+        first = await page.evaluate("wanstream.sessionId")
+        await page.evaluate("window.seen = new Set(); setInterval(() => seen.add(wanstream.state), 20)")
+
+        gone = {"status": 404, "json": {"detail": "Session not found: its server does not answer"}}
+        await page.route(f"**/api/v1/session/{first}/metrics", lambda route: route.fulfill(**gone))
+        one_place.set_faults(chunk_delay_s=3600)  # no pictures, and a connection that is well
+        async with page.expect_request(f"**/api/v1/webrtc/offer/{first}"):  # it leaves
+            pass
+        one_place.reset_faults()
+        await page.wait_for_function(
+            "first => wanstream.state === 'streaming' && wanstream.sessionId !== first",
+            arg=first,
+            timeout=30_000,
+        )
+        seen = await page.evaluate("[...seen]")
+
+        assert "reconnecting" in seen
+        assert "interrupted" not in seen
+
+
+@pytest.mark.parametrize("path", ["pipeline/load", "webrtc/offer"])
+async def test_a_router_that_finds_no_server_for_a_moment_is_asked_again(
+    browser: Browser, one_place: DoubleProcess, path: str
+) -> None:
+    """Its 503 is not that of a server that is full, and nothing that a person has to deal with."""
+    async with opened(browser, one_place.url) as page:
+        await start(page, "LongLive")
+        first = await page.evaluate("wanstream.sessionId")
+        await page.evaluate("window.seen = new Set(); setInterval(() => seen.add(wanstream.state), 20)")
+
+        nothing = {"status": 503, "content_type": "text/plain", "body": "no healthy upstream"}
+        await page.route(f"**/api/v1/{path}", lambda route: route.fulfill(**nothing), times=2)
+        await one_place.client.call("DELETE", f"/api/v1/webrtc/offer/{first}")
+        await page.wait_for_function(
+            "first => wanstream.state === 'streaming' && wanstream.sessionId !== first",
+            arg=first,
+            timeout=60_000,
+        )
+        seen = await page.evaluate("[...seen]")
+
+        assert "reconnecting" in seen
+        assert not {"waiting", "error"} & set(seen)
+
+
+async def test_too_many_connections_at_once_are_waited_for(
+    browser: Browser, one_place: DoubleProcess
+) -> None:
+    async with opened(browser, one_place.url) as page:
+        often = {"status": 429, "json": {"detail": "More than 10"}, "headers": {"Retry-After": "1"}}
+        await page.route("**/api/v1/webrtc/offer", lambda route: route.fulfill(**often), times=1)
+
+        async with page.expect_response("**/api/v1/webrtc/offer") as refused:
+            await start(page, "LongLive")
+
+        assert (await refused.value).status == 429
+
+
 async def test_a_load_survives_a_network_that_is_gone_for_a_while(
     browser: Browser, double: DoubleProcess
 ) -> None:
