@@ -18,6 +18,7 @@ Quantization = Literal["fp8_e4m3fn"]
 VaeType = Literal["wan", "lightvae", "tae", "lighttae"]
 LoraMergeMode = Literal["permanent_merge", "runtime_peft"]
 Interpolation = Literal["linear", "slerp"]
+Preprocessor = Literal["none", "gray", "scribble"]  # what becomes of a control video first
 
 
 class OnPromptChange(str, Enum):

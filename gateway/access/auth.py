@@ -202,5 +202,5 @@ def _is_for_players(incoming: Request) -> bool:
     """Whether a token may be part of the address: of pages and pictures, which are opened without headers."""
     path = incoming.path
     return incoming.method in ("GET", "HEAD") and (
-        not path.startswith("/api/") or path.endswith(("/frame", "/mjpeg", "/events"))
+        not path.startswith("/api/") or path.endswith(("/frame", "/control", "/mjpeg", "/events"))
     )

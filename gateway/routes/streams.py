@@ -292,6 +292,21 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
             raise ApiError(404, "No frame available: the stream has not shown a picture yet")
         return Response(await in_media_thread(jpeg, image, quality), mimetype="image/jpeg", headers=_NO_STORE)
 
+    @bp.get("/<stream_id>/control")
+    @needs("view")
+    @tag(["streams"])
+    @document_querystring(FrameQuery)
+    @answers(200, "image/jpeg", description="a picture")
+    @refuses(404, 422)
+    async def control(stream_id: str) -> Response:
+        """The newest picture of the control video as JPEG: what VACE is shown of the input."""
+        quality = query_int("quality", 85, minimum=1, maximum=100)
+        pictures = streams.find(stream_id).worker.control
+        if pictures is None:
+            raise ApiError(404, "No control picture available: VACE takes no input video now")
+        picture = await in_media_thread(jpeg, pictures[-1], quality)
+        return Response(picture, mimetype="image/jpeg", headers=_NO_STORE)
+
     @bp.get("/<stream_id>/mjpeg")
     @needs("view")
     @tag(["streams"])

@@ -22,6 +22,7 @@ from gateway.serving.interface import (
 from gateway.stream.parameters.state import ChunkParameters, ParameterState
 from gateway.stream.parts import Listener, parameter_error
 from gateway.stream.pictures.hub import Hub
+from gateway.stream.pictures.preprocessors import PREPROCESSORS
 from gateway.stream.pictures.video_input import VideoInput, stack
 from gateway.threads import in_media_thread
 from gateway.waiting import within
@@ -101,6 +102,7 @@ class StreamWorker:
         self._failures = 0
         self._give_up: Callable[[], None] | None = None  # ends the chunk in the making; None: it stays
         self._silent = False  # the peer was told that its pictures do not come
+        self.control: Images | None = None  # the newest control pictures, uint8 [T, H, W, 3]
         self.listeners: list[Listener] = []
         self.stats = WorkerStats()
 
@@ -257,6 +259,7 @@ class StreamWorker:
         if chunk.parameters["init_cache"]:
             self._output.clear()
         parameters = await self._with_pixels(chunk.parameters)
+        video = await self._controlled(chunk.parameters, video)
         started = time.monotonic()
         self._give_up = session.give_up if may_give_up else None
         try:
@@ -297,6 +300,16 @@ class StreamWorker:
         if read.problems:
             self._notify(parameter_error(read.problems))
         return read.parameters
+
+    async def _controlled(self, parameters: Mapping[str, Any], video: Images | None) -> Images | None:
+        """The input pictures, or what VACE is to be shown in their place."""
+        is_control = parameters.get("vace_enabled") and parameters.get("vace_use_input_video")
+        if video is None or not is_control:
+            self.control = None
+            return video
+        preprocess = PREPROCESSORS.get(parameters["vace_preprocessor"])
+        self.control = video if preprocess is None else await in_media_thread(preprocess, video)
+        return self.control
 
     async def _show(self, chunk: AsyncGenerator[Chunk, None], newest_input: float | None) -> tuple[int, Meta]:
         """Queue a chunk's pictures as they come; returns their number and what was told about the chunk.

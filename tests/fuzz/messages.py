@@ -1,9 +1,11 @@
 """Data-channel messages: right ones, almost right ones, and anything else that fits into a message."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
+
+from streaming.specs import Preprocessor
 
 Message = str | bytes
 
@@ -50,6 +52,7 @@ WELL_FORMED: dict[str, st.SearchStrategy[Any]] = {
     "vace_context_scale": st.floats(0, 2),
     "vace_enabled": st.booleans(),
     "vace_use_input_video": st.booleans(),
+    "vace_preprocessor": st.sampled_from(get_args(Preprocessor)),
     "paused": st.booleans(),
     "recording": st.just(False),  # a take would hold its stream
     "spout_sender": _SPOUT,

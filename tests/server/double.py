@@ -143,6 +143,7 @@ class DoubleSession:
 
     def __init__(self, faults: Faults, height: int, width: int) -> None:
         self.chunks: list[ChunkRecord] = []
+        self.video: Images | None = None  # the input of the newest one
         self.closed = False
         self._faults = faults
         self._policy = StreamPolicy()
@@ -163,6 +164,7 @@ class DoubleSession:
             yield Chunk(NO_PICTURES, Meta(last=True, given_up=True))
             return
         number = len(self.chunks)
+        self.video = video
         self.chunks.append(record)  # one that was given up before is no chunk
         if self._faults.chunk_errors > 0:
             self._faults.chunk_errors -= 1

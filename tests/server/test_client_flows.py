@@ -176,6 +176,7 @@ async def test_video_to_video_without_noise_scale(vace: bool, server: DoubleProc
         await peer.connect(initial)
         await peer.wait_frames(5)
         parameters = await session_parameters(server.client)
+        control = await server.client.call("GET", "/api/v1/streams/main/control")
 
     first = server.chunks()[0]
     assert first["video_frames"] == 12
@@ -183,6 +184,13 @@ async def test_video_to_video_without_noise_scale(vace: bool, server: DoubleProc
     assert first["parameters"]["prompts"] == [{"text": "A painting", "weight": 1.0}]
     assert (parameters["noise_scale"], parameters["noise_controller"]) == (0.7, True)
     assert parameters["vace_enabled"] is vace
+    if vace:
+        assert (control.status, control.body[:3]) == (200, b"\xff\xd8\xff")
+    else:
+        assert (control.status, control.json()["detail"]) == (
+            404,
+            "No control picture available: VACE takes no input video now",
+        )
 
 
 async def test_reference_image_from_upload_to_chunk(server: DoubleProcess) -> None:

@@ -105,6 +105,7 @@ CASES = {
     "vace_context_scale": Case({"vace_context_scale": 5}, Effect.NONE, remark="outside 0 to 2"),
     "vace_enabled": Case({"vace_enabled": True}, Effect.NONE, remark=NO_VACE),
     "vace_use_input_video": Case({"vace_use_input_video": False}, Effect.NONE, CAMERA),
+    "vace_preprocessor": Case({"vace_preprocessor": "gray"}, Effect.NONE, CAMERA, remark=NO_VACE),
 }
 # No chunk is made; only in an offer; around the stream.
 ELSEWHERE = {"paused", "pipeline_ids", "recording", *WISHES, *TIMING, *COMMANDS}

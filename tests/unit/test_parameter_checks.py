@@ -135,6 +135,7 @@ def test_prompts_may_be_a_text_texts_or_objects(given_value: Any, expected: Any)
         ("vace_context_scale", 2.0),
         ("vace_enabled", True),
         ("vace_use_input_video", False),
+        ("vace_preprocessor", "scribble"),
         ("paused", True),
         ("prompts", [{"text": "x" * 8192, "weight": 0.0}] * 16),
     ],

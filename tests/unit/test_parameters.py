@@ -108,6 +108,7 @@ def test_offer_without_parameters_gets_the_defaults(initial: Any) -> None:
         "vace_context_scale": 1.0,
         "vace_enabled": True,
         "vace_use_input_video": True,
+        "vace_preprocessor": "none",
         "paused": False,
     }
 
@@ -159,6 +160,7 @@ EVERYTHING = {
     "vace_context_scale": 1.0,
     "vace_enabled": True,
     "vace_use_input_video": True,
+    "vace_preprocessor": "none",
 }
 
 

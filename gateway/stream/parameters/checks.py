@@ -21,7 +21,7 @@ from gateway.http.strict_json import JsonError, parse_json
 from gateway.http.validation import FilePath, Integer, Number, Seed, Text, check, echo, quoted
 from gateway.stream.parameters.prompt_hints import PLAIN_WORDS, hint_at
 from gateway.stream.parameters.tempo import MAX_LOOKAHEAD_MS, QuantizeMode
-from streaming.specs import Interpolation, PipelineSpec
+from streaming.specs import Interpolation, PipelineSpec, Preprocessor
 
 MAX_PROMPTS: Final = 16
 MAX_TRANSITION_CHUNKS: Final = 1000  # every step holds a prompt embedding in memory
@@ -240,6 +240,14 @@ _KINDS: Final[dict[str, Any]] = {
     "vace_use_input_video": LiveParameter(
         Annotated[bool, Field(description="Whether VACE takes the input video")], lambda _: True, _has_vace
     ),
+    "vace_preprocessor": LiveParameter(
+        Annotated[
+            Preprocessor,
+            Field(description="What VACE is shown in place of the input video"),
+        ],
+        lambda _: "none",
+        _has_vace,
+    ),
     "paused": Annotated[bool, Field(description="Stand still: no new chunks, the last picture is repeated")],
     "recording": Annotated[bool, Field(description="Record the stream on the server; false ends the take")],
     "spout_sender": _LocalSink,
@@ -426,6 +434,7 @@ def _accept(
 def _without_effect(name: str, value: Any, context: ParameterContext) -> str | None:
     """Why a valid value cannot do anything on this server or with the loaded pipeline."""
     wants_vace = (name == "vace_enabled" or name in VACE_IMAGE_KEYS) and value
+    wants_vace = wants_vace or (name == "vace_preprocessor" and value != "none")
     if wants_vace and not context.vace_loaded:
         return (
             "VACE is not loaded; load the pipeline with vace_enabled true"
