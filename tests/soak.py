@@ -29,6 +29,7 @@ logger = logging.getLogger("tests.soak")
 VIEWERS = 8
 FADERS_PER_S = 60
 _STAY_S = (0.5, 3.0)
+_PATIENCE_S = 60.0  # with a viewer, on a machine that is busy
 _STREAM = "soak"
 _THREADS = 8  # that pools may still add, as they do when more work comes at once than ever before
 _GROWTH_MB = 12.0  # of what allocators keep; and by the share below, of a long run
@@ -84,13 +85,29 @@ async def _come_and_go(server: DoubleProcess, until_s: float, dice: random.Rando
                 continue
             assert answer.status == 200, answer.text
             await peer.accept(answer.json())
-            await peer.connected(30)
-            await peer.wait_frames(3, 30)
+            try:
+                await peer.connected(_PATIENCE_S)
+                await peer.wait_frames(3, _PATIENCE_S)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{_told_of(peer, server)}") from error
             await asyncio.sleep(dice.uniform(*_STAY_S))
             if dice.random() < 0.5:
                 await peer.delete()
             times += 1
     return times
+
+
+def _told_of(peer: Peer, server: DoubleProcess) -> str:
+    """What both sides know of a viewer that failed."""
+    states = {
+        (transceiver.mid, transport.state, transport.transport.state)
+        for transceiver in peer.pc.getTransceivers()
+        for transport in [transceiver.receiver.transport]
+    }
+    lines = server.log.splitlines()
+    about = [line for line in lines if str(peer.session_id) in line or "Traceback" in line]
+    told = [f"viewer {peer.session_id}: {peer.pc.connectionState}, (mid, DTLS, ICE): {states}", *about]
+    return "\n".join([*told, "the server at last:", *lines[-20:]])
 
 
 async def _read_mjpeg(server: DoubleProcess, until_s: float) -> int:

@@ -105,13 +105,18 @@ class Streams:
         try:
             yield
         except ApiError as error:
-            busy = "draining" if self.draining else "full"
-            missing = "invalid" if self._pipelines.loaded else "not_loaded"
-            self.refused[busy if error.status == 503 else missing] += 1
+            self.refused[self._reason_of(error)] += 1
             raise
         except ValidationFailed:
             self.refused["invalid"] += 1
             raise
+
+    def _reason_of(self, refusal: ApiError) -> str:
+        if self.draining and refusal.status == 503:
+            return "draining"
+        if self._pipelines.loaded is None:
+            return "not_loaded"
+        return "full" if refusal.status == 503 else "invalid"
 
     def find(self, stream_id: str) -> Stream:
         """The stream of this id, of one of its peers' session ids, or of an alias. Raises ApiError 404."""

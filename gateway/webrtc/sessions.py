@@ -87,6 +87,12 @@ class Sessions:
 
         Raises ApiError 400 (unusable offer), 409 (it has a source already), 503 (too many viewers).
         """
+        with self._streams.counting_refusals():
+            return await self._join(sdp, kind, join, initial_parameters)
+
+    async def _join(
+        self, sdp: str, kind: str, join: Join, initial_parameters: dict[str, Any] | None
+    ) -> Answer:
         self._streams.require_service()
         offer = read_offer(sdp, kind)
         stream = join.stream

@@ -94,6 +94,12 @@ class Players(Sessions[Player]):
 
         Raises ApiError 400, 404, 409 (nothing to see yet), 422, 503 (too many viewers).
         """
+        with self._streams.counting_refusals():
+            return await self._play(stream_id, sdp, wait, first_address)
+
+    async def _play(
+        self, stream_id: str, sdp: str, wait: bool, first_address: str | None
+    ) -> tuple[Player, str]:
         stream = self._streams.find(stream_id)
         offer = read_player_offer(sdp)
         if not wait and not self._has_pictures(stream):

@@ -106,6 +106,17 @@ class Publishers(Sessions[Publisher]):
 
         takeover: take the place of another source, although it is alive. Raises ApiError 400, 409, 422, 503.
         """
+        with self._streams.counting_refusals():
+            return await self._publish(stream_id, sdp, parameters, takeover, first_address)
+
+    async def _publish(
+        self,
+        stream_id: str,
+        sdp: str,
+        parameters: Mapping[str, Any],
+        takeover: bool,
+        first_address: str | None,
+    ) -> tuple[Publisher, str]:
         self._streams.require_open()
         offer = read_publisher_offer(sdp)
         if self._pipelines.loaded is None:

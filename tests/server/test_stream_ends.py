@@ -100,6 +100,33 @@ async def test_a_publisher_s_stream_waits_when_a_load_fails(server: DoubleProces
         assert not any(message["type"] == "stream_stopped" for message in viewer.messages)
 
 
+async def test_a_kept_stream_waits_with_its_viewers_when_a_load_fails_and_goes_on_with_the_next(
+    server: DoubleProcess,
+) -> None:
+    await call(server, "POST", ROOT, {"name": "kept", "parameters": {"prompts": "a"}})
+    async with (
+        Peer(server.client, direction="recvonly") as viewer,
+        SdpPeer.player(server.client, "/whep/kept?wait=1") as player,
+    ):
+        await join(viewer, "kept")
+        await player.begin()
+        for peer in (viewer, player):
+            await peer.wait_frames(3)
+
+        await fail_to_load(server)
+        failed = await phase(server, "kept")
+        picture = await server.client.call("GET", f"{ROOT}/kept/frame")
+        await load(server.client, "longlive", {"height": 64, "width": 128})
+        for peer in (viewer, player):
+            await until(lambda peer=peer: peer.frames[-1].height == 64, 30, "pictures of the new load")
+        pts = [frame.pts for frame in viewer.frames]
+
+        assert (failed, await phase(server, "kept")) == ("waiting", "running")
+        assert (picture.status, picture.headers["content-type"]) == (200, "image/jpeg")
+        assert pts == sorted(set(pts))
+        assert not any(message["type"] == "stream_stopped" for message in viewer.messages)
+
+
 async def fail_to_load(server: DoubleProcess) -> None:
     server.set_faults(load_error="no room for it")
     body = {"pipeline_id": "memflow", "load_params": {"height": 64, "width": 128}}

@@ -15,7 +15,7 @@ from tests.server.gateway_calls import load, sessions
 from tests.server.peer import Peer, until
 from tests.server.sdp_peer import FRAGMENT, SDP, SdpPeer, closed, posted
 from tests.server.test_whip import refused
-from tests.server.whip_calls import metric, no_publishers
+from tests.server.whip_calls import metric, no_publishers, offers_refused
 from tests.unit.test_whip_offers import mutated, offered
 
 WHEP = "/api/v1/whep"
@@ -86,6 +86,7 @@ async def test_players_see_what_a_publisher_sends(server: DoubleProcess) -> None
 
 async def test_a_player_needs_a_stream_with_something_to_see_unless_it_waits(server: DoubleProcess) -> None:
     receiving = await offered(("video", "recvonly"))
+    counted = await offers_refused(server.client, "invalid")
     unknown = await posted(server.client, f"{WHEP}/nothing", receiving)
     async with (
         Peer(server.client, direction="recvonly") as driver,
@@ -104,6 +105,7 @@ async def test_a_player_needs_a_stream_with_something_to_see_unless_it_waits(ser
             await publisher.begin()
             await player.wait_frames(3)
 
+    assert await offers_refused(server.client, "invalid") - counted == 2
     assert refused(unknown)[0] == 404
     assert refused(early)[0] == 409
     assert early.headers["retry-after"] == "2"

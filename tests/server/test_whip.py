@@ -17,7 +17,7 @@ from tests.server.gateway_calls import load
 from tests.server.peer import Peer, until
 from tests.server.sdp_peer import FRAGMENT, SDP, SdpPeer, closed, posted
 from tests.server.silent_stun import SilentStun
-from tests.server.whip_calls import arriving, no_publishers, publishers
+from tests.server.whip_calls import arriving, no_publishers, offers_refused, publishers
 from tests.unit.test_whip_offers import HOST, mutated, offered, only_h264
 
 WHIP = "/api/v1/whip"
@@ -129,6 +129,7 @@ async def test_other_methods_of_a_session_are_refused_by_name(server: DoubleProc
 
 async def test_what_cannot_be_published_is_refused_with_a_sentence(server: DoubleProcess) -> None:
     sending = await offered(("audio", "sendonly"), ("video", "sendonly"))
+    counted = await offers_refused(server.client, "invalid")
 
     answers = {
         text: refused(await posted(server.client, f"{WHIP}/{name}", sdp))
@@ -147,6 +148,7 @@ async def test_what_cannot_be_published_is_refused_with_a_sentence(server: Doubl
     wrong_mode = await posted(server.client, f"{WHIP}/mode?input_mode=sound", sending)
 
     assert [status for status, _ in answers.values()] == [400, 400, 422, 422, 422, 413, 422, 422]
+    assert await offers_refused(server.client, "invalid") - counted == 8  # not the one that was too long
     for text, (_, detail) in list(answers.items())[1:]:
         assert text in detail
     assert refused(wrong_type) == (415, "The body must be application/sdp: set Content-Type")
@@ -156,9 +158,11 @@ async def test_what_cannot_be_published_is_refused_with_a_sentence(server: Doubl
 
 async def test_without_a_pipeline_a_publisher_is_asked_to_come_back(server: DoubleProcess) -> None:
     await server.client.call("POST", "/api/v1/pipeline/unload")
+    counted = await offers_refused(server.client, "not_loaded")
 
     answer = await posted(server.client, WHIP, await offered(("video", "sendonly")))
 
+    assert await offers_refused(server.client, "not_loaded") - counted == 1
     assert refused(answer) == (503, "Pipeline not loaded. Please load pipeline first.")
     assert answer.headers["retry-after"] == "5"
 
@@ -340,8 +344,11 @@ async def test_no_more_players_are_let_in_than_the_limit(server: DoubleProcess) 
         await publisher.begin()
         await player.begin()
 
+        counted = await offers_refused(server.client, "full")
         answer = await posted(server.client, "/whep/full", await offered(("video", "recvonly")))
+        counted_then = await offers_refused(server.client, "full")
 
+    assert counted_then - counted == 1
     assert refused(answer) == (503, "Maximum number of viewers (1) of stream full reached")
     assert answer.headers["retry-after"] == "5"
 

@@ -12,6 +12,10 @@ async def metric(client: HttpClient, name: str) -> float:
     return sum(values)
 
 
+async def offers_refused(client: HttpClient, reason: str) -> float:
+    return await metric(client, f'wanstream_offers_refused_total{{reason="{reason}"}}')
+
+
 async def publishers(client: HttpClient) -> float:
     return await metric(client, "wanstream_publishers")
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aioice import ice, stun
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
-from gateway.config import Limits
+from gateway.config import Limits, Secrets
 from gateway.errors import ApiError, ValidationFailed
 from gateway.pipelines.load_params import LoadRequest
 from gateway.pipelines.state import Pipelines, State
@@ -19,6 +21,11 @@ from gateway.stream.encoding.encoders import Encoding
 from gateway.stream.encoding.observer import Unobserved
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
+from gateway.webrtc.aiortc_patches.guards import install_guards
+from gateway.webrtc.aiortc_patches.sender import install_sender
+from gateway.webrtc.ice.servers import IceServers
+from gateway.webrtc.sessions import Join, Sessions
+from gateway.whip.playing import Players
 from streaming.specs import SPECS
 from tests.server.double import SERVED, DoubleServing
 from tests.server.peer import until
@@ -294,3 +301,36 @@ class Counted(Unobserved):
 
     def viewer_closed(self, reason: str) -> None:
         self.reasons.append(reason)
+
+
+@pytest.mark.parametrize("protocol", ["webrtc", "whep"])
+async def test_a_viewer_that_does_not_answer_any_more_is_counted_as_lost_consent(
+    protocol: str, pipelines: Pipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_guards()
+    install_sender()
+    monkeypatch.setattr(ice, "CONSENT_INTERVAL", 0.01)
+    monkeypatch.setattr(stun, "RETRY_RTO", 0.05)
+    counts = Counted()
+    streams = Streams(pipelines, Nobody(), tmp_path, Limits(), Encoding(observer=counts))
+    stream, servers = await streams.create(kept=True), IceServers(Secrets(), explicit=[])
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    peer.addTransceiver("video", direction="recvonly")
+    await peer.setLocalDescription(await peer.createOffer())
+    sdp = peer.localDescription.sdp
+
+    if protocol == "webrtc":
+        answer = (await Sessions(streams, servers, 60).join(sdp, "offer", Join(stream), None)).sdp
+    else:
+        players = Players(streams, pipelines, servers, 60)
+        _, answer = await players.play(stream.id, sdp, wait=True, first_address=None)
+    await peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+    await until(lambda: peer.connectionState == "connected", 30, "connected")
+    for transceiver in peer.getTransceivers():
+        for here in transceiver.receiver.transport.transport._connection._protocols:
+            here.transport.close()  # it is gone without a word
+    await until(lambda: counts.reasons, 60, "the end of the viewer")
+    await streams.close()
+    await peer.close()
+
+    assert counts.reasons == ["consent"]
