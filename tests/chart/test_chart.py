@@ -278,10 +278,15 @@ def test_a_viewer_s_requests_stay_with_one_pod(chart: Chart) -> None:
     policy = route["BackendTrafficPolicy"]["spec"]
     annotations = ingress["Ingress"]["metadata"]["annotations"]
 
+    (rule,) = route["HTTPRoute"]["spec"]["rules"]
     assert policy["targetRefs"][0]["name"] == route["HTTPRoute"]["metadata"]["name"]
     assert policy["loadBalancer"]["consistentHash"]["cookie"]["name"] == "wanstream-pod"
     assert annotations["nginx.ingress.kubernetes.io/affinity"] == "cookie"
     assert route["Service"]["spec"]["sessionAffinity"] == "ClientIP"
+    # A full pod's 503 is tried elsewhere, and answers that go on are not cut (tests/routing).
+    assert policy["retry"]["retryOn"]["httpStatusCodes"] == [503]
+    assert "http_503" in annotations["nginx.ingress.kubernetes.io/proxy-next-upstream"]
+    assert rule["timeouts"] == {"request": "0s"}
 
 
 def test_pods_share_what_viewers_upload_where_there_is_a_claim(chart: Chart) -> None:

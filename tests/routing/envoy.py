@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -14,6 +14,22 @@ from tests.server.client import HttpClient
 from tests.server.processes import free_port
 
 COOKIE = "wanstream-pod"
+Affinity = Literal["cookie", "hash"]
+
+_TYPES = "type.googleapis.com/envoy.extensions"
+_STATEFUL_SESSION = {
+    "name": "envoy.filters.http.stateful_session",
+    "typed_config": {
+        "@type": f"{_TYPES}.filters.http.stateful_session.v3.StatefulSession",
+        "session_state": {
+            "name": "envoy.http.stateful_session.cookie",
+            "typed_config": {
+                "@type": f"{_TYPES}.http.stateful_session.cookie.v3.CookieBasedSessionState",
+                "cookie": {"name": COOKIE, "path": "/", "ttl": "3600s"},
+            },
+        },
+    },
+}
 
 
 class Envoy:
@@ -36,13 +52,22 @@ class Envoy:
         return {int(parts[1].rpartition(":")[2]) for parts in lines if parts[-1] == "healthy"}
 
 
-def configuration(port: int, admin_port: int, upstream: Sequence[int]) -> dict[str, Any]:
-    """Of Envoy, in front of gateways at these ports of this machine."""
-    route = {
+def configuration(
+    port: int, admin_port: int, upstream: Sequence[int], affinity: Affinity = "cookie"
+) -> dict[str, Any]:
+    """Of Envoy, in front of gateways at these ports of this machine.
+
+    affinity: `cookie` names the gateway; `hash` is what Envoy Gateway makes of the chart's policy: a cookie
+    whose hash leads to a gateway, always the same one.
+    """
+    hashed = affinity == "hash"
+    by_cookie = {"hash_policy": [{"cookie": {"name": COOKIE, "ttl": "3600s"}}]}
+    route: dict[str, Any] = {
         "match": {"prefix": "/"},
         "route": {
             "cluster": "gateways",
             "timeout": "0s",
+            **(by_cookie if hashed else {}),
             # A gateway that is full answers 503, one that is gone nothing: another one is tried, and the
             # cookie of its answer leads there from then on. A refused offer has left nothing behind.
             "retry_policy": {
@@ -66,19 +91,7 @@ def configuration(port: int, admin_port: int, upstream: Sequence[int]) -> dict[s
         "stat_prefix": "in",
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
         "http_filters": [
-            {
-                "name": "envoy.filters.http.stateful_session",
-                "typed_config": {
-                    "@type": f"{_TYPES}.filters.http.stateful_session.v3.StatefulSession",
-                    "session_state": {
-                        "name": "envoy.http.stateful_session.cookie",
-                        "typed_config": {
-                            "@type": f"{_TYPES}.http.stateful_session.cookie.v3.CookieBasedSessionState",
-                            "cookie": {"name": COOKIE, "path": "/", "ttl": "3600s"},
-                        },
-                    },
-                },
-            },
+            *([] if hashed else [_STATEFUL_SESSION]),
             {
                 "name": "envoy.filters.http.router",
                 "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"},
@@ -88,7 +101,7 @@ def configuration(port: int, admin_port: int, upstream: Sequence[int]) -> dict[s
     cluster = {
         "name": "gateways",
         "type": "STATIC",
-        "lb_policy": "ROUND_ROBIN",
+        "lb_policy": "MAGLEV" if hashed else "ROUND_ROBIN",
         "connect_timeout": "1s",
         "common_lb_config": {
             "override_host_status": {"statuses": ["UNKNOWN", "HEALTHY"]},
@@ -124,12 +137,12 @@ def configuration(port: int, admin_port: int, upstream: Sequence[int]) -> dict[s
 
 
 @contextmanager
-def envoy(directory: Path, upstream: Sequence[int]) -> Iterator[Envoy]:
+def envoy(directory: Path, upstream: Sequence[int], affinity: Affinity = "cookie") -> Iterator[Envoy]:
     """Raises AssertionError, with its log, when it does not find the gateways within 15 s."""
     ports = free_port(), free_port()
     directory.mkdir(parents=True, exist_ok=True)
     config, log_path = directory / "envoy.yaml", directory / "envoy.log"
-    config.write_text(yaml.safe_dump(configuration(*ports, upstream)))
+    config.write_text(yaml.safe_dump(configuration(*ports, upstream, affinity)))
     # Its launcher outlives what it starts; the program itself ends when it is told to.
     program = str(resources.files("envoy") / "_bin" / "envoy")
     command = [program, "-c", str(config), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning"]
@@ -142,9 +155,6 @@ def envoy(directory: Path, upstream: Sequence[int]) -> Iterator[Envoy]:
     finally:
         process.kill()
         process.wait()
-
-
-_TYPES = "type.googleapis.com/envoy.extensions"
 
 
 def _address(port: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page
 
-from tests.routing.envoy import Envoy, envoy
+from tests.routing.envoy import Affinity, Envoy, envoy
 from tests.routing.gateways import PROMPTS, fleet, loaded
 from tests.server.browser import field, opened, start, state
 from tests.server.client import Answer, HttpClient
@@ -59,11 +59,11 @@ async def _has(gateway: DoubleProcess, session_id: str) -> bool:
 
 
 @asynccontextmanager
-async def routed(directory: Path, **settings: str) -> AsyncIterator[Routed]:
+async def routed(directory: Path, affinity: Affinity = "cookie", **settings: str) -> AsyncIterator[Routed]:
     """Fresh gateways, of which a test may end one."""
     with fleet(directory, settings=settings) as gateways:
         await loaded(gateways)
-        with envoy(directory, [gateway.port for gateway in gateways]) as found:
+        with envoy(directory, [gateway.port for gateway in gateways], affinity) as found:
             yield Routed(gateways, found)
 
 
@@ -99,6 +99,25 @@ async def test_clients_with_and_without_cookies_and_a_full_gateway(tmp_path: Pat
     assert full.status == 503
     assert (again.status, stays.status) == (200, 204)
     assert new_place is place.other(places[0])
+
+
+async def test_the_chart_s_policy_finds_a_place_and_the_session_again(tmp_path: Path) -> None:
+    """By its cookie's hash a viewer always reaches the gateway that was full; this one passes requests on."""
+    async with routed(tmp_path, "hash", WANSTREAM_MAX_SESSIONS="1") as place:
+        client = CookieClient(place.envoy.url)
+        async with Peer(client) as first, Peer(client) as second, Peer(client) as third:
+            await first.connect(PROMPTS)
+            await first.wait_frames(2)
+            await second.offer(PROMPTS, candidates=False)
+            trickled = await second.trickle()
+            await second.connected()
+            await second.wait_frames(2)
+            places = [await place.holder(peer.session_id) for peer in (first, second)]
+            full = await third.offer(PROMPTS)
+
+    assert trickled.status == 204
+    assert places[1] is place.other(places[0])
+    assert full.status == 503
 
 
 async def show(page: Page, prompt: str) -> str:
