@@ -202,6 +202,7 @@ def _services(config: Config, serving: Serving) -> Services:
     streams = Streams(pipelines, metrics, config.directories.assets, config.limits, encoding)
     owners = Owners(config.node, config.peers)
     streams.new_id = owners.new_id
+    streams.has_aliases = not config.locked  # viewers are strangers there
     sessions = Sessions(streams, ice, config.connect_timeout_s)
     streams.tempo.on_changed(lambda: _tell_tempo(streams))
     local_video = LocalVideo(streams, ndi_allowed=config.ndi_allowed)

@@ -182,11 +182,12 @@ class Config:
     drain_s: float = 0.0  # how long SIGTERM waits for open sessions
     git_commit: str = "unknown"
     osc: Osc = Osc()
-    ndi: bool | None = None  # None: unless a token is asked for, which NDI knows nothing of
+    ndi: bool | None = None  # None: unless a token is asked for, or viewers are strangers: NDI knows nobody
 
     @property
     def ndi_allowed(self) -> bool:
-        return self.secrets.access_token is None if self.ndi is None else self.ndi
+        open_to_all = self.secrets.access_token is None and not self.locked
+        return open_to_all if self.ndi is None else self.ndi
 
     @property
     def osc_address(self) -> tuple[str, int] | None:

@@ -135,6 +135,11 @@ def operators_only(instead: str | None = None) -> Callable[[View], View]:
     return mark
 
 
+def is_operators_only(view: Callable[..., Any]) -> bool:
+    """Whether a locked server refuses a route to its viewers."""
+    return hasattr(view, _OPERATORS_ONLY)
+
+
 def needs(grant: Grant, default: str | None = None, *, foreign: bool = False) -> Callable[[View], View]:
     """Open a route for tokens that grant less than everything. Below the route's own decorator.
 

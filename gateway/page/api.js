@@ -124,6 +124,7 @@ export const api = {
   modelStatus: (id) => request("GET", `/api/v1/models/status?pipeline_id=${encodeURIComponent(id)}`),
   downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),
   takes: async () => (await request("GET", "/api/v1/recordings")).takes,
+  take: (id) => request("GET", `/api/v1/takes/${encodeURIComponent(id)}`),
   deleteTake: (id) => request("DELETE", `/api/v1/takes/${encodeURIComponent(id)}`),
   images: async () => (await request("GET", "/api/v1/assets?type=image")).assets,
   uploadImage: (file) =>

@@ -518,10 +518,16 @@ function watchPicture() {
 setInterval(async () => {
   if (!stream.isLive || !stream.peer) return;
   showNumbers(await meter.read(stream.peer, { moving: input !== null && stream.state === "streaming" }));
-  if ($("details").open) showServerNumbers(await api.metrics().catch(() => null), stream.sessionId, meter.stats);
+  if ($("details").open) showServerNumbers(await serverNumbers(stream.sessionId), stream.sessionId, meter.stats);
   if (!document.hidden && performance.now() - lastFrameAt > READING_MS) await lookForReload();
   if (stream.isLive) watchPicture();
 }, READING_MS);
+
+/** Of all streams, or, where only the operator is told of those, of this one; null when nothing answers. */
+async function serverNumbers(id) {
+  const own = async () => ({ sessions: { [id]: await api.session(id) } });
+  return api.metrics().catch(own).catch(() => null);
+}
 
 /** Of its own: what the other readings ask may wait for a server that is gone. */
 let sessionAskedAt = -Infinity;

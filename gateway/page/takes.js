@@ -1,12 +1,14 @@
 // Recordings: the button that begins and ends one, and what the server has, to play, download and delete.
 
-import { api, at } from "./api.js";
+import { api, ApiError, at } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
 export class Takes {
   #send;
   #playing = null; // id of the take in the player
+  #own = new Set(); // ids of takes that were begun here
+  #mayChange = true;
 
   /** send(recording): ask the server to record this page's stream, or to end that. */
   constructor(send) {
@@ -17,7 +19,8 @@ export class Takes {
   }
 
   /** The server has begun or ended a recording of this stream. */
-  changed({ state }) {
+  changed({ state, take }) {
+    if (take) this.#own.add(take);
     this.#show(state === "recording");
     this.#refresh();
   }
@@ -34,13 +37,24 @@ export class Takes {
 
   async #refresh() {
     try {
-      const takes = await api.takes();
+      const takes = await this.#known();
       $("takes").hidden = !takes.length;
       $("takes-list").replaceChildren(...takes.map((take) => this.#item(take)));
       if (!takes.some(({ take }) => take === this.#playing)) this.#play(null);
       $("takes-error").textContent = "";
     } catch (error) {
       $("takes-error").textContent = error.message;
+    }
+  }
+
+  /** All takes, or those of this page where only the operator is told of the others'. */
+  async #known() {
+    try {
+      return await api.takes();
+    } catch (error) {
+      if (!(error instanceof ApiError && error.status === 403)) throw error;
+      this.#mayChange = false;
+      return Promise.all([...this.#own].map((id) => api.take(id)));
     }
   }
 
@@ -56,6 +70,7 @@ export class Takes {
       element.hidden = running;
       element.setAttribute("aria-label", `${element.textContent} ${name}`);
     }
+    remove.hidden ||= !this.#mayChange;
     download.href = video(take.take);
     play.addEventListener("click", () => this.#play(take.take));
     remove.addEventListener("click", () => this.#delete(take.take));

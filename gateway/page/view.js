@@ -151,14 +151,14 @@ const SERVER_NUMBERS = [
   ["Time", "elapsed_seconds", (value) => `${Math.round(value)} s`],
 ];
 
-/** metrics: answer of /api/v1/session/metrics, or null when it is not available. */
+/** metrics: answer of /api/v1/session/metrics, perhaps with this session alone and no more; null: not available. */
 export function showServerNumbers(metrics, sessionId, stats) {
   const own = metrics?.sessions?.[sessionId] ?? {};
   const rows = SERVER_NUMBERS.filter(([, key]) => Number.isFinite(own[key])).map(([name, key, show]) => [
     name,
     show(own[key]),
   ]);
-  if (metrics) rows.push(["Streams on server", String(Object.keys(metrics.sessions).length)]);
+  if (metrics?.gpu) rows.push(["Streams on server", String(Object.keys(metrics.sessions).length)]);
   const { vram_allocated_mb: used, vram_total_mb: total } = metrics?.gpu ?? {};
   if (total) rows.push(["GPU memory", `${((used ?? 0) / 1024).toFixed(1)} of ${(total / 1024).toFixed(1)} GB`]);
   if (stats?.sentBitrate) rows.push(["Sent", `${(stats.sentBitrate / 1e6).toFixed(1)} Mbit/s`]);

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
-from gateway.access.auth import needs
+from gateway.access.auth import needs, operators_only
 from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses
@@ -40,6 +40,7 @@ def local_video_blueprint(local_video: LocalVideo, streams: Streams) -> Blueprin
         return bodies.LocalSinkState(enabled=sink is not None, **(sink.info if sink else {"kind": kind}))
 
     @bp.get("/local-video/<kind>/senders")
+    @operators_only("What else its network shows is its operator's matter")
     @tag(["streams"])
     @refuses(400, 404)
     @validate_response(bodies.LocalSenders)

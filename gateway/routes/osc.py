@@ -1,9 +1,12 @@
 """Control by OSC: what is heard, and at which addresses."""
 
+from typing import Final
+
 from pydantic import BaseModel
 from quart import Blueprint, Response, request
 from quart_schema import document_request, tag, validate_response
 
+from gateway.access.auth import operators_only
 from gateway.errors import Problem, ValidationFailed
 from gateway.http import bodies
 from gateway.http.events import event_stream
@@ -15,6 +18,8 @@ from gateway.osc.server import OscServer
 from gateway.pipelines.state import Pipelines
 from gateway.stream.streams import Streams
 
+_OF_ALL: Final = "OSC reaches, and tells of, all streams"
+
 
 class InventoryTaken(BaseModel):
     count: int
@@ -24,6 +29,7 @@ def osc_blueprint(osc: OscServer, pipelines: Pipelines, streams: Streams) -> Blu
     bp = Blueprint("osc", __name__, url_prefix="/api/v1/osc")
 
     @bp.get("/status")
+    @operators_only(_OF_ALL)
     @tag(["osc"])
     @validate_response(bodies.OscStatus)
     async def status() -> bodies.OscStatus:
@@ -31,6 +37,7 @@ def osc_blueprint(osc: OscServer, pipelines: Pipelines, streams: Streams) -> Blu
         return bodies.OscStatus.model_validate(osc.status())
 
     @bp.put("/settings")
+    @operators_only(_OF_ALL)
     @tag(["osc"])
     @document_request(bodies.OscSettings)
     @validate_response(bodies.OscStatus)
@@ -44,6 +51,7 @@ def osc_blueprint(osc: OscServer, pipelines: Pipelines, streams: Streams) -> Blu
         return bodies.OscStatus.model_validate(osc.status())
 
     @bp.get("/paths")
+    @operators_only(_OF_ALL)
     @tag(["osc"])
     @validate_response(bodies.OscPaths)
     async def paths() -> bodies.OscPaths:
@@ -51,6 +59,7 @@ def osc_blueprint(osc: OscServer, pipelines: Pipelines, streams: Streams) -> Blu
         return bodies.OscPaths.model_validate(all_paths(pipelines, streams))
 
     @bp.get("/docs")
+    @operators_only(_OF_ALL)
     @tag(["osc"])
     @answers(200, "text/html", description="all addresses on one page")
     async def docs() -> Response:
@@ -58,6 +67,7 @@ def osc_blueprint(osc: OscServer, pipelines: Pipelines, streams: Streams) -> Blu
         return Response(page(all_paths(pipelines, streams), osc.address), mimetype="text/html")
 
     @bp.get("/stream")
+    @operators_only(_OF_ALL)
     @tag(["osc"])
     @answers(200, "text/event-stream", description="server-sent events: osc_command with key and value")
     @refuses(503)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
-from gateway.access.auth import needs
+from gateway.access.auth import needs, operators_only
 from gateway.errors import ApiError
 from gateway.http.file_response import file_response
 from gateway.http.json_body import json_object
@@ -22,6 +22,7 @@ from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
 
 _VIDEO = "video/mp4"
+_OF_OTHERS = "Takes of all streams are its operator's; yours is at /api/v1/recordings/SESSION_ID"
 
 
 class StartBody(BaseModel):
@@ -141,6 +142,7 @@ def recordings_blueprint(recordings: Recordings, streams: Streams) -> Blueprint:
         return recordings.mark(streams.find(stream_id), body.label)
 
     @bp.get("/recordings")
+    @operators_only(_OF_OTHERS)
     @tag(["recordings"])
     @validate_response(TakesBody)
     async def entries() -> dict[str, Any]:
@@ -177,6 +179,7 @@ def recordings_blueprint(recordings: Recordings, streams: Streams) -> Blueprint:
         return {"lines": await asyncio.to_thread(recordings.takes.lines, take)}
 
     @bp.delete("/takes/<take>")
+    @operators_only(_OF_OTHERS)
     @tag(["recordings"])
     @answers(204, description="removed")
     @refuses(404, 409)

@@ -17,6 +17,7 @@ from gateway.threads import in_media_thread
 from gateway.webrtc.sessions import Sessions
 
 _MIB = 1 << 20
+_OWN = "Ask for your own stream, at /api/v1/session/SESSION_ID/{}"
 
 
 class FrameQuery(BaseModel):
@@ -27,6 +28,7 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
     bp = Blueprint("sessions", __name__, url_prefix="/api/v1/session")
 
     @bp.get("/metrics")
+    @operators_only(_OWN.format("metrics"))
     @tag(["session"])
     @validate_response(bodies.SessionMetrics)
     async def metrics() -> bodies.SessionMetrics:
@@ -37,6 +39,7 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
         return bodies.SessionMetrics(sessions=sessions.metrics(), gpu=gpu)
 
     @bp.get("/frame")
+    @operators_only(_OWN.format("frame"))
     @tag(["session"])
     @document_querystring(FrameQuery)
     @answers(200, "image/jpeg", description="a picture")
@@ -51,6 +54,7 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
         return Response(await in_media_thread(jpeg, images[-1], quality), mimetype="image/jpeg")
 
     @bp.get("/parameters")
+    @operators_only(_OWN.format("parameters"))
     @tag(["session"])
     @validate_response(bodies.SessionParameters)
     async def parameters() -> bodies.SessionParameters:

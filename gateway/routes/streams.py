@@ -12,7 +12,7 @@ from quart import Blueprint, Response, request
 from quart.blueprints import BlueprintSetupState
 from quart_schema import document_querystring, document_request, document_response, tag
 
-from gateway.access.auth import Access, needs
+from gateway.access.auth import Access, needs, operators_only
 from gateway.access.origins import OriginPolicy
 from gateway.errors import ApiError
 from gateway.http import bodies
@@ -138,6 +138,7 @@ def _add_session_addresses(state: BlueprintSetupState) -> None:
 
 def _add_table(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown) -> None:
     @bp.post("")
+    @operators_only("It makes a stream for whoever sends an offer; only its operator makes others")
     @tag(["streams"])
     @document_request(StreamBody)
     @refuses(400, 409, 503)
@@ -167,6 +168,7 @@ def _add_table(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown)
         return answer, 201, {"Location": f"{request.root_path}{_ROOT}/{stream.id}", **_NO_STORE}
 
     @bp.get("")
+    @operators_only("Who knows a stream's id may use the stream; only its operator is told of all")
     @needs("view")
     @tag(["streams"])
     @document_response(bodies.StreamList)

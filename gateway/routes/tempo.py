@@ -1,11 +1,12 @@
 """The beat that changes of parameters can wait for."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
+from gateway.access.auth import operators_only
 from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.validation import Integer, Number, check
@@ -32,6 +33,7 @@ class TempoBody(BaseModel):
     )
 
 
+_OF_ALL: Final = "The beat is that of all streams"
 _ENABLE: Any = TypeAdapter(EnableBody)
 _TEMPO: Any = TypeAdapter(TempoBody)
 
@@ -60,6 +62,7 @@ def tempo_blueprint(streams: Streams) -> Blueprint:
         return bodies.TempoSources(sources=list(SOURCES), quantize_modes=list(MODES))
 
     @bp.post("/enable")
+    @operators_only(_OF_ALL)
     @tag(["tempo"])
     @document_request(EnableBody)
     @validate_response(bodies.TempoStatus)
@@ -70,6 +73,7 @@ def tempo_blueprint(streams: Streams) -> Blueprint:
         return told()
 
     @bp.post("/disable")
+    @operators_only(_OF_ALL)
     @tag(["tempo"])
     @validate_response(bodies.TempoStatus)
     async def disable() -> bodies.TempoStatus:
@@ -78,6 +82,7 @@ def tempo_blueprint(streams: Streams) -> Blueprint:
         return told()
 
     @bp.post("/set_tempo")
+    @operators_only(_OF_ALL)
     @tag(["tempo"])
     @document_request(TempoBody)
     @validate_response(bodies.TempoStatus)
@@ -93,6 +98,7 @@ def tempo_blueprint(streams: Streams) -> Blueprint:
         return told()
 
     @bp.post("/tap")
+    @operators_only(_OF_ALL)
     @tag(["tempo"])
     @validate_response(bodies.TempoStatus)
     async def tap() -> bodies.TempoStatus:

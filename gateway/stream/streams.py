@@ -73,6 +73,7 @@ class Streams:
         self._streams: dict[str, Stream] = {}
         self._totals = Totals()  # without the streams that are still there
         self.tempo = Tempo()
+        self.has_aliases = True  # whether whoever knows no id reaches the newest stream
         self.pictures_in: Counter[str] = Counter()  # of all streams since the start, by kind of source
         self.sources_lost: Counter[str] = Counter()
         self.on_wish: Callable[[Stream, Mapping[str, Any]], list[Problem]] = lambda _, __: []
@@ -258,6 +259,8 @@ class Streams:
         return totals
 
     def _by_alias(self, name: str) -> Stream | None:
+        if not self.has_aliases:
+            return None
         if name == MAIN:
             return self.newest()
         if name == HEADLESS:

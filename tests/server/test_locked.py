@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
+from gateway.__main__ import engine_sets, make_serving
+from gateway.access.auth import is_operators_only
+from gateway.app import create_app
+from gateway.config import Config
 from tests.server.browser import field, notice, opened, start
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import pipeline_status, wait_status
@@ -81,6 +85,84 @@ async def test_viewers_change_nothing_and_are_told_what_to_do(
     assert await pipeline_status(locked.client) == before
 
 
+# What viewers may do in a locked server; what is about one stream is open to who knows its id.
+OPEN = {
+    *("GET /", "GET /watch", "GET /static/<path:name>", "GET /docs", "GET /docs/assets/<name>"),
+    *("GET /docs/start.js", "GET /openapi.json", "GET /health", "GET /ready", "GET /metrics"),
+    *("GET /api/v1/hardware/info", "GET /api/v1/pipelines/schemas", "GET /api/v1/pipeline/status"),
+    "POST /api/v1/pipeline/load",  # of what is there
+    *("GET /api/v1/models/status", "GET /api/v1/loras", "GET /api/v1/lora/list"),
+    *("GET /api/v1/cues", "GET /api/v1/cues/<name>", "GET /api/v1/looks", "GET /api/v1/looks/<name>"),
+    *("GET /api/v1/midi", "GET /api/v1/tempo/status", "GET /api/v1/tempo/sources"),
+    *("GET /api/v1/assets", "POST /api/v1/assets", "GET /api/v1/assets/<path:name>"),
+    *("GET /api/v1/assets//<path:name>", "POST /api/v1/osc/inventory"),
+    *("GET /api/v1/webrtc/ice-servers", "POST /api/v1/webrtc/offer"),
+    *(f"{method} /api/v1/takes/<take>{rest}" for method in ("GET",) for rest in ("", "/video", "/data")),
+    *(
+        f"{method} {root}/{kind}"
+        for method in ("GET", "POST")
+        for root in ("", "/api/v1")
+        for kind in ("whip", "whep")
+    ),
+}
+OF_ONE_STREAM = ("<stream_id>", "<session_id>")
+
+
+async def test_every_address_is_judged_for_a_locked_server(tmp_path: Path) -> None:
+    """A new one is the operator's alone, or it is about one stream, or somebody has thought about it."""
+    config = Config.from_env({"WANSTREAM_HOME": str(tmp_path)})
+    app = create_app(config, make_serving(config, engine_sets(config)))
+
+    closed, left = set(), set()
+    for rule in app.url_map.iter_rules():
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            address = f"{method} {rule.rule}"
+            if is_operators_only(app.view_functions[rule.endpoint]):
+                closed.add(address)
+            elif not any(name in rule.rule for name in OF_ONE_STREAM):
+                left.add(address)
+
+    assert left == OPEN
+    assert {"POST /api/v1/pipeline/unload", "POST /api/v1/tempo/tap", "GET /api/v1/streams"} < closed
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(f"POST /api/v1/tempo/{name}" for name in ("enable", "disable", "set_tempo", "tap")),
+        *(f"GET /api/v1/session/{name}" for name in ("metrics", "frame", "parameters")),
+        *(f"{method} /api/v1/streams" for method in ("GET", "POST")),
+        *("GET /api/v1/recordings", "DELETE /api/v1/takes/a", "GET /api/v1/local-video/ndi/senders"),
+        *(f"GET /api/v1/osc/{name}" for name in ("status", "paths", "docs", "stream")),
+        "PUT /api/v1/osc/settings",
+    ],
+)
+async def test_viewers_hear_nothing_of_other_streams_and_change_nothing_for_them(
+    address: str, locked: DoubleProcess
+) -> None:
+    await wait_status(locked.client, "loaded")
+    method, path = address.split()
+
+    answer = await locked.client.call(method, path, json_body=None if method == "GET" else {})
+
+    assert answer.status == 403
+    assert "This server is locked." in answer.json()["detail"]
+    assert answer.json()["detail"].endswith("; for this, send the admin token.")
+
+
+async def test_viewers_reach_no_stream_whose_id_they_do_not_know(locked: DoubleProcess) -> None:
+    await wait_status(locked.client, "loaded")
+    async with Peer(locked.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(2)
+        paths = [f"/api/v1/streams/{name}/parameters" for name in ("main", "headless", peer.session_id)]
+        statuses = [(await locked.client.call("GET", path)).status for path in paths]
+        watched = await locked.client.call("GET", "/api/v1/streams", headers=ADMIN)
+
+    assert statuses == [404, 404, 200]
+    assert [each["id"] for each in watched.json()["streams"]] == [peer.session_id]
+
+
 @pytest.mark.parametrize("params", [None, {}, SIZE, {"height": 96}], ids=str)
 async def test_a_load_of_what_is_there_is_answered_as_ever(
     params: dict[str, int] | None, locked: DoubleProcess
@@ -152,6 +234,24 @@ async def test_the_page_streams_what_is_there_whatever_its_settings(
         await expect(page.get_by_role("link", name="Server log")).to_be_hidden()
         await expect(page.get_by_text("What is loaded here is its operator's choice.")).to_be_visible()
         await expect(field(page, "Output video")).to_be_visible()
+
+
+async def test_the_page_shows_its_own_takes_and_numbers(browser: Browser, locked: DoubleProcess) -> None:
+    await wait_status(locked.client, "loaded")
+    async with opened(browser, locked.url) as page:
+        await start(page, "LongLive")
+        await page.locator("#details summary").click()
+        await expect(page.locator("#server-numbers")).to_contain_text("Frames out")
+
+        await page.locator("#record").click()
+        await expect(page.locator("#record")).to_have_attribute("aria-pressed", "true")
+        await page.locator("#record").click()
+        await page.locator("#takes summary").click()
+
+        await expect(page.locator("#takes-list li")).to_have_count(1)
+        await expect(page.get_by_role("link", name="Download")).to_be_visible()
+        await expect(page.get_by_role("button", name="Delete")).to_be_hidden()
+        await expect(page.locator("#takes-error")).to_be_empty()
 
 
 async def test_the_operator_changes_it_and_changes_it_back(locked: DoubleProcess) -> None:
