@@ -1,6 +1,7 @@
 // The page: connects the settings panel, the stream and what is shown.
 
 import { api, problemText, Unreachable } from "./api.js";
+import { ControlView } from "./control.js";
 import { Controls } from "./controls.js";
 import { ReferenceImages } from "./images.js";
 import { isNetworkFull, Meter } from "./meter.js";
@@ -27,6 +28,7 @@ const controls = new Controls(settings);
 const stream = new Stream();
 const models = new Models();
 const images = new ReferenceImages();
+const controlView = new ControlView();
 new Share(stream);
 const takes = new Takes((recording) => stream.send({ recording }, { now: true }));
 const progress = new Progress();
@@ -85,6 +87,7 @@ function render() {
   renderLoaded(entry);
   models.choose(entry);
   images.show(entry?.supports_vace, entry && controls.values.vace_enabled);
+  renderVace();
   if (!entry) {
     showPlaceholder(
       online === false ? "Server unreachable" : online ? "No pipeline available" : "",
@@ -101,6 +104,15 @@ function render() {
   else if (loading?.loading_pipeline_id === entry.id) {
     showPlaceholder(`Loading ${entry.name}`, `${describe(loading.loading_stage ?? "").text} ${text}`);
   } else showPlaceholder(entry.name, text);
+}
+
+/** What guides the pictures beside the prompts. */
+function renderVace() {
+  const { entry } = controls;
+  const isLoaded = stream.isConnected && Boolean(loaded?.load_params?.vace_enabled) && loaded.pipeline_id === entry?.id;
+  const values = entry ? controls.values : {};
+  const takesInput = isLoaded && stream.plan?.mode === "video" && values.vace_use_input_video !== false;
+  controlView.show({ streamId: takesInput ? stream.sessionId : null, values, image: images.words, isLoaded });
 }
 
 /** The line below the settings: what the server holds, and whether the settings differ from that. */
@@ -243,8 +255,12 @@ async function makePlan() {
 }
 
 function streamParameters() {
+  return { ...controls.streamParameters(), ...streamImages() };
+}
+
+function streamImages() {
   const usesImage = images.isChosen && controls.entry.supports_vace && controls.values.vace_enabled;
-  return { ...controls.streamParameters(), ...(usesImage ? images.parameters : {}) };
+  return usesImage ? images.parameters : {};
 }
 
 async function start() {
@@ -367,7 +383,11 @@ stream.addEventListener("recording", ({ detail }) => {
 });
 stream.addEventListener("resumed", () => dismiss("silent"));
 stream.addEventListener("pipeline", ({ detail }) => tellOfPipeline(detail));
-stream.addEventListener("changed", ({ detail }) => controls.adopt(detail));
+stream.addEventListener("changed", ({ detail }) => {
+  controls.adopt(detail);
+  images.adopt(detail);
+  renderVace();
+});
 stream.addEventListener("warnings", ({ detail }) => {
   notify("warnings", { level: "info", title: "Loaded with a remark", text: detail.join("\n") });
 });
@@ -375,12 +395,16 @@ stream.addEventListener("warnings", ({ detail }) => {
 controls.addEventListener("live", ({ detail }) => {
   dismiss("refused");
   renderLoaded(controls.entry);
+  renderVace();
   // Settings of a pipeline or mode that is only chosen wait for the switch; prompts are the same for all.
   const { pipelineId, mode } = stream.plan ?? {};
   const inUse = pipelineId === controls.entry.id && mode === controls.mode;
   if (inUse || "prompts" in detail || "transition" in detail) stream.send(detail);
 });
-images.addEventListener("choose", () => controls.values.vace_enabled && stream.send(images.parameters, { now: true }));
+images.addEventListener("choose", () => {
+  if (controls.values.vace_enabled) stream.send(images.update, { now: true });
+  renderVace();
+});
 models.addEventListener("downloaded", () => readPipelines().then(render, showProblem));
 controls.addEventListener("source", changeInput);
 controls.addEventListener("load", render);
@@ -446,7 +470,8 @@ $("primary").addEventListener("click", () => (opening || stream.isBusy ? stop() 
 $("pause").addEventListener("click", togglePause);
 $("load").addEventListener("click", load);
 $("unload").addEventListener("click", unload);
-$("reset_cache").addEventListener("click", () => stream.send({ reset_cache: true }, { now: true }));
+// An image counts for one chunk: with what it led to gone, it has to be given again.
+$("reset_cache").addEventListener("click", () => stream.send({ ...streamImages(), reset_cache: true }, { now: true }));
 $("snapshot").addEventListener("click", () => saveSnapshot(settings.pipeline));
 bindFullscreen(render);
 $("controls").addEventListener("submit", (event) => event.preventDefault());

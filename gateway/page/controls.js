@@ -9,7 +9,7 @@ const LOAD_NAMES = new Set(["height", "width", "base_seed", "quantization", "vac
 const NUMBERS = ["height", "width", "base_seed", "transition_steps"];
 const RANGES = ["noise_scale", "vace_context_scale", "kv_cache_attention_bias"];
 const CHECKS = ["vace_enabled", "noise_controller", "manage_cache"];
-const SELECTS = ["quantization", "prompt_interpolation_method", "transition_method"];
+const SELECTS = ["vace_preprocessor", "quantization", "prompt_interpolation_method", "transition_method"];
 
 /**
  * Events: "pipeline" (another pipeline or input mode was chosen), "load" (a load parameter changed),
@@ -155,6 +155,8 @@ export class Controls extends EventTarget {
       reset_cache: Boolean(entry.supports_cache_management),
       vace_context_scale: Boolean(values.vace_enabled),
       vace_ref_images: Boolean(entry.supports_vace),
+      vace_use_input_video: mode === "video" && Boolean(values.vace_enabled),
+      vace_preprocessor: mode === "video" && Boolean(values.vace_enabled && values.vace_use_input_video),
     };
     for (const element of document.querySelectorAll("[data-field]")) {
       const name = element.dataset.field;
@@ -165,6 +167,9 @@ export class Controls extends EventTarget {
     }
     for (const radio of document.getElementsByName("mode")) radio.checked = radio.value === mode;
     for (const radio of document.getElementsByName("source")) radio.checked = radio.value === this.#settings.source;
+    for (const radio of document.getElementsByName("video-use")) {
+      radio.checked = (radio.value === "control") === Boolean(values.vace_use_input_video);
+    }
     $("file-field").hidden = this.#settings.source !== "file";
     this.#showExamples(entry);
     this.#showValues(fields, values);
@@ -290,6 +295,12 @@ export class Controls extends EventTarget {
         this.#settings.save();
         this.refresh();
         this.#emit("source");
+      });
+    }
+    for (const radio of document.getElementsByName("video-use")) {
+      radio.addEventListener("change", () => {
+        this.#change("vace_use_input_video", radio.value === "control");
+        this.refresh();
       });
     }
     $("camera").addEventListener("change", ({ target }) => {

@@ -21,6 +21,10 @@ export function fieldsOf(entry, mode) {
   if (entry.supports_vace) {
     fields.vace_enabled = { value: mode === "text" };
     fields.vace_context_scale = { value: standard("vace_context_scale", 1), min: 0, max: 2, step: 0.01 };
+    if (mode === "video") {
+      fields.vace_use_input_video = { value: true };
+      fields.vace_preprocessor = { value: "none" };
+    }
   }
   const steps = standard("denoising_steps", null);
   if (steps) fields.denoising_step_list = { value: steps };
@@ -83,7 +87,8 @@ export function streamParameters(fields, values, mode, prompts) {
   }
   const live = ["denoising_step_list", "noise_scale", "noise_controller", "manage_cache", "kv_cache_attention_bias"];
   for (const name of live) if (name in fields) parameters[name] = values[name];
-  if ("vace_context_scale" in fields && values.vace_enabled) parameters.vace_context_scale = values.vace_context_scale;
+  const guided = ["vace_context_scale", "vace_use_input_video", "vace_preprocessor"];
+  if (values.vace_enabled) for (const name of guided) if (name in fields) parameters[name] = values[name];
   return parameters;
 }
 
