@@ -65,7 +65,7 @@ class DoubleProcess(ServerProcess):
         return list(self._control("GET", "/tasks"))
 
     def sessions(self) -> list[dict[str, Any]]:
-        """All serving sessions since the start: `chunks` and `closed`."""
+        """All serving sessions since the start: `chunks`, `closed` and `given_up`, a number of chunks."""
         return list(self._control("GET", "/sessions"))
 
     def _control(self, method: str, path: str, body: Any = None) -> Any:

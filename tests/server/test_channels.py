@@ -105,7 +105,7 @@ async def test_a_peer_that_opens_channels_without_end_is_sent_away(peer: Peer) -
     for _ in range(300):
         peer.pc.createDataChannel("chat")
 
-    message = await peer.wait_message("stream_stopped", 10)
+    message = await peer.wait_message("stream_stopped", 30)
 
     assert "data channels" in message["error_message"]
 
@@ -119,7 +119,7 @@ async def test_control_that_sends_too_fast_is_heard_to_its_last_value(peer: Peer
     peer.send({"noise_scale": 0.777})
     await has_noise_scale(peer, 0.777, within_s=20)
 
-    assert await peer.wait_frames(5, 20)  # a lost packet holds up aiortc's receiver for seconds
+    assert await peer.wait_frames(5, 30)  # a lost packet holds up aiortc's receiver for seconds
     assert len(peer.messages) <= 1  # on a slow machine it is not too fast
     assert (await session_parameters(peer.client))["manage_cache"] is False
 

@@ -90,8 +90,8 @@ async def test_with_a_tempo_a_cue_begins_on_the_beat(server: DoubleProcess) -> N
         await peer.wait_frames(1)
 
         await call(server, "POST", f"/api/v1/streams/{peer.session_id}/cues/show", 202)
-        scheduled = await peer.wait_message("change_scheduled", 10)
-        await peer.wait_message("change_applied", 10)
+        scheduled = await peer.wait_message("change_scheduled", 30)
+        await peer.wait_message("change_applied", 30)
         now = (await session_parameters(server.client))["noise_scale"]
 
     assert 0 <= scheduled["delay_ms"] <= 4000

@@ -242,7 +242,7 @@ async def test_a_take_ends_at_its_own_limit_and_the_stream_goes_on(server: Doubl
         path = f"/api/v1/streams/{peer.session_id}/recordings"
         take = await call(server, "POST", path, 201, {"max_s": 0.5})
 
-        ended = await peer.wait_message("recording_changed", 10, since=1)
+        ended = await peer.wait_message("recording_changed", 30, since=1)
         await peer.wait_frames(3)
         found = await call(server, "GET", f"/api/v1/takes/{take['take']}", 200)
         again = await call(server, "POST", path, 201, {})

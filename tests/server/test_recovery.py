@@ -56,7 +56,7 @@ async def test_death_of_triton_is_told_and_a_new_load_heals(
 ) -> None:
     server.child(program).kill()
 
-    message = await streaming.wait_message("stream_stopped", 15)
+    message = await streaming.wait_message("stream_stopped", 30)
     status = await wait_status(server.client, "error", 15)
     assert message["error_message"]
     assert "passthrough" in status["error"] or "Triton" in status["error"]

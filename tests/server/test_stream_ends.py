@@ -54,7 +54,7 @@ async def test_a_kept_stream_that_fails_for_good_ends_for_all_after_its_take_is_
         await player.wait_frames(5)
 
         server.set_faults(chunk_errors=1000, chunk_error="nothing works", fatal=True)
-        told = [await peer.wait_message("stream_stopped", 10) for peer in (driver, viewer)]
+        told = [await peer.wait_message("stream_stopped", 30) for peer in (driver, viewer)]
         await closed(player.pc)
         await closed(viewer.pc)
 
@@ -76,7 +76,7 @@ async def test_a_failed_load_ends_what_a_browser_has_made(server: DoubleProcess)
         await browser.wait_frames(3)
 
         await fail_to_load(server)
-        stopped = await browser.wait_message("stream_stopped", 10)
+        stopped = await browser.wait_message("stream_stopped", 30)
 
     assert "no room for it" in stopped["error_message"]
 
