@@ -123,7 +123,11 @@ def control_blueprint(double: DoubleServing, directories: Directories) -> Bluepr
     @hide
     async def sessions() -> list[dict[str, Any]]:
         return [
-            {"closed": s.closed, "chunks": [named_images(c, directories.assets) for c in s.chunks]}
+            {
+                "closed": s.closed,
+                "given_up": s.given_up,
+                "chunks": [named_images(c, directories.assets) for c in s.chunks],
+            }
             for s in double.sessions
         ]
 
