@@ -1,10 +1,11 @@
 """Files as the bodies of requests: taken in pieces, no faster than they are stored."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Final
 
-from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent
+from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent
 from quart import Quart, Request
 from quart.asgi import ASGIHTTPConnection
 from quart.wrappers.request import Body
@@ -14,6 +15,7 @@ from gateway.waiting import within
 
 _WAITING_BYTES: Final = 4 << 20
 _PIECE_TIMEOUT_S: Final = 60.0
+_LINGER_S: Final = 2.0  # for who sends on after the answer: a connection that closes at once would lose it
 
 
 def take_bodies_in_pieces(app: Quart) -> None:
@@ -46,8 +48,11 @@ class _Body(Body):
         self._waiting_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
+        self._is_unwanted = False
 
     def append(self, data: bytes) -> None:
+        if self._is_unwanted:
+            return
         super().append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes > _WAITING_BYTES:
@@ -63,6 +68,14 @@ class _Body(Body):
         """Wait until more may come."""
         await self._room.wait()
 
+    async def drop_the_rest(self) -> None:
+        """Nobody will read what comes: take it, for a moment, so that nothing waits for room."""
+        self._is_unwanted = True
+        self.clear()
+        self._room.set()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(self._complete.wait(), _LINGER_S)
+
 
 class _Request(Request):
     body_class = _Body
@@ -77,3 +90,13 @@ class _Connection(ASGIHTTPConnection):
             return await receive()
 
         await super().handle_messages(request, receive_slowly)
+
+    async def handle_request(self, request: Request, send: ASGISendCallable) -> None:
+        async def send_and_wait(message: ASGISendEvent) -> None:
+            """The last message ends the connection, unless the request's body has ended before."""
+            if message["type"] == "http.response.body" and not message["more_body"]:
+                assert isinstance(request, _Request)
+                await request.body.drop_the_rest()
+            await send(message)
+
+        await super().handle_request(request, send_and_wait)

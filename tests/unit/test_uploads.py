@@ -1,10 +1,12 @@
 """Bodies of requests that are taken in pieces."""
 
 import asyncio
+from urllib.parse import urlsplit
 
 from quart import Blueprint, request
 
 from tests.serve_app import make_app, serving
+from tests.server.peer import until
 
 MIB = 1 << 20
 
@@ -27,6 +29,26 @@ async def test_a_large_body_waits_at_the_sender_until_it_is_read() -> None:
     pieces = answer.json()["pieces"]
     assert sum(pieces) == 60 * MIB
     assert max(pieces) < 5 * MIB
+
+
+async def test_a_refused_body_that_never_ends_is_answered_and_its_connection_closed() -> None:
+    bp = Blueprint("refusing", __name__)
+
+    @bp.post("/refusing")
+    async def refusing() -> tuple[dict[str, str], int]:
+        await until(lambda: not request.body._room.is_set(), 30, "more than may wait")
+        await asyncio.sleep(0.2)  # for the server's own queue, which is full then
+        return {"detail": "too long"}, 413
+
+    async with serving(make_app(bp)) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(client.url).port)
+        writer.write(b"POST /refusing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(8 * (b"100000\r\n" + bytes(MIB) + b"\r\n"))  # and it does not go away
+        answer = await asyncio.wait_for(reader.read(), 60)  # to the end of the connection
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert answer.endswith(b'{"detail":"too long"}\n')
 
 
 async def test_a_body_that_nobody_reads_does_not_hold_up_the_answer() -> None:
