@@ -20,6 +20,7 @@ from gateway.stream.streams import Streams
 View = TypeVar("View", bound=Callable[..., Any])
 
 _COOKIE: Final = "wanstream_token"
+_FOR_PLAYERS: Final = ("/frame", "/control", "/mjpeg", "/output.ts", "/events")  # ends of addresses
 _OPEN: Final = frozenset({"/health", "/ready", "/metrics"})  # probes and scrapers have no token
 _YEAR_S: Final = 365 * 24 * 3600
 _NEEDS: Final = "_wanstream_needs"
@@ -207,5 +208,5 @@ def _is_for_players(incoming: Request) -> bool:
     """Whether a token may be part of the address: of pages and pictures, which are opened without headers."""
     path = incoming.path
     return incoming.method in ("GET", "HEAD") and (
-        not path.startswith("/api/") or path.endswith(("/frame", "/control", "/mjpeg", "/events"))
+        not path.startswith("/api/") or path.endswith(_FOR_PLAYERS)
     )

@@ -167,6 +167,14 @@ class SessionMetrics(BaseModel):
     gpu: dict[str, float | None]
 
 
+class HeadlessStatus(BaseModel):
+    status: str = Field(examples=["started", "stopped"])
+
+
+class HeadlessSession(HeadlessStatus):
+    sessionId: str  # noqa: N815 - the wire's name
+
+
 class SessionParameters(BaseModel):
     parameters: dict[str, Any]
 

@@ -4,15 +4,18 @@ from pydantic import BaseModel, Field
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
-from gateway.access.auth import operators_only
+from gateway.access.auth import needs, operators_only
 from gateway.errors import ApiError
 from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.serving.interface import Serving
+from gateway.stream.encoding.transport_stream import CONTENT_TYPE as TRANSPORT_STREAM
+from gateway.stream.encoding.transport_stream import transport_stream
 from gateway.stream.pictures.jpegs import jpeg
-from gateway.stream.streams import Streams
+from gateway.stream.stream import Stream
+from gateway.stream.streams import HEADLESS, Streams
 from gateway.threads import in_media_thread
 from gateway.webrtc.sessions import Sessions
 
@@ -53,6 +56,8 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
             raise ApiError(404, "No frame available: no session has shown a picture yet")
         return Response(await in_media_thread(jpeg, images[-1], quality), mimetype="image/jpeg")
 
+    _add_headless(bp, streams)
+
     @bp.get("/parameters")
     @operators_only(_OWN.format("parameters"))
     @tag(["session"])
@@ -76,3 +81,45 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
         return bodies.ParametersApplied.model_validate(await streams.update_all(values))
 
     return bp
+
+
+def _add_headless(bp: Blueprint, streams: Streams) -> None:
+    """One stream without a browser, in Scope's words; `/api/v1/streams` can do all of it, and more."""
+    started: list[Stream] = []
+
+    @bp.post("/start")
+    @tag(["session"])
+    @document_request(bodies.ParametersBody)
+    @refuses(400, 409, 503)
+    @validate_response(bodies.HeadlessSession)
+    async def start() -> bodies.HeadlessSession:
+        """Make a stream that generates for nobody, with these parameters, until `/stop`."""
+        values = await json_object(request, or_empty=True)
+        if started and streams.get(started[0].id) is started[0]:
+            raise ApiError(409, f"Session {started[0].id} runs already: stop it first")
+        stream = await streams.create(parameters=values, kept=True)
+        started[:] = [stream]
+        stream.always_run()
+        return bodies.HeadlessSession(status="started", sessionId=stream.id)
+
+    @bp.post("/stop")
+    @tag(["session"])
+    @validate_response(bodies.HeadlessStatus)
+    async def stop() -> bodies.HeadlessStatus:
+        """End it; nothing to end is fine."""
+        for stream in started:
+            await streams.end(stream, "it was stopped")
+        started.clear()
+        return bodies.HeadlessStatus(status="stopped")
+
+    @bp.get("/output.ts")
+    @needs("view")
+    @tag(["session"])
+    @answers(200, TRANSPORT_STREAM, description="H.264, as long as the stream lives")
+    @refuses(404, 503)
+    async def transport() -> Response:
+        """Video of the newest stream that no browser watches, for players that open an address."""
+        stream = streams.find(HEADLESS)
+        streams.require_place(stream)
+        headers = {"Cache-Control": "no-store"}
+        return Response(transport_stream(stream), content_type=TRANSPORT_STREAM, headers=headers)

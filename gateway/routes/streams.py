@@ -20,6 +20,8 @@ from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.http.validation import check
+from gateway.stream.encoding.transport_stream import CONTENT_TYPE as TRANSPORT_STREAM
+from gateway.stream.encoding.transport_stream import transport_stream
 from gateway.stream.events import listen
 from gateway.stream.openers import Openers
 from gateway.stream.pictures.jpegs import BOUNDARY, MAX_FPS, Jpegs, jpeg, part
@@ -327,6 +329,17 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
             content_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}",
             headers=_NO_STORE,
         )
+
+    @bp.get("/<stream_id>/output.ts")
+    @needs("view")
+    @tag(["streams"])
+    @answers(200, TRANSPORT_STREAM, description="H.264, as long as the stream lives")
+    @refuses(404, 503)
+    async def transport(stream_id: str) -> Response:
+        """Video for players that open an address; encoded once for all who take H.264."""
+        stream = streams.find(stream_id)
+        streams.require_place(stream)
+        return Response(transport_stream(stream), content_type=TRANSPORT_STREAM, headers=_NO_STORE)
 
     @bp.get("/<stream_id>/qr.svg")
     @needs("view")

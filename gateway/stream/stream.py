@@ -27,7 +27,8 @@ from gateway.threads import in_parameter_thread
 logger = logging.getLogger(__name__)
 
 _LOST_S = 2.0  # without a picture: another source need not wait for this one
-VIEWER_KINDS: Final = frozenset({"webrtc", "whep", "mjpeg"})  # of sinks; others record, or show locally
+VIDEO_VIEWERS: Final = frozenset({"webrtc", "whep", "mpegts"})  # kinds of sinks that are sent encoded video
+VIEWER_KINDS: Final = VIDEO_VIEWERS | {"mjpeg"}  # others record, or show locally
 Phase = Literal["waiting", "idle", "running", "paused", "ended"]
 
 _WAYS = ("osc", "replay")  # that are controls of their own; the others are peers
@@ -243,7 +244,7 @@ class Stream:
     @property
     def video_viewers(self) -> int:
         """How many are sent encoded video."""
-        return sum(sink.info["kind"] in ("webrtc", "whep") for sink in self._sinks)
+        return sum(sink.info["kind"] in VIDEO_VIEWERS for sink in self._sinks)
 
     def _tell_viewers(self, before: int) -> None:
         if self.viewers != before:

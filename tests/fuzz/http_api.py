@@ -7,10 +7,11 @@ from pathlib import Path
 
 # Would ask servers on the internet for files.
 _NEVER = ["--exclude-operation-id=loras_install", "--exclude-operation-id=loras_download"]
-_NEVER += ["--exclude-operation-id=streams_create"]  # 503: there is no place beside the stream that goes on
-_NEVER += [  # whose answers have no end
-    f"--exclude-operation-id={name}" for name in ("osc_stream", "streams_events", "streams_mjpeg")
+_NEVER += [  # 503: there is no place beside the stream that goes on
+    f"--exclude-operation-id={name}" for name in ("streams_create", "sessions_start")
 ]
+_ENDLESS = ("osc_stream", "streams_events", "streams_mjpeg", "streams_transport", "sessions_transport")
+_NEVER += [f"--exclude-operation-id={name}" for name in _ENDLESS]
 # A value of the right form may still make no sense: a LoRA that is not there, an SDP without video.
 _CHECKS = ["--exclude-checks=positive_data_acceptance"]
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import av
 import httpx
 import pytest
 from PIL import Image
@@ -148,6 +150,34 @@ async def test_nothing_is_generated_for_nobody_and_a_reader_of_pictures_is_someb
 
 async def _state_is(server: DoubleProcess, state: str) -> bool:
     return bool((await call(server, "GET", "show")).json()["state"] == state)
+
+
+async def test_scope_s_headless_session_is_watched_by_a_player_that_opens_an_address(
+    server: DoubleProcess,
+) -> None:
+    async def session(path: str, **options: Any) -> Answer:
+        return await server.client.call("POST", f"/api/v1/session/{path}", **options)
+
+    none = await server.client.call("GET", "/api/v1/session/output.ts")
+    started = await session("start", json_body={"prompts": "a"})
+    again = await session("start")
+    pictures = await asyncio.to_thread(_play, f"{server.url}/api/v1/session/output.ts", 10)
+    by_name = await asyncio.to_thread(_play, f"{server.url}{ROOT}/{started.json()['sessionId']}/output.ts", 3)
+    stopped = [await session("stop"), await session("stop")]
+
+    assert [answer.status for answer in (none, started, again, *stopped)] == [404, 200, 409, 200, 200]
+    for played in (pictures, by_name):
+        times = [time for _, time in played]
+        assert {size for size, _ in played} == {(128, 96)}
+        assert times == sorted(set(times))
+    assert (await server.client.call("GET", ROOT)).json() == {"streams": []}
+
+
+def _play(url: str, count: int) -> list[tuple[tuple[int, int], float]]:
+    """Size and time of the first pictures that a player is sent."""
+    with av.open(url, timeout=60) as container:
+        pictures = itertools.islice(container.decode(video=0), count)
+        return [((picture.width, picture.height), picture.time or 0.0) for picture in pictures]
 
 
 async def test_a_stream_that_always_runs_generates_for_nobody(server: DoubleProcess) -> None:
