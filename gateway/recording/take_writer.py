@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, Final, Literal, TypeAlias
 import av
 from av.container import OutputContainer
 
+from gateway.files.locks import lock
 from gateway.recording import sidecar
 from gateway.recording.fragments import trim
-from gateway.recording.locks import lock
 from gateway.stream.parameters.checks import IMAGE_KEYS
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from typing import Any, Final
 import av
 
 from gateway.errors import ApiError
+from gateway.files.locks import lock
 from gateway.http.validation import quoted
 from gateway.recording import sidecar
 from gateway.recording.fragments import trim
-from gateway.recording.locks import lock
 from gateway.recording.take_writer import CLOCK_RATE, OPEN_SUFFIX, part_name
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,16 @@ import mmap
 import os
 import re
 import shutil
-from typing import Any, Final
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
 
 import grpc
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.leftovers import SHARED_MEMORY
+from gateway.files.locks import lock
 from gateway.serving.interface import Images
 
 logger = logging.getLogger(__name__)
@@ -52,13 +55,32 @@ def _mb(size_bytes: int) -> str:
 
 
 async def remove_left_frames(client: Any, own: str) -> None:
-    """Remove what a killed gateway has left beside Triton; `own`: start of the names that are in use here."""
+    """Remove what killed gateways have left, also beside a Triton that is gone as well.
+
+    own: start of the names that are in use here.
+    """
     status = await client.get_system_shared_memory_status(as_json=True, client_timeout=_LIMIT_S)
     for region in status.get("regions", {}):
         if region.startswith(BESIDE) and not region.startswith(own):
             with contextlib.suppress(InferenceServerException):  # a request of then still uses it
                 await client.unregister_system_shared_memory(region, client_timeout=_LIMIT_S)
             (SHARED_MEMORY / region).unlink(missing_ok=True)
+    await asyncio.to_thread(_sweep)
+
+
+def _sweep() -> None:
+    """Remove the files whose owner is gone: a process that ends, however, gives its lock back.
+
+    Numbers of processes would not do, for another container may have put its files here.
+    """
+    for path in SHARED_MEMORY.glob(f"{BESIDE}*"):
+        try:
+            with open(path, "rb", opener=_itself) as file, lock(file) as is_left:
+                if is_left:
+                    path.unlink()
+                    logger.info("Removed %s, which a killed gateway had left", path)
+        except OSError:  # another user's, or gone meanwhile
+            continue
 
 
 class SharedFrames:
@@ -76,6 +98,7 @@ class SharedFrames:
         self._client = client
         self._prefix = prefix
         self._memory: mmap.mmap | None = None
+        self._in_use = contextlib.ExitStack()  # the open file with the lock that says so
         self.both_ways = both_ways
         self.region = ""
         self.bytes_each = 0  # size of the input's room, which is the first, and of the output's
@@ -108,6 +131,7 @@ class SharedFrames:
             _unregistering.add(trying)
             trying.add_done_callback(_unregistering.discard)
         (SHARED_MEMORY / region).unlink(missing_ok=True)
+        self._in_use.close()
         self.bytes_each = 0
 
     async def _unregister(self, region: str) -> bool:
@@ -131,11 +155,12 @@ class SharedFrames:
         path = SHARED_MEMORY / self.region
         size = bytes_each * (2 if self.both_ways else 1)
         try:
-            with open(path, "x+b", opener=_for_owner) as file:  # noqa: ASYNC230 - in memory
-                os.posix_fallocate(file.fileno(), 0, size)  # else a full /dev/shm kills whoever writes there
-                self._memory = mmap.mmap(file.fileno(), size)
+            file = self._in_use.enter_context(_created(path))
+            os.posix_fallocate(file.fileno(), 0, size)  # else a full /dev/shm kills whoever writes there
+            self._memory = mmap.mmap(file.fileno(), size)
         except OSError as error:
             path.unlink(missing_ok=True)
+            self._in_use.close()
             free = shutil.disk_usage(SHARED_MEMORY).free
             raise OSError(
                 error.errno,
@@ -155,6 +180,20 @@ class SharedFrames:
             raise OSError(errno.EACCES, text) from error
 
 
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that no sweep takes as long as it is open: it gets its name when it is locked."""
+    new = path.with_name(f".{path.name}")
+    with open(new, "x+b", opener=_for_owner) as file, lock(file):
+        new.rename(path)
+        yield file
+
+
 def _for_owner(path: str, flags: int) -> int:
     """Open a file that other users of the machine cannot read: it holds pictures of a camera."""
     return os.open(path, flags, 0o600)
+
+
+def _itself(path: str, flags: int) -> int:
+    """Open no file that a link names, and do not wait for a pipe: anybody may put such things there."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

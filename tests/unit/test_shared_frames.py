@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.leftovers import SHARED_MEMORY
 from gateway.triton import shared_frames
-from gateway.triton.shared_frames import SharedFrames, explain_full_memory
+from gateway.triton.shared_frames import BESIDE, SharedFrames, explain_full_memory, remove_left_frames
 
 FULL = (
     "Unable to initialize shared memory key 'wanstream_1' to requested size (67108864 bytes). If you are "
@@ -20,6 +22,18 @@ FULL = (
 )
 PICTURES = np.full((2, 8, 8, 3), 7, np.uint8)
 PREFIX = f"wanstream_test_{os.getpid()}_"
+
+
+OWNER = """
+import asyncio, sys
+import numpy as np
+from gateway.triton.shared_frames import SharedFrames
+from tests.unit.test_shared_frames import Client
+shared = SharedFrames(Client(), sys.argv[1], both_ways=False)
+asyncio.run(shared.put(np.zeros((1, 8, 8, 3), np.uint8)))
+print("there", flush=True)
+sys.stdin.read()
+"""
 
 
 class Client:
@@ -32,6 +46,9 @@ class Client:
 
     async def register_system_shared_memory(self, name: str, *_: Any, **__: Any) -> None:
         self.regions.add(name)
+
+    async def get_system_shared_memory_status(self, **_: Any) -> dict[str, Any]:
+        return {}
 
     async def unregister_system_shared_memory(self, name: str, **_: Any) -> None:
         if self.refusals:
@@ -67,6 +84,46 @@ async def test_a_region_that_is_in_use_is_given_back_later(monkeypatch: pytest.M
     await asyncio.wait_for(client.freed.wait(), 30)
 
     assert (kept, client.regions) == (1, set())
+
+
+async def test_files_of_a_killed_owner_are_removed_beside_a_triton_that_knows_nothing_of_them(
+    tmp_path: Path,
+) -> None:
+    other, ours = f"{BESIDE}killed{os.getpid()}_", f"{BESIDE}ours{os.getpid()}_"
+    link, pipe = SHARED_MEMORY / f"{BESIDE}link{os.getpid()}", SHARED_MEMORY / f"{BESIDE}pipe{os.getpid()}"
+    (tmp_path / "somebody's").write_bytes(b"")
+    shared = SharedFrames(Client(), ours, both_ways=False)
+    await shared.put(PICTURES)
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, other, **pipes)
+    try:
+        assert owner.stdout is not None
+        assert await owner.stdout.readline() == b"there\n"
+        link.symlink_to(tmp_path / "somebody's")
+        os.mkfifo(pipe)
+        await remove_left_frames(Client(), "another gateway's")
+        before = [name_of(prefix) for prefix in (other, ours)]
+
+        owner.kill()
+        await owner.wait()
+        await remove_left_frames(Client(), "another gateway's")
+        after = [name_of(prefix) for prefix in (other, ours)]
+    finally:
+        if owner.returncode is None:
+            owner.kill()
+            await owner.wait()
+        for path in (link, pipe):
+            path.unlink(missing_ok=True)
+    await shared.close()
+
+    assert all(before)
+    assert after == [None, before[1]]
+    assert (tmp_path / "somebody's").exists()
+    assert name_of(ours) is None
+
+
+def name_of(prefix: str) -> str | None:
+    return next((path.name for path in SHARED_MEMORY.glob(f"{prefix}*")), None)
 
 
 async def test_a_full_memory_is_told_with_the_need_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Locks on files that are being written, so that another server on the same directory leaves them alone."""
+"""Locks on files that are in use, so that another server on the same directory leaves them alone."""
 
 import contextlib
 from collections.abc import Iterator
