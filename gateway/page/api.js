@@ -60,7 +60,7 @@ async function request(method, path, { body, file, signal, keepalive, timeoutMs 
       cache: "no-store",
       signal: controller.signal,
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
-      body: body === undefined ? file : JSON.stringify(body),
+      body: body === undefined ? file : typeof body === "string" ? body : JSON.stringify(body),
     });
     text = await response.text();
   } catch (error) {
@@ -93,6 +93,8 @@ function parse(text) {
   }
 }
 
+const named = (kind, name) => `/api/v1/${kind}/${encodeURIComponent(name)}`;
+const ofStream = (id, rest) => `/api/v1/streams/${encodeURIComponent(id)}/${rest}`;
 const session = (id) => `/api/v1/webrtc/offer/${encodeURIComponent(id)}`;
 
 export const api = {
@@ -126,6 +128,22 @@ export const api = {
   takes: async () => (await request("GET", "/api/v1/recordings")).takes,
   take: (id) => request("GET", `/api/v1/takes/${encodeURIComponent(id)}`),
   deleteTake: (id) => request("DELETE", `/api/v1/takes/${encodeURIComponent(id)}`),
+  looks: () => request("GET", "/api/v1/looks"),
+  /** text: as it was exported. */
+  putLooks: (text) => request("PUT", "/api/v1/looks", { body: text }),
+  putLook: (name, look) => request("PUT", named("looks", name), { body: look }),
+  moveLook: (name, to) => request("POST", `${named("looks", name)}/move`, { body: { to } }),
+  deleteLook: (name) => request("DELETE", named("looks", name)),
+  recallLook: (id, name) => request("POST", ofStream(id, `looks/${encodeURIComponent(name)}`)),
+  cues: () => request("GET", "/api/v1/cues"),
+  cueList: (name) => request("GET", named("cues", name)),
+  putCues: (name, list) => request("PUT", named("cues", name), { body: list }),
+  deleteCues: (name) => request("DELETE", named("cues", name)),
+  playCues: (id, name, options) => request("POST", ofStream(id, `cues/${encodeURIComponent(name)}`), { body: options }),
+  playing: (id) => request("GET", ofStream(id, "cues")),
+  stopCues: (id) => request("DELETE", ofStream(id, "cues")),
+  createStream: (options) => request("POST", "/api/v1/streams", { body: options, timeoutMs: LOAD_TIMEOUT_MS }),
+  deleteStream: (id) => request("DELETE", named("streams", id), { keepalive: true }),
   images: async () => (await request("GET", "/api/v1/assets?type=image")).assets,
   uploadImage: (file) =>
     request("POST", `/api/v1/assets?filename=${encodeURIComponent(file.name)}`, {

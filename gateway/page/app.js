@@ -10,10 +10,11 @@ import { dismiss, notify } from "./notices.js";
 import { bindFullscreen, saveSnapshot } from "./screen.js";
 import { Share } from "./share.js";
 import { Settings } from "./settings.js";
+import { Show } from "./stage/show.js";
 import { Takes } from "./takes.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
 import { Stream, StreamError } from "./stream.js";
-import { describe, describePlan, hideToken, Progress, setText, showNumbers, showPlaceholder, showServerNumbers, showState } from "./view.js";
+import { describe, describePlan, hideToken, Progress, setText, showNumbers, showPlaceholder, showMark, showServerNumbers, showState } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const IDLE_POLL_MS = 4_000;
@@ -21,6 +22,14 @@ const READING_MS = 1_000;
 const NO_PICTURE_MS = 12_000;
 const SESSION_ASKED_MS = 1_000; // without a picture, and from one question to the next
 const NETWORK_WELL_MS = 10_000; // without a sign of a full network
+const MARKS = {
+  paused: "Paused",
+  interrupted: "Last picture",
+  reconnecting: "Last picture",
+  connecting: "Last picture",
+  replacing: "Last picture",
+  loading: "Last picture",
+};
 const FULL_READINGS = 2; // signs of a full network before it is said
 
 const settings = new Settings();
@@ -33,6 +42,12 @@ new Share(stream);
 const takes = new Takes((recording) => stream.send({ recording }, { now: true }));
 const progress = new Progress();
 const [output, preview] = [$("output"), $("preview")];
+const show = new Show(stream, controls, output, {
+  pause: () => stream.isLive && togglePause(),
+  record: () => $("record").click(),
+  snapshot: () => $("snapshot").click(),
+  fullscreen: () => $("fullscreen").click(),
+});
 
 let online = null; // null: not known yet
 let loaded = null; // the server's status answer, when a pipeline is loaded
@@ -60,6 +75,9 @@ window.wanstream = {
   get sessionId() {
     return stream.sessionId;
   },
+  get streamId() {
+    return stream.streamId;
+  },
   get stats() {
     return meter.stats;
   },
@@ -79,6 +97,7 @@ function render() {
   const state = currentState();
   const { entry } = controls;
   showState(state, entry?.name);
+  showMark(show.output.mark || MARKS[state]);
   const busy = opening || (stream.isBusy && !stream.isConnected);
   $("primary").disabled = !busy && !stream.isConnected && (!online || !entry);
   $("load").disabled = busy || !online || !entry;
@@ -283,6 +302,7 @@ async function load() {
 
 function stop() {
   opening = false;
+  remember(null);
   stream.stop();
   closeInput();
   output.srcObject = null;
@@ -321,7 +341,28 @@ function showProblem(error) {
 
 // --- Events --------------------------------------------------------------------------------------------------
 
+const STREAM_KEY = "wanstream.stream";
+
+/** Id of the stream that this tab had, before it was loaded again. */
+function stored() {
+  try {
+    return sessionStorage.getItem(STREAM_KEY);
+  } catch {
+    return null; // storage is blocked
+  }
+}
+
+function remember(streamId) {
+  try {
+    if (streamId) sessionStorage.setItem(STREAM_KEY, streamId);
+    else sessionStorage.removeItem(STREAM_KEY);
+  } catch {
+    // The page works without.
+  }
+}
+
 stream.addEventListener("state", ({ detail: state }) => {
+  if (stream.isLive) remember(stream.streamId);
   const underWay = stream.isBusy && !stream.isLive;
   if (underWay && ["loading", "waiting", "reconnecting", "connecting", "replacing"].includes(state)) progress.start();
   if (!underWay || state === "unsuitable") progress.stop();
@@ -329,6 +370,7 @@ stream.addEventListener("state", ({ detail: state }) => {
   if (!stream.isBusy) {
     closeInput();
     output.srcObject = null;
+    show.held.clear();
     meter.reset();
     showNumbers(null);
     showServerNumbers(null);
@@ -337,6 +379,7 @@ stream.addEventListener("state", ({ detail: state }) => {
   render();
   if (!stream.isBusy) refreshServer();
 });
+document.addEventListener("wanstream-mark", render);
 stream.addEventListener("interrupted", render);
 stream.addEventListener("stage", ({ detail }) => progress.stage(detail));
 stream.addEventListener("loaded", ({ detail }) => {
@@ -347,9 +390,13 @@ stream.addEventListener("loaded", ({ detail }) => {
 stream.addEventListener("media", ({ detail }) => {
   meter.reset();
   lastFrameAt = performance.now();
+  if (output.srcObject) show.held.hold("connecting"); // the last picture stays until the next one is there
   output.srcObject = detail;
 });
-output.addEventListener("playing", () => stream.playing());
+output.addEventListener("playing", () => {
+  show.held.release("connecting");
+  stream.playing();
+});
 stream.addEventListener("problem", ({ detail }) => {
   problem = detail;
   showProblem(detail);
@@ -482,13 +529,6 @@ document.addEventListener("click", (event) => {
   // A button that was clicked with the mouse must not catch the Space key that follows.
   if (event.detail > 0) event.target.closest?.("button, summary")?.blur();
 });
-document.addEventListener("keydown", (event) => {
-  // In a field, or on a button that was reached with the keyboard, Space keeps its usual meaning.
-  const inField = event.target.closest?.("input:not([type=range]), textarea, select, button, a, summary");
-  if (event.code !== "Space" || inField || event.repeat || !stream.isLive) return;
-  event.preventDefault();
-  togglePause();
-});
 navigator.mediaDevices?.addEventListener("devicechange", async () => controls.setCameras(await listCameras()));
 // Both: some browsers fire only one of them. Closing twice does no harm.
 for (const type of ["pagehide", "beforeunload"]) {
@@ -585,3 +625,14 @@ showServerNumbers(null);
 render();
 await refreshServer();
 controls.setCameras(await listCameras().catch(() => []));
+await Promise.all([show.refresh(), comeBack()]);
+
+/** After a reload: a stream that a cue list has kept is gone on with. */
+async function comeBack() {
+  const streamId = stored();
+  const { state } = streamId ? await api.playing(streamId).catch(() => ({})) : {};
+  if (state !== "playing" || !loaded || stream.isBusy) return;
+  controls.choose(loaded.pipeline_id);
+  const plan = await makePlan();
+  if (plan) await stream.comeBack(plan, streamId);
+}

@@ -18,8 +18,9 @@ export class Connection extends EventTarget {
   #timer = null;
   #closed = false;
 
-  /** Set when the server has accepted the offer. */
+  /** Both are set when the server has accepted the offer; they differ where somebody else's stream was joined. */
   sessionId = null;
+  streamId = null;
 
   get peer() {
     return this.#peer;
@@ -38,11 +39,12 @@ export class Connection extends EventTarget {
     this.#channel.onopen = () => this.#flush();
     this.#channel.onmessage = ({ data }) => this.#receive(data);
     // sendrecv also without a track: a later switch to video needs no new negotiation.
-    const direction = join ? "recvonly" : "sendrecv";
+    const direction = join && !join.publish ? "recvonly" : "sendrecv";
     this.#sender = this.#peer.addTransceiver(track ?? "video", { direction }).sender;
     await this.#peer.setLocalDescription();
     const answer = await api.offer(this.#peer.localDescription, initialParameters, signal, join);
     this.sessionId = answer.sessionId;
+    this.streamId = answer.streamId ?? join?.streamId ?? answer.sessionId;
     if (this.#closed) {
       this.#release();
       return;

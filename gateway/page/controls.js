@@ -58,6 +58,10 @@ export class Controls extends EventTarget {
     return Object.keys(this.#settings.overrides(this.entry.id, this.mode)).length > 0;
   }
 
+  get prompts() {
+    return this.#settings.prompts;
+  }
+
   nameOf(pipelineId) {
     return this.#pipelines[pipelineId]?.name ?? pipelineId;
   }

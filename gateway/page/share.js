@@ -22,7 +22,7 @@ export class Share {
 
   /** Ask the server who is there. */
   async refresh() {
-    const id = this.#stream.sessionId;
+    const [id, session] = [this.#stream.streamId, this.#stream.sessionId];
     if (!$("share").open || !id) return;
     try {
       const role = $("share-control").checked ? "controller" : "viewer";
@@ -36,7 +36,7 @@ export class Share {
       $("share-hint").textContent = isLocal
         ? "This address is good on this machine only. Open this page by the machine's name or address in the network to share it."
         : "Whoever opens it sees this stream, as long as it runs.";
-      this.#showPeople(shown.people.filter(({ sessionId }) => sessionId !== id));
+      this.#showPeople(shown.people.filter(({ sessionId }) => sessionId !== session));
     } catch (error) {
       $("share-hint").textContent = error.message;
     }

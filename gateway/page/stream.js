@@ -12,6 +12,7 @@ const GIVE_UP_MS = 600_000;
 const TRIES_TO_CONNECT = 6;
 const FULL = [429, 503]; // no place; or too many at once from one address, as when all viewers of an office come back
 const SLOW_ANSWER_MS = 2_500;
+const OF_SHOW = new Set(["look_recalled", "cues_changed", "replay_changed", "tempo_update", "change_scheduled", "change_applied"]);
 const OF_PEOPLE = new Set(["viewers_changed", "driver_changed", "control_requested"]);
 
 /** Something that ends or prevents a stream. `title` and the message are for the user. */
@@ -32,7 +33,7 @@ export class StreamError extends Error {
  *   "state" (name), "stage" (text of a load's current step), "loaded" (status answer), "media" (MediaStream),
  *   "interrupted" (whether a live stream hears nothing from the server right now),
  *   "retry" ({inS, reason}), "problem" (Error), "refused" (list of problems), "warnings" (list of sentences),
- *   "people" (a message about who watches and who drives), "changed" (parameters that someone else changed), "pipeline" (another pipeline is loading, or loaded).
+ *   "show" (a message about looks, cues, replays and tempo), "people" (a message about who watches and who drives), "changed" (parameters that someone else changed), "pipeline" (another pipeline is loading, or loaded).
  *
  * A plan is {pipelineId, mode, loadParams, track (or null), parameters: () => initialParameters}.
  */
@@ -48,9 +49,15 @@ export class Stream extends EventTarget {
   #successor = null; // message about the pipeline that took the place of the stream's
   #unloaded = false; // by someone
   #asking = false; // for the session
+  #cameFrom = null; // id of the stream that this page was connected to last
 
   get sessionId() {
     return this.#connection?.sessionId ?? null;
+  }
+
+  /** What the API calls the stream; another one than the session's where the page has come back to its stream. */
+  get streamId() {
+    return this.#connection?.streamId ?? null;
   }
 
   get peer() {
@@ -77,6 +84,7 @@ export class Stream extends EventTarget {
 
   async start(plan) {
     this.#plan = plan;
+    this.#cameFrom = null;
     await this.#attempt(async (signal) => {
       await this.#load(signal);
       try {
@@ -86,6 +94,13 @@ export class Stream extends EventTarget {
         this.#reconnect();
       }
     });
+  }
+
+  /** Come back to a stream that goes on without this page: a cue list keeps it. */
+  async comeBack(plan, streamId) {
+    this.#plan = plan;
+    this.#cameFrom = streamId;
+    await this.#attempt((signal) => this.#connectWhenFree(signal));
   }
 
   /** Load without streaming, or put another pipeline under a running stream. */
@@ -348,7 +363,7 @@ export class Stream extends EventTarget {
     const connected = outcome(connection, signal);
     connection.addEventListener("media", ({ detail }) => this.#emit("media", detail));
     connection.addEventListener("message", ({ detail }) => this.#receive(detail));
-    const opened = this.#answer(connection.open(this.#plan.track, this.#plan.parameters(), signal));
+    const opened = this.#answer(this.#open(connection, signal));
     try {
       await Promise.all([opened, connected]);
     } catch (error) {
@@ -356,12 +371,33 @@ export class Stream extends EventTarget {
       if (!signal.aborted && error.kind === "connect") await api.status(signal);
       throw error;
     }
+    this.#cameFrom = connection.streamId;
     this.#emit("stage", "Waiting for the first picture");
     connection.addEventListener("state", ({ detail }) => this.#watch(detail));
     connection.addEventListener("gone", () => this.#reconnect());
   }
 
+  /** Offers a new stream, or to go on with the one before where it plays on. */
+  async #open(connection, signal) {
+    const { track } = this.#plan;
+    const join = await this.#joinable();
+    if (!join) return connection.open(track, this.#plan.parameters(), signal);
+    return connection.open(track, null, signal, { ...join, role: "controller", publish: track !== null, label: "the page" });
+  }
+
+  async #joinable() {
+    const streamId = this.#cameFrom;
+    if (streamId === null) return null;
+    const { state } = await api.playing(streamId).catch(() => ({ state: "stopped" }));
+    return state === "playing" ? { streamId } : null;
+  }
+
   #receive(message) {
+    if (OF_SHOW.has(message.type)) this.#emit("show", message);
+    if (message.type === "stream_state") {
+      this.#emit("people", { type: "driver_changed", driver: message.driver });
+      this.#adopt(message.parameters);
+    }
     if (OF_PEOPLE.has(message.type)) this.#emit("people", message);
     if (message.type === "parameter_error") this.#emit("refused", message.errors ?? []);
     if (message.type === "recording_changed") this.#emit("recording", message);

@@ -36,11 +36,16 @@ export function showState(state, pipelineName) {
   $("pause").disabled = !live;
   $("pause-text").textContent = state === "paused" ? "Resume" : "Pause";
   $("pause-icon").setAttribute("href", state === "paused" ? "#i-play" : "#i-pause");
-  $("badge").hidden = state !== "paused";
   for (const id of ["record", "snapshot", "reset_cache"]) $(id).disabled = !live;
   $("progress").hidden = !heading;
   $("placeholder").hidden = Boolean(heading) || live;
   if (heading) $("progress-title").textContent = state === "loading" && pipelineName ? `Loading ${pipelineName}` : heading;
+}
+
+/** text: what is to be said on the picture, or nothing. */
+export function showMark(text) {
+  $("badge").hidden = !text;
+  if (text) setText("badge", text);
 }
 
 export function showPlaceholder(title, text) {

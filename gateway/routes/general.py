@@ -58,6 +58,17 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
         """The page of those who watch: `?stream=ID`, `&role=controller` to ask for control."""
         return await _page("watch.html")
 
+    @bp.get("/view")
+    @needs("view")
+    @tag(["general"])
+    @answers(200, "text/html", description="a page that shows nothing but a stream")
+    async def view() -> Response:
+        """The clean feed, for a projector.
+
+        `?stream=ID`, `&fit=` contain, cover or fill, `&scale=` plain, smooth or pixels.
+        """
+        return await _page("view.html")
+
     @bp.get("/static/<path:name>")
     @needs("view")
     @hide

@@ -35,6 +35,13 @@ from streaming.triton.protocol import Meta
 from streaming.triton.sessions import NO_PICTURES
 
 FRAMES_PER_CHUNK = 4
+COLOURS = {  # of the lower half of pictures whose first prompt is such a word
+    "red": (220, 30, 30),
+    "green": (20, 160, 40),
+    "blue": (30, 40, 220),
+    "grey": (128, 128, 128),
+    "white": (250, 250, 250),
+}
 SERVED = ServedPlan(
     engine_set="plain_pictures",
     engines=[ServedEngine("plain_pictures", "triton", "tensorrt", "cuda:0", 1_000_000_000)],
@@ -169,7 +176,7 @@ class DoubleSession:
             raise ChunkFailed(self._faults.chunk_error, fatal=self._faults.fatal)
         self._policy = policy
         meta = Meta(chunk=number, last=True, transition_active=policy.transition_active)
-        yield Chunk(self._pictures(number), meta)
+        yield Chunk(self._pictures(number, policy.active), meta)
 
     def give_up(self) -> None:
         self._given_up.set()
@@ -186,11 +193,15 @@ class DoubleSession:
     async def close(self) -> None:
         self.closed = True
 
-    def _pictures(self, chunk: int) -> Images:
+    def _pictures(self, chunk: int, prompts: Prompts) -> Images:
         luma = np.full((FRAMES_PER_CHUNK, *self._size), 90, np.uint8)
         for i, picture in enumerate(luma):
             draw_number(picture, chunk * FRAMES_PER_CHUNK + i)
-        return luma[..., None].repeat(3, axis=3)
+        pictures = luma[..., None].repeat(3, axis=3)
+        colour = COLOURS.get(prompts[0]["text"]) if prompts else None
+        if colour is not None:
+            pictures[:, self._size[0] // 2 :] = colour
+        return pictures
 
 
 class DoubleServing:

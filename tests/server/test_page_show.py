@@ -1,0 +1,273 @@
+"""The stage of the built-in page in real Chromium: looks, keys, cue lists, the clean feed."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from PIL import Image
+from playwright.async_api import Browser, Page, expect
+
+from tests.server.browser import PHONE, field, opened, out_of_reach, pixels, sessions_end, start, state
+from tests.server.double import COLOURS
+from tests.server.double_process import DoubleProcess
+from tests.server.peer import until
+
+pytest_plugins = "tests.server.page_fixtures"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def book(*names: str, **more: Any) -> dict[str, Any]:
+    looks = [{"name": name, "title": name.title(), "set": {"prompts": name}} for name in names]
+    return {"version": 1, "looks": looks, **more}
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def show(double: DoubleProcess) -> AsyncIterator[DoubleProcess]:
+    """A healthy server with five looks, of a colour each."""
+    await put(double, "/api/v1/looks", book(*COLOURS))
+    yield double
+    await put(double, "/api/v1/looks", {"version": 1})
+    for name in (await double.client.call("GET", "/api/v1/cues")).json()["cues"]:
+        await double.client.call("DELETE", f"/api/v1/cues/{name}")
+    await double.client.call("POST", "/api/v1/tempo/disable")
+
+
+async def put(server: DoubleProcess, path: str, body: Any) -> None:
+    answer = await server.client.call("PUT", path, json_body=body)
+    assert answer.status == 200, answer.text
+
+
+async def colour(page: Page, wanted: str, within_s: float = 30.0, video: str = "#output") -> None:
+    """Wait until the middle of the picture has that colour."""
+
+    async def is_there() -> bool:
+        middle = (await pixels(page, video))[70:110, 40:120].reshape(-1, 3).mean(axis=0)
+        return bool(np.abs(middle - COLOURS[wanted]).max() < 40)
+
+    await until(is_there, within_s, f"a {wanted} picture")
+
+
+async def test_a_show_of_five_looks_is_recalled_by_keys(
+    browser: Browser, show: DoubleProcess, tmp_path: Path
+) -> None:
+    async with opened(browser, show.url) as page:
+        await start(page, "LongLive")
+        for key, name in (("2", "green"), ("3", "blue"), ("1", "red"), ("5", "white"), ("4", "grey")):
+            await page.keyboard.press(key)
+            await colour(page, name)
+            await expect(page.get_by_role("button", name=name.title(), exact=True)).to_have_attribute(
+                "aria-pressed", "true"
+            )
+        await expect(field(page, "Prompt 1")).to_have_value("grey")
+
+
+async def test_a_look_is_saved_named_moved_exported_and_a_bad_file_refused_with_its_line(
+    browser: Browser, show: DoubleProcess, tmp_path: Path
+) -> None:
+    async with opened(browser, show.url) as page:
+        await state(page, "idle")
+        await page.get_by_role("radio", name="LongLive", exact=True).check()
+        await field(page, "Prompt 1").fill("blue hour")
+        await page.keyboard.press("Tab")
+        await page.get_by_label("Save with transition of").fill("2")
+        await page.get_by_role("button", name="Save look").click()
+        await expect(page.get_by_role("button", name="blue hour")).to_be_visible()
+        await page.get_by_role("button", name="Edit", exact=True).click()
+        await page.get_by_label("Name of blue hour").fill("Blue hour!")
+        await page.get_by_label("Name of blue hour").press("Enter")
+        await page.get_by_role("button", name="Move up Blue hour!").click()
+        await expect(page.locator(".looks li").nth(4)).to_have_attribute("data-look", "blue-hour")
+        await page.get_by_role("button", name="Delete White").click()
+        await expect(page.get_by_role("button", name="White", exact=True)).to_have_count(0)
+        async with page.expect_download() as exporting:
+            await page.get_by_role("button", name="Export").first.click()
+        await (await exporting.value).save_as(tmp_path / "looks.json")
+        exported = json.loads((tmp_path / "looks.json").read_text())
+        bad = (tmp_path / "looks.json").read_text().replace('"set"', '"sets"', 1)
+        (tmp_path / "bad.json").write_text(bad)
+        async with page.expect_file_chooser() as choosing:
+            await page.get_by_role("button", name="Import").first.click()
+        await (await choosing.value).set_files(tmp_path / "bad.json")
+        await expect(page.locator("#looks [role=alert]")).to_contain_text("Line ")
+        unreachable = await out_of_reach(page)
+        await page.set_viewport_size(PHONE)
+        out_on_phone = await out_of_reach(page)
+
+    names = [look["name"] for look in exported["looks"]]
+    saved = exported["looks"][4]
+    assert names == ["red", "green", "blue", "grey", "blue-hour"]
+    assert (saved["title"], saved["transition_s"]) == ("Blue hour!", 2)
+    assert saved["set"]["prompts"] == [{"text": "blue hour", "weight": 100}]
+    assert saved["set"]["denoising_step_list"] == [1000, 750, 500, 250]
+    assert (unreachable, out_on_phone) == ([], [])
+
+
+async def test_a_cue_list_goes_on_while_its_page_is_loaded_again(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    lines = [{"at": 0, "look": "red"}, {"at": 1.5, "look": "green"}, {"at": 3, "look": "blue"}]
+    await put(show, "/api/v1/cues/evening", {"clock": "time", "loop": True, "length": 4.5, "lines": lines})
+    async with opened(browser, show.url) as page:
+        await start(page, "LongLive")
+        before = await page.evaluate("wanstream.streamId")
+        await page.locator("#cues summary").click()
+        await page.keyboard.press("c")
+        await expect(page.locator("#cues-state")).to_contain_text("evening plays")
+        for name in ("green", "blue", "red"):
+            await colour(page, name)
+
+        await page.reload()
+        await state(page, "streaming", within_s=60)
+        after = await page.evaluate("wanstream.streamId")
+        for name in ("red", "green", "blue"):
+            await colour(page, name)
+        await expect(page.locator("#cues-state")).to_contain_text("evening plays")
+        await page.locator("#cues summary").click()
+        await page.get_by_role("button", name="Go to line 3").click()
+        await colour(page, "blue")
+        await page.locator("#cue-play").click()
+        await expect(page.locator("#cues-state")).to_have_text("")
+        await page.keyboard.press("4")  # the page drives its stream as before
+        await colour(page, "grey")
+
+        assert after == before
+        await page.get_by_role("button", name="Stop", exact=True).first.click()
+    await sessions_end(show)
+
+
+async def test_a_cue_list_is_made_on_the_page(browser: Browser, show: DoubleProcess) -> None:
+    async with opened(browser, show.url) as page:
+        await state(page, "idle")
+        await page.locator("#cues summary").click()
+        await page.get_by_role("button", name="New list").click()
+        await expect(page.locator(".cue-lines li")).to_have_count(5)
+        await page.get_by_label("Time of line 2").fill("4")
+        await page.get_by_label("Time of line 2").press("Enter")
+        await page.get_by_label("Look of line 3").select_option("red")
+        await page.get_by_label("Lines are placed in").select_option("beat")
+        await page.get_by_role("button", name="Remove line 5").click()
+        await expect(page.locator(".cue-lines li")).to_have_count(4)
+        kept = (await show.client.call("GET", "/api/v1/cues/show")).json()
+        await page.set_viewport_size(PHONE)
+        unreachable = await out_of_reach(page)
+
+    assert (kept["clock"], kept["loop"], kept["length"]) == ("beat", True, 40)
+    assert [(line.get("at", 0), line["look"]) for line in kept["lines"]] == [
+        *((0, "red"), (4, "green"), (16, "red"), (24, "grey")),
+    ]
+    assert unreachable == []
+
+
+async def test_the_clean_feed_shows_the_stream_alone_and_obeys_freeze_and_blackout_at_once(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    async with opened(browser, show.url) as page:
+        await start(page, "LongLive")
+        await page.keyboard.press("1")
+        await colour(page, "red")
+        async with page.context.expect_page() as opening:
+            await page.keyboard.press("o")
+        feed = await opening.value
+        await state(feed, "streaming")
+        await colour(feed, "red")
+        looks = await feed.evaluate(
+            "[getComputedStyle(document.body).cursor, document.body.innerText.trim()]"
+        )
+
+        await page.keyboard.press("f")
+        await feed.wait_for_selector(".held", state="visible")
+        await page.keyboard.press("2")
+        await colour(page, "green")  # below what is shown
+        frozen = await shown(feed)
+        await page.keyboard.press("b")
+        await feed.wait_for_selector(".curtain", state="visible")
+        black = await shown(feed)
+        await feed.keyboard.press("b")
+        await feed.keyboard.press("f")
+        await feed.wait_for_selector(".held", state="hidden")
+        await expect(page.locator("#badge")).to_be_hidden()
+        moving = await shown(feed)
+        await feed.keyboard.press("m")
+        await feed.keyboard.press("u")
+        await feed.wait_for_selector("canvas.smooth", state="visible")
+        smooth = await shown(feed)
+        fit = await feed.locator("#feed").get_attribute("data-fit")
+        await feed.mouse.click(100, 100)
+        await feed.wait_for_function("() => document.fullscreenElement !== null")
+
+        await page.get_by_role("button", name="Stop", exact=True).first.click()
+        await state(feed, "nothing")
+        nothing = await shown(feed)
+
+    near = {name: np.asarray(rgb) for name, rgb in COLOURS.items()}
+    assert looks == ["none", ""]
+    assert np.abs(frozen - near["red"]).max() < 40
+    assert black.max() < 5
+    assert np.abs(moving - near["green"]).max() < 40
+    assert np.abs(smooth - near["green"]).max() < 40
+    assert fit == "cover"
+    assert nothing.max() < 5
+
+
+async def shown(page: Page) -> Any:
+    """Mean colour of what the window shows a little below its middle."""
+    size = page.viewport_size or {"width": 960, "height": 540}
+    clip = {"x": size["width"] / 2 - 40, "y": size["height"] * 0.7, "width": 80.0, "height": 20.0}
+    picture = Image.open(io.BytesIO(await page.screenshot(clip=clip)))  # type: ignore[arg-type]
+    return np.asarray(picture.convert("RGB"), np.float64).mean(axis=(0, 1))
+
+
+async def test_the_keys_are_explained_and_do_nothing_while_somebody_writes(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    async with opened(browser, show.url) as page:
+        await start(page, "LongLive")
+        await page.keyboard.press("?")
+        dialog = page.get_by_role("dialog", name="Keys")
+        await expect(dialog).to_contain_text("Blackout, at once")
+        await page.keyboard.press("1")  # not behind the dialog
+        await page.keyboard.press("Escape")
+        await expect(dialog).to_be_hidden()
+
+        prompt = field(page, "Prompt 1")
+        await prompt.fill("")
+        await prompt.type("1 b f 2?")
+
+        await expect(prompt).to_have_value("1 b f 2?")
+        await expect(page.locator("#blackout")).to_have_attribute("aria-pressed", "false")
+        assert "red" not in show.prompts()
+
+
+async def test_a_look_is_previewed_in_a_second_stream_where_there_is_room(
+    browser: Browser, show: DoubleProcess, tmp_path: Path
+) -> None:
+    roomy = await asyncio.to_thread(DoubleProcess, tmp_path / "home", {"WANSTREAM_MAX_SESSIONS": "2"})
+    await put(roomy, "/api/v1/looks", book("red", "blue"))
+
+    async def preview(page: Page) -> None:
+        await start(page, "LongLive")
+        await page.keyboard.press("1")
+        await colour(page, "red")
+        await page.get_by_role("button", name="Edit", exact=True).click()
+        await page.get_by_role("button", name="Preview Blue", exact=True).click()
+
+    async def one_is_left() -> bool:
+        return len((await roomy.client.call("GET", "/api/v1/streams")).json()["streams"]) == 1
+
+    async with opened(browser, show.url) as page:  # one stream is all it has room for
+        await preview(page)
+        await expect(page.locator("#look-preview [role=alert]")).to_contain_text("needs room")
+    async with opened(browser, roomy.url) as page:
+        await preview(page)
+        await page.wait_for_function("() => document.querySelector('#look-preview img').naturalWidth > 0")
+        await until(lambda: roomy.prompts() == ["blue"], 30, "the preview")
+        await colour(page, "red")
+        await page.get_by_role("button", name="Close preview").click()
+        await until(one_is_left, 30, "the preview's stream has ended")
+    await asyncio.to_thread(roomy.stop)
