@@ -4,7 +4,7 @@ What differs between pipelines is data of `LoopSpec`, or a function that its dat
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +24,7 @@ from streaming.schedule import first_video_step
 from streaming.session import Session
 from streaming.specs import TEXT, VIDEO, CachedKeys, OnPromptChange
 from streaming.triton.sessions import ChunkCancelled, Images
+from streaming.vace.conditions import vace_context
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -43,6 +44,12 @@ class ChunkRequest:
     noise_controller: bool = True  # video mode: let motion decide about the noise scale
     past_weight: float = 1.0  # of cached frames in the attention, for pipelines that have it; 1: plain
     video: Images | None = None  # uint8 [T, H, W, 3] RGB, any size; video mode only
+    vace_input_frames: Images | None = None  # the same, of a control video; text mode only
+    vace_input_masks: Images | None = None  # uint8 [T, H, W, 1], of its frames; 255: to be made
+    vace_ref_images: Sequence[Images] = ()  # uint8 [H, W, 3] RGB each, any size, of this chunk
+    first_frame_image: Images | None = None
+    last_frame_image: Images | None = None
+    vace_context_scale: float = 1.0  # of the hints; 0: as if there were no context
 
 
 @dataclass(slots=True)
@@ -80,6 +87,7 @@ def generate_chunk(
     latents, steps = INPUT_STEPS[request.mode](model, chunk, request, draw, step)
     frames = latents.shape[1]
     CACHE_STEPS[model.spec.cached_keys].prepare(model, chunk, frames, step)
+    chunk.conditions = replace(chunk.conditions, vace=vace_context(model, chunk, request, step))
     x_0 = denoise(model, chunk, latents, steps, draw, step)
     require_finite(x_0)  # before it is shown or remembered: one such value would stay in all later chunks
     for i in range(frames):  # before the clean pass: the pictures need not wait for it
@@ -109,6 +117,7 @@ def begin(model: StreamModel, chunk: Session, request: ChunkRequest, step: StepT
         assert embedding is not None, "a stream's first prompt has an embedding"
         with step("text"):
             cross_kv = model.cross_kv(embedding)
+        chunk.vace_cross_kv = ()
     chunk.conditions = Conditions(cross_kv, request.past_weight)
 
 
@@ -117,7 +126,8 @@ def reset_due(model: StreamModel, chunk: Session, request: ChunkRequest) -> bool
     prompt = chunk.prompt
     positions_end = chunk.start >= model.spec.rope_positions - model.spec.frames_per_chunk
     jumped = prompt.updated and not (prompt.in_transition or prompt.was_in_transition)
-    return positions_end or (jumped and request.manage_cache and request.mode == VIDEO)
+    has_video = request.mode == VIDEO or request.vace_input_frames is not None
+    return positions_end or (jumped and request.manage_cache and has_video)
 
 
 def from_noise(

@@ -12,6 +12,7 @@ from streaming.conditioning.prompts import PromptState
 from streaming.network.autoencoder import Caches
 from streaming.network.model import StreamModel
 from streaming.noise import Array
+from streaming.vace.context import EncoderCaches
 
 
 @dataclass(eq=False)
@@ -35,6 +36,8 @@ class Session:
     conditions: Conditions = field(default_factory=Conditions)
     encoder_caches: Caches | None = None  # None: the next frames are the first of a stream
     decoder_caches: Caches | None = None
+    vace_caches: EncoderCaches = field(default_factory=EncoderCaches)
+    vace_cross_kv: tuple[Tensor, ...] = ()  # of the prompt; empty: not computed yet
     last_input: Array | None = None  # last frame that the noise controller saw, [1, 3, 1, H, W]
 
     @staticmethod
@@ -45,6 +48,7 @@ class Session:
             clean=model.no_latents(),
             pictures=model.no_pictures(),
             bank=model.empty_bank(),
+            vace_caches=EncoderCaches(model.shared_encoder_cache),
         )
 
     def reset(self, model: StreamModel, seed: int) -> None:
@@ -55,6 +59,7 @@ class Session:
         self.start = self.index = 0
         self.seed = seed
         self.encoder_caches = self.decoder_caches = None
+        self.vace_caches = EncoderCaches(model.shared_encoder_cache)
 
     def adopt(self, other: "Session") -> None:
         """Become what `other` is."""

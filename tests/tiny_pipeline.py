@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from export.graphs.signature import Signature
 from export.graphs.taehv import TinyVae, TinyVaeConfig
 from export.graphs.transformer import TextKV, Transformer
+from export.graphs.vace import VaceConfig, VaceTextKV, VaceTransformer
 from export.graphs.vae import VaeConfig, WanVae
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
 from export.pytorch.engine import ModuleEngine
 from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import TransformerConfig
-from streaming.engines.engine import Engine, Engines, EngineWrapper, VaeEngines
+from streaming.engines.engine import BranchEngines, Engine, Engines, EngineWrapper, VaeEngines
 from streaming.network.model import StreamModel
 from streaming.specs import LONGLIVE, CachedKeys, PipelineSpec
 from streaming.triton.model_pipeline import ModelPipeline
@@ -48,6 +49,14 @@ def modules(
                 for parameter in owner.parameters(recurse=False):
                     parameter.data = parameter.data.to(dtype)
     return parts
+
+
+def branch_of(transformer: Transformer) -> tuple[VaceTransformer, VaceTextKV]:
+    """The transformer with a branch of random weights, and what that wants of prompts."""
+    vace = VaceConfig(layers=(0, 1))
+    module = randomized(VaceTransformer(CONFIG, vace, transformer.unroped_cache), 4)
+    module.load_state_dict(transformer.state_dict(), strict=False)
+    return module, randomized(VaceTextKV(CONFIG, vace), 5)
 
 
 def encode_prompts(texts: Sequence[str]) -> list[Tensor]:
@@ -87,8 +96,12 @@ def tiny_pipeline(
     vae_type: str = "wan",
     dtype: torch.dtype = torch.float32,
     spec: PipelineSpec = LONGLIVE,
+    branch_hook: Hook | None = None,
 ) -> ModelPipeline:
-    """A pipeline whose engines tell `hook` before they run."""
+    """A pipeline whose engines tell `hook` before they run.
+
+    branch_hook: what the transformer with the VACE branch tells; None: there is no branch
+    """
     assert spec.loop is not None
     loop = replace(spec.loop, rope_positions=rope_positions)
     transformer, text_kv, vae = modules(vae_type, dtype, loop.cached_keys is CachedKeys.UNROTATED)
@@ -97,6 +110,11 @@ def tiny_pipeline(
     def engine(module: nn.Module, signature: Signature) -> Engine:
         return HookedEngine(ModuleEngine(module, signature), hook)
 
+    def branch() -> BranchEngines:
+        module, text = branch_of(transformer)
+        with_branch = HookedEngine(ModuleEngine(module, module.signature(0)), branch_hook or Hook())
+        return BranchEngines(with_branch, engine(text, text.signature()))
+
     coders = [g(vae, first) for g in (EncoderGraph, DecoderGraph) for first in (True, False)]
     model = StreamModel(
         spec=loop,
@@ -104,6 +122,7 @@ def tiny_pipeline(
             engine(transformer, transformer.signature(0)),
             engine(text_kv, text_kv.signature()),
             VaeEngines(*(engine(coder, coder.signature(HEIGHT, WIDTH)) for coder in coders), vae.groups),
+            None if branch_hook is None else branch(),
         ),
         encode_prompts=encode_prompts,
         sizes=stream_sizes(CONFIG),

@@ -16,6 +16,7 @@ from export.checkpoints.lora_merge import (
     merge,
     user_adapters,
 )
+from export.checkpoints.vace import together
 from export.graphs.taehv import TinyVae, TinyVaeConfig, keep_last_grow_channels
 from export.graphs.text_encoder import TextEncoder, TextEncoderConfig
 from export.graphs.transformer import TextKV, Transformer
@@ -32,14 +33,20 @@ PRUNED = 0.75  # of the widths, in the light VAE
 
 
 def open_transformer(
-    models: Path, files: TransformerFiles, adapters: Sequence[ScaledAdapter] = ()
+    models: Path,
+    files: TransformerFiles,
+    adapters: Sequence[ScaledAdapter] = (),
+    branch: Checkpoint | None = None,
 ) -> Checkpoint:
     """The weights of a pipeline's transformer in the directory of models, its own adapter merged in.
 
-    adapters: LoRA files to merge as well; what in them is ignored is logged. Raises CheckpointError, and
-    AdapterError for a LoRA file that cannot be used.
+    adapters: LoRA files to merge as well; what in them is ignored is logged. branch: tensors of a VACE
+    branch, which are to be among the others. Raises CheckpointError, and AdapterError for a LoRA file that
+    cannot be used.
     """
     base = open_checkpoint(models / files.weights, files.entry)
+    if branch is not None:
+        base = together(base, branch)
     changes: list[Changes] = []
     if files.adapter is not None:
         name, alpha = files.adapter

@@ -150,7 +150,13 @@ class Transformer(nn.Module):
         return {"tokens", "rope", "cross", "cache"} | ({"rope_k"} if self.unroped_cache else set())
 
     def forward(
-        self, tokens: Values, rope: Values, cross: Values, cache: Values, rope_k: Values | None = None
+        self,
+        tokens: Values,
+        rope: Values,
+        cross: Values,
+        cache: Values,
+        rope_k: Values | None = None,
+        vace: Values | None = None,
     ) -> tuple[Tensor, ...]:
         """Arguments are groups of `streaming/network/inputs.py`, each a tuple in the order given there.
 
@@ -162,24 +168,40 @@ class Transformer(nn.Module):
         cross      cross_kv of each layer [2, B, text_len, N, D]
         cache      kv of each layer [2, B, S, N, D]
         rope_k     cos, sin [S + T, D / 2] of [cached | new] tokens, for un-roped keys
+        vace       see `VaceTransformer`; None: no hints
         returns    flow [B, T, patch * out_dim] for `unpatchify`, then new_kv of each layer [2, B, T, N, D]
         """
         patches, time_sin, key_bias = tokens
         x = self.patch_embedding(patches)
         e = self.time_embedding(time_sin.to(x.dtype))
         e0 = self.time_projection(e).unflatten(2, (6, -1))
+        hints = self.hints(x, e0, vace)
         new_kv = []
-        for block, cross_kv, kv in zip(self.blocks, cross, cache, strict=True):
+        for i, (block, cross_kv, kv) in enumerate(zip(self.blocks, cross, cache, strict=True)):
             x, new = block(x, e0, cross_kv, kv, key_bias, rope, rope_k)
+            if i in hints:
+                x = x + hints[i]
             new_kv.append(new)
         return (self.head(x, e), *new_kv)
 
-    def signature(self, cache_tokens: int | str, batch: int = 1) -> Signature:
-        """Names and shapes for S = cache_tokens, a name if it is dynamic; F, T and S + T are dynamic."""
-        sizes = self.config.axes(batch) | {"S": cache_tokens}
-        groups = (group for group in GROUPS.values() if group.name in self.groups)
+    def hints(self, x: Tensor, e0: Tensor, vace: Values | None) -> dict[int, Tensor]:
+        """What is added to the tokens after a block, by its number; here nothing."""
+        return {}
+
+    def signature(self, cache_tokens: int | str, batch: int = 1, *, branch: bool = True) -> Signature:
+        """Names and shapes for S = cache_tokens, a name if it is dynamic; F, T and S + T are dynamic.
+
+        branch: with the inputs of a VACE branch, where there is one
+        """
+        sizes = self.axes(batch) | {"S": cache_tokens}
+        names = self.groups if branch else self.groups - {"vace"}
+        groups = (group for group in GROUPS.values() if group.name in names)
         inputs = tuple(spec for group in groups for spec in group.specs(sizes))
         return Signature(inputs, sized(OUTPUTS, sizes))
+
+    def axes(self, batch: int) -> dict[str, int | str]:
+        """Sizes of the axes that the network fixes."""
+        return self.config.axes(batch)
 
 
 class TextKV(nn.Module):

@@ -13,7 +13,9 @@ from torch import Tensor
 from export.checkpoints.checkpoints import load_weights
 from export.checkpoints.load import load_text_encoder, load_vae, open_transformer, transformer_modules
 from export.checkpoints.lora_merge import ScaledAdapter
+from export.checkpoints.vace import branch_modules, open_vace
 from export.graphs.transformer import TextKV, Transformer
+from export.graphs.vace import VaceTextKV
 from export.graphs.vae_graphs import Autoencoder, AutoencoderGraph, DecoderGraph, EncoderGraph
 from export.pytorch.engine import ModuleEngine
 from export.pytorch.faster import NOTHING, channels_innermost, faster_calls, for_cpu
@@ -22,11 +24,11 @@ from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FIL
 from streaming.conditioning.embedding_cache import EmbeddingCache
 from streaming.conditioning.prompt_encoder import PromptEncoder
 from streaming.conditioning.tokenizer import PromptTokenizer
-from streaming.engines.engine import BatchLimit, Engine, Engines, VaeEngines
-from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchPrecision, TorchSwitches
+from streaming.engines.engine import BatchLimit, BranchEngines, Engine, Engines, VaeEngines
+from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchPrecision, TorchSwitches, VacePlan
 from streaming.engines.manifest import file_info, fingerprint
 from streaming.engines.records import EngineError
-from streaming.engines.served import CPU, PROMPTS
+from streaming.engines.served import CPU, PROMPTS, shares_encoder_cache
 from streaming.network.inputs import KEY_BIAS
 from streaming.network.model import StreamModel
 from streaming.network.transformer import ModelSizes
@@ -36,6 +38,7 @@ from streaming.triton.model_pipeline import ModelPipeline
 
 DTYPES: Final[Mapping[TorchPrecision, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PROMPTS_AT_ONCE: Final = 4
+_VACE: Final = VacePlan()
 EncodePrompts = Callable[[Sequence[str]], list[Tensor]]
 
 
@@ -52,11 +55,16 @@ def load_pipeline(spec: PipelineSpec, plan: LoadPlan) -> ModelPipeline:
     device, dtype = torch.device(torch_plan.device), DTYPES[torch_plan.precision]
     config = read_config(models / files.config)
     transformer, text_kv = transformer_modules(config, spec.loop.cached_keys)
+    branch, branch_text = None, None
+    if plan.vace is not None:
+        branch, sizes = open_vace(models / files.vace, config)
+        transformer, branch_text = branch_modules(config, sizes, spec.loop.cached_keys)
     adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.adapters]
     load_weights(
-        open_transformer(models, files, adapters),
+        open_transformer(models, files, adapters, branch),
         transformer,
         text_kv,
+        *(() if branch_text is None else (branch_text,)),
         dtype=dtype,
         device=device,
         unexpected="warn",
@@ -65,7 +73,17 @@ def load_pipeline(spec: PipelineSpec, plan: LoadPlan) -> ModelPipeline:
     vae = load_vae(vae_file, torch_plan.vae_type, vae_dtype, device)
     switches = torch_plan.switches if torch_plan.on_gpu else for_cpu(torch_plan.switches)
     encode_prompts = _prompt_encoder(torch_plan, config, plan)
-    model = stream_model(spec.loop, transformer, text_kv, vae, encode_prompts, plan.size, switches=switches)
+    model = stream_model(
+        spec.loop,
+        transformer,
+        text_kv,
+        vae,
+        encode_prompts,
+        plan.size,
+        switches=switches,
+        branch_text=branch_text,
+        vace=plan.vace or _VACE,
+    )
     noise = SeededNoise(device if switches.device_noise else CPU)
     return ModelPipeline(spec, model, plan.base_seed, noise)
 
@@ -80,18 +98,25 @@ def stream_model(
     *,
     switches: TorchSwitches = NOTHING,
     watch: Callable[[Engine], Engine] = lambda engine: engine,
+    branch_text: VaceTextKV | None = None,
+    vace: VacePlan = _VACE,
 ) -> StreamModel:
     """What streams need of these networks, at a size of height x width pixels, in the transformer's type.
 
     switches   what is to make it faster
     watch      from the transformer's engine to the one that the loop calls
+    branch_text, vace   of a transformer with a VACE branch, which then runs with it and without
     """
     weight = transformer.patch_embedding.weight_t
     if switches.channels_last:
         channels_innermost(vae)
     tokens = prod(side // vae.spatial_factor // transformer.config.patch_size[1] for side in size)
-    wrapped = faster_calls(switches, loop.longest_chunk * tokens)
-    signature = transformer.signature(0)
+    longest = loop.longest_chunk * tokens
+
+    def denoiser(*, branch: bool) -> Engine:
+        signature = transformer.signature(0, branch=branch)
+        wrapped = faster_calls(switches, longest)
+        return watch(ModuleEngine(transformer, signature, optional=(KEY_BIAS,), wrapped=wrapped))
 
     def coder(graph: AutoencoderGraph) -> Engine:
         return ModuleEngine(graph, graph.signature(*size))
@@ -99,7 +124,7 @@ def stream_model(
     return StreamModel(
         spec=loop,
         engines=Engines(
-            watch(ModuleEngine(transformer, signature, optional=(KEY_BIAS,), wrapped=wrapped)),
+            denoiser(branch=False),
             ModuleEngine(text_kv, text_kv.signature()),
             VaeEngines(
                 coder(EncoderGraph(vae, True)),
@@ -108,6 +133,9 @@ def stream_model(
                 coder(DecoderGraph(vae, False)),
                 vae.groups,
             ),
+            None
+            if branch_text is None
+            else BranchEngines(denoiser(branch=True), ModuleEngine(branch_text, branch_text.signature())),
         ),
         encode_prompts=encode_prompts,
         sizes=stream_sizes(transformer.config, vae.spatial_factor),
@@ -117,6 +145,8 @@ def stream_model(
         dtype=weight.dtype,
         device=weight.device,
         spare_bias=switches.spare_bias,
+        shared_encoder_cache=shares_encoder_cache(vace, vae.groups),
+        vace_padding=vace.pad_attention,
     )
 
 

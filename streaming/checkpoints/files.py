@@ -28,6 +28,7 @@ class TransformerFiles:
     entry     state dict of the file, where it holds several; the first one of several names that is there
     adapter   file of the adapter that belongs to the weights, and its alpha
     published   what the released files hold
+    vace      file of the VACE branch, a module's or a full VACE checkpoint
     """
 
     weights: str
@@ -35,6 +36,8 @@ class TransformerFiles:
     adapter: tuple[str, float] | None = None
     config: str = f"{_BASE}/config.json"
     published: TransformerConfig = WAN_1_3B
+    vace: str = "WanVideo_comfy/Wan2_1-VACE_module_1_3B_bf16.safetensors"
+    published_vace_blocks: int = 15
 
 
 TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
@@ -51,6 +54,8 @@ TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
         "krea-realtime-video/krea-realtime-video-14b.safetensors",
         config="Wan2.1-T2V-14B/config.json",
         published=WAN_14B,
+        vace="WanVideo_comfy/Wan2_1-VACE_module_14B_bf16.safetensors",
+        published_vace_blocks=8,
     ),
 }
 

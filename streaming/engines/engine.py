@@ -191,9 +191,18 @@ class VaeEngines:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchEngines:
+    """The graphs of a VACE branch."""
+
+    transformer: Engine  # with the branch; its cache is that of the plain one
+    text_kv: Engine  # prompt embedding -> cross-attention keys and values of every block of the branch
+
+
+@dataclass(frozen=True, slots=True)
 class Engines:
-    """Everything that the loop computes with."""
+    """Everything that the loop computes with. vace: for chunks with a context; None: none can have one."""
 
     transformer: Engine
     text_kv: Engine  # prompt embedding -> cross-attention keys and values of every layer
     vae: VaeEngines
+    vace: BranchEngines | None = None

@@ -26,6 +26,14 @@ class VaeSet(Record):
     decoder_next: str
 
 
+class BranchSet(Record):
+    """Engines of the VACE branch. blocks: of the branch."""
+
+    transformer: str
+    text_kv: str
+    blocks: int
+
+
 class ModelFacts(Record):
     """Dimensions that come with the weights."""
 
@@ -83,6 +91,7 @@ class EngineSet(Record):
     demo           random or tiny weights: only a stand-in
     note           a line for users about the weights
     examples       prompts that the weights understand
+    branch         of VACE, if it was exported
     """
 
     name: str
@@ -101,6 +110,7 @@ class EngineSet(Record):
     text_kv: str
     transformer: str
     vae: tuple[VaeSet, ...]
+    branch: BranchSet | None = None
     serve_with: Variant = "onnxruntime"
     gpus: tuple[int, ...] = (0,)
 
@@ -119,11 +129,11 @@ class EngineSet(Record):
             f"wanstream-export {self.pipeline} --size {height}x{width}."
         )
 
-    def engines(self, size: tuple[int, int] | None = None) -> tuple[str, ...]:
+    def engines(self, size: tuple[int, int] | None = None, *, vace: bool = True) -> tuple[str, ...]:
         """Names of the engines, those first that others need.
 
-        size: height and width of the pictures; None: of all sizes. Raises EngineError, with the sizes there
-        are, for one that is not among them.
+        size: height and width of the pictures; None: of all sizes. vace: with the branch, if there is one.
+        Raises EngineError, with the sizes there are, for one that is not among them.
         """
         chosen = self.vae if size is None else (self.vae_for(*size),)
         vae = [
@@ -131,7 +141,8 @@ class EngineSet(Record):
             for v in chosen
             for name in (v.encoder_first, v.encoder_next, v.decoder_first, v.decoder_next)
         ]
-        return (self.text_encoder, self.text_kv, *vae, self.transformer)
+        branch = () if self.branch is None or not vace else (self.branch.text_kv, self.branch.transformer)
+        return (self.text_encoder, self.text_kv, *vae, *branch, self.transformer)
 
 
 def read_engine_set(directory: Path) -> EngineSet:

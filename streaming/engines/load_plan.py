@@ -85,6 +85,17 @@ class PlannedAdapter(Record):
     scale: float
 
 
+class VacePlan(Record):
+    """How the VACE branch is used.
+
+    encoder_cache   of the two clips of a context; None: as the reference has it for this autoencoder
+    pad_attention   zero keys of the reference's attention take part in the branch
+    """
+
+    encoder_cache: Literal["shared", "separate"] | None = None
+    pad_attention: bool = True
+
+
 class LoadPlan(Record):
     """A load of a pipeline with a model. Sizes in pixels.
 
@@ -96,6 +107,7 @@ class LoadPlan(Record):
     pytorch      of backend `pytorch`
     adapters     LoRA files, in the order of the load
     loop         what was chosen of the pipeline's loop, see `LOAD_CHOICES`
+    vace         None: the pipeline is loaded without its VACE branch
     """
 
     engine_set: Path | None = None
@@ -109,6 +121,7 @@ class LoadPlan(Record):
     adapters: tuple[PlannedAdapter, ...] = ()
     base_seed: int
     loop: Mapping[str, int | bool | None] = {}
+    vace: VacePlan | None = None
 
     @model_validator(mode="after")
     def _has_weights(self) -> "LoadPlan":

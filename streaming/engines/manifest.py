@@ -148,6 +148,7 @@ class EngineManifest(Record):
     head_dim: int | None = None
     text_len: int | None = None
     text_dim: int | None = None
+    vace_blocks: int | None = None  # of the branch in a transformer, or in its text side
     loras: tuple[str, ...] = ()
     quantization: Quantization | None = None  # of precision fp8
     form: Form = "portable"

@@ -13,6 +13,7 @@ from streaming.conditioning.prompt_encoder import PromptEncoder
 from streaming.conditioning.tokenizer import PromptTokenizer
 from streaming.engines.engine import (
     BatchLimit,
+    BranchEngines,
     Engine,
     Engines,
     ReopenableEngine,
@@ -20,8 +21,8 @@ from streaming.engines.engine import (
     VaeEngines,
 )
 from streaming.engines.engine_config import engine_config
-from streaming.engines.engine_set import SET, TOKENIZER, VaeSet, read_engine_set
-from streaming.engines.load_plan import LoadPlan
+from streaming.engines.engine_set import SET, TOKENIZER, EngineSet, VaeSet, read_engine_set
+from streaming.engines.load_plan import LoadPlan, VacePlan
 from streaming.engines.manifest import (
     ONNX_FILE,
     EngineManifest,
@@ -150,6 +151,7 @@ def open_model(
     size: tuple[int, int] | None = None,
     device: torch.device = CPU,
     cache: EmbeddingCache | None = None,
+    vace: VacePlan | None = None,
 ) -> StreamModel:
     """All that the streams of a pipeline share.
 
@@ -157,6 +159,7 @@ def open_model(
     size        height and width of the pictures in pixels; None: the set's default
     device      where caches and latents are, in the transformer's own type
     cache       of prompt embeddings; None: one in memory
+    vace        how the VACE branch is used; None: it is not opened
     Raises WanstreamError when the set is absent, is another pipeline's, or has no engines of this size.
     """
     engines = read_engine_set(directory)
@@ -166,7 +169,7 @@ def open_model(
             f"Run: wanstream-export {spec.id}."
         )
     height, width = size or (engines.vae[0].height, engines.vae[0].width)
-    vae = engines.vae_for(height, width)
+    vae_names = engines.vae_for(height, width)
     facts = engines.model
     groups = FrameGroups(
         engines.frames.first, engines.frames.later, engines.frames.repeat_last, engines.frames.at_once
@@ -179,7 +182,8 @@ def open_model(
         engines=Engines(
             transformer,
             open_engine(engines.text_kv, kind="text_kv", pipeline=spec.id, layers=facts.layers),
-            _vae(vae, groups, open_engine),
+            _vae(vae_names, groups, open_engine),
+            None if vace is None else _branch(engines, spec.id, open_engine),
         ),
         encode_prompts=PromptEncoder(
             tokenizer,
@@ -200,7 +204,30 @@ def open_model(
         cache_frames=engines.cache_frames,
         dtype=_DTYPES[engines.precision],
         device=device,
+        shared_encoder_cache=shares_encoder_cache(vace or VacePlan(), groups),
+        vace_padding=vace is None or vace.pad_attention,
     )
+
+
+def shares_encoder_cache(vace: VacePlan, groups: FrameGroups) -> bool:
+    """Whether both clips of a VACE context go through one cache; for tiny autoencoders there are two."""
+    if vace.encoder_cache is None:
+        return not groups.repeat_last
+    return vace.encoder_cache == "shared"
+
+
+def _branch(engines: EngineSet, pipeline: str, open_engine: OpenEngine) -> BranchEngines:
+    """Raises EngineError where the set has none."""
+    names = engines.branch
+    if names is None:
+        raise EngineError(
+            f"Engine set '{engines.name}' has no VACE branch. Load without it, or: "
+            f"wanstream-export {pipeline} --vace."
+        )
+    facts = {"pipeline": pipeline, "vace_blocks": names.blocks}
+    transformer = open_engine(names.transformer, kind="transformer", **facts)
+    require_known_inputs(names.transformer, transformer, pipeline)
+    return BranchEngines(transformer, open_engine(names.text_kv, kind="text_kv", **facts))
 
 
 def require_known_inputs(name: str, transformer: Engine, pipeline: str) -> None:
@@ -227,7 +254,7 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
         device = torch.device("cuda", 0) if plan.gpus and torch.cuda.is_available() else CPU
         cache = prompt_cache(plan.models, plan.set_directory)
         open_engine = engine_opener(plan, context.models, device)
-        model = open_model(plan.set_directory, chosen, open_engine, plan.size, device, cache)
+        model = open_model(plan.set_directory, chosen, open_engine, plan.size, device, cache, plan.vace)
         return ModelPipeline(spec, model, plan.base_seed)
 
     return load
@@ -249,7 +276,9 @@ def _adapted(plan: LoadPlan) -> Weights:
     from export.onnx.adapters import merged_weights
 
     engines = read_engine_set(plan.set_directory)
-    names = (engines.transformer, engines.text_kv)
+    names: tuple[str, ...] = (engines.transformer, engines.text_kv)
+    if plan.vace is not None and engines.branch is not None:
+        names = (*names, engines.branch.transformer, engines.branch.text_kv)
     graphs = [engine_directory(plan.models, name) / ONNX_FILE for name in names]
     adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.adapters]
     return dict(zip(names, merged_weights(graphs, adapters), strict=True))

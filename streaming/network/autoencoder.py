@@ -14,12 +14,20 @@ Step = Callable[[str], AbstractContextManager[None]]  # surrounds an engine call
 
 
 def encode(
-    vae: VaeEngines, frames: Tensor, caches: Caches | None, step: Step, *, normalise: bool = True
+    vae: VaeEngines,
+    frames: Tensor,
+    caches: Caches | None,
+    step: Step,
+    *,
+    normalise: bool = True,
+    rest: bool = False,
 ) -> tuple[Tensor, Caches]:
     """Encode the next frames of a stream; without caches, its first ones.
 
     frames     [B, 3, T, H, W] in [-1, 1]
     normalise  (mu - mean) / std instead of the encoder's mean as it comes
+    rest       frames beyond the last full group give no latents, but are remembered; engines that take no
+               more than a number of groups at once drop them, as all do otherwise
     returns    latents [B, F, C, h, w], and the caches for the next call
     Raises WanstreamError when T is too small for one latent frame.
     """
@@ -31,8 +39,9 @@ def encode(
         with step("encode"):
             z, caches = _call(vae.encoder_first, "frames", frames[:, :, : cut.first], (), name)
         latents.append(z)
-    later = frames[:, :, cut.first : cut.first + cut.later]
-    for part in torch.split(later, vae.groups.at_once or cut.later, dim=2) if cut.later else ():
+    whole = rest and vae.groups.at_once is None
+    later = frames[:, :, cut.first :] if whole else frames[:, :, cut.first : cut.first + cut.later]
+    for part in torch.split(later, vae.groups.at_once or later.shape[2], dim=2) if cut.later else ():
         with step("encode"):
             z, caches = _call(vae.encoder_next, "frames", part, caches, name)
         latents.append(z)

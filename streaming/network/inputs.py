@@ -8,7 +8,7 @@ the loop's calls and calibration follow it. What is new is a group here, an argu
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,15 +42,18 @@ class InputGroup:
     tensors   axes by name: B batch, F latent frames, T tokens of the chunk, S cached tokens, N heads, D head
               size; what the network does not fix is dynamic
     values    the tensors of a call, in this order; None: that one is left out of this call
+    layers    axis that counts the tensors which there are of every layer
     """
 
     name: str
     tensors: tuple[TensorSpec, ...]
     values: Callable[["TransformerCall"], Sequence["Tensor | None"]]
+    layers: Literal["L", "K"] = "L"
 
     def specs(self, sizes: Mapping[str, Axis]) -> tuple[TensorSpec, ...]:
-        """Of a network of these sizes, among them L."""
-        return tuple(replace(spec, group=self.name) for spec in sized(self.tensors, sizes))
+        """Of a network of these sizes, among them L, or K for a group of the VACE branch."""
+        counted = {**sizes, "L": sizes[self.layers]}
+        return tuple(replace(spec, group=self.name) for spec in sized(self.tensors, counted))
 
     def names(self, layers: int) -> list[str]:
         """In the order of the tensors."""
@@ -97,6 +100,20 @@ GROUPS: Final[dict[str, InputGroup]] = {
             "cache",
             (TensorSpec("kv", (2, "B", "S", "N", "D"), per_layer=True),),
             lambda call: call.kv,
+        ),
+        InputGroup(
+            "vace",  # of the branch's graph only, see `VaceContext`
+            (
+                TensorSpec("vace_context", ("B", "T", "vace_in")),
+                TensorSpec("vace_valid", ("F",), float32=True),  # 0: the frame has no context
+                TensorSpec("vace_scale", (1,), float32=True),
+                TensorSpec("vace_padding", (1,), float32=True),  # logarithm of the zero keys' number
+                TensorSpec("vace_rope_cos", ("T", "D/2"), float32=True, waves=True),  # from frame 0 on
+                TensorSpec("vace_rope_sin", ("T", "D/2"), float32=True, waves=True),
+                TensorSpec("vace_cross_kv", (2, "B", "text_len", "N", "D"), per_layer=True),
+            ),
+            lambda call: call.vace,
+            layers="K",
         ),
     )
 }

@@ -11,7 +11,7 @@ from streaming.cache.kv_cache import KVCache, Ring, Slots
 from streaming.cache.memory_bank import MemoryBank
 from streaming.conditioning.conditions import Conditions
 from streaming.conditioning.prompts import Encode
-from streaming.engines.engine import Engines
+from streaming.engines.engine import BranchEngines, Engines
 from streaming.network.inputs import FLOW, GROUPS, NEW_KV, numbered
 from streaming.network.transformer import ModelSizes, TransformerCall, timesteps
 from streaming.schedule import FlowSchedule
@@ -26,6 +26,8 @@ class StreamModel:
     cache_frames     slots of the ring of the self-attention cache, in latent frames: what the transformer's
                      engine was built for, at least `spec.cache_frames`; those of a memory bank come on top
     spare_bias       the transformer's engine runs without `key_bias` where no key is hidden
+    shared_encoder_cache   of both clips of a VACE context, see `EncoderCaches`
+    vace_padding     the zero keys of the reference's attention take part in the VACE branch
     """
 
     spec: LoopSpec
@@ -38,6 +40,8 @@ class StreamModel:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     spare_bias: bool = False
+    shared_encoder_cache: bool = True
+    vace_padding: bool = True
 
     def __post_init__(self) -> None:
         assert self.cache_frames >= self.spec.cache_frames, "the engine's cache is smaller than the window"
@@ -96,9 +100,23 @@ class StreamModel:
         results = self.engines.text_kv.run({"prompt_embeds": self.to_device(embedding)}, names)
         return tuple(results[name] for name in names)
 
+    @property
+    def branch(self) -> BranchEngines:
+        """Of VACE, where there is one."""
+        assert self.engines.vace is not None, "only a pipeline with the branch makes a context"
+        return self.engines.vace
+
+    def vace_cross_kv(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """As `cross_kv`, of every block of the VACE branch."""
+        engine = self.branch.text_kv
+        results = engine.run({"prompt_embeds": self.to_device(embedding)}, engine.outputs)
+        return tuple(results[name] for name in engine.outputs)
+
     def flow(self, x: Tensor, timestep: float, start: int, conditions: Conditions, cache: KVCache) -> Tensor:
         """One denoising pass: x [1, F, C, h, w] of the frames from `start` -> flow of the same shape."""
         call, engine = self._call(x, timestep, start, conditions, cache), self.engines.transformer
+        if conditions.vace is not None:
+            engine = self.branch.transformer
         return call.flow(engine.run(call.inputs(engine.inputs), [FLOW])[FLOW])
 
     def clean_kv(self, x: Tensor, start: int, conditions: Conditions, cache: KVCache) -> list[Tensor]:

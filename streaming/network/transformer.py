@@ -1,15 +1,20 @@
 """The transformer in latent form: what the inputs of a call are made of, and the sizes of a network."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from streaming.cache.attention_bias import HIDDEN
 from streaming.checkpoints.config import PATCH, Patch
 from streaming.conditioning.conditions import Conditions
-from streaming.network.inputs import GROUPS
+from streaming.network.inputs import GROUPS, InputGroup
 from streaming.network.tokens import patchify, rope_tables, time_sinusoid, unpatchify
+
+VACE_PADDING: Final = 128  # the reference fills the tokens of a VACE block up to a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +55,16 @@ class TransformerCall:
         """Of a graph whose inputs are called `names`: all groups of `GROUPS` that it has."""
         made: dict[str, Tensor] = {}
         for group in GROUPS.values():
-            members = group.names(self.sizes.layers)
+            members = group.names(self._layers(group))
             if members[0] in names:
                 values = zip(members, group.values(self), strict=True)
                 made |= {name: tensor for name, tensor in values if tensor is not None}
         return {name: tensor.to(self.latents.device) for name, tensor in made.items()}
+
+    def _layers(self, group: InputGroup) -> int:
+        """Of the transformer, or blocks of the VACE branch."""
+        vace = self.conditions.vace
+        return self.sizes.layers if group.layers == "L" else len(vace.cross_kv if vace else ())
 
     def flow(self, tokens: Tensor) -> Tensor:
         """The graph's flow [B, T, patch * C] as [B, F, C, h, w]."""
@@ -69,6 +79,22 @@ class TransformerCall:
     def time_sin(self) -> Tensor:
         """float32 [B, F, freq_dim]"""
         return time_sinusoid(self.timestep, self.sizes.freq_dim)
+
+    @property
+    def vace(self) -> tuple[Tensor, ...]:
+        """Group "vace": the context cut and filled up to the chunk's frames; see `VaceContext`."""
+        context = self.conditions.vace
+        assert context is not None, "the branch's graph is for chunks with a context"
+        frames = self.latents.shape[1]
+        latents = context.latents[:, :frames]
+        valid = torch.zeros(frames)
+        valid[: latents.shape[1]] = 1
+        missing = latents.new_zeros((len(latents), frames - latents.shape[1], *latents.shape[2:]))
+        tokens = patchify(torch.cat([latents, missing], dim=1), self.sizes.patch)
+        zero_keys = -tokens.shape[1] % VACE_PADDING if context.padding else 0
+        padding = math.log(zero_keys) if zero_keys else HIDDEN
+        scalars = torch.tensor([context.scale]), torch.tensor([padding])
+        return (tokens, valid, *scalars, *self.rope(range(frames)), *context.cross_kv)
 
     def rope(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """cos and sin, float32 [tokens of these frames, D / 2]."""

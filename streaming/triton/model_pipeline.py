@@ -40,9 +40,17 @@ class ModelPipeline:
         pictures = np.zeros(
             (self.spec.input_frames_per_chunk, self.model.height, self.model.width, 3), np.uint8
         )
-        chunks: list[tuple[str, str]] = [(TEXT, "a"), (TEXT, "a"), (TEXT, "b"), (VIDEO, "b"), (VIDEO, "b")]
-        for mode, text in chunks:
-            parameters = {"input_mode": mode, "prompts": text, "denoising_step_list": _WARM_UP_STEPS}
+        chunks = [(TEXT, "a", False), (TEXT, "a", False), (TEXT, "b", False)]
+        chunks += [(VIDEO, "b", False)] * 2
+        if self.model.engines.vace is not None:
+            chunks += [(VIDEO, "b", True)] * 2
+        for mode, text, control in chunks:
+            parameters = {
+                "input_mode": mode,
+                "prompts": text,
+                "denoising_step_list": _WARM_UP_STEPS,
+                "vace_use_input_video": control,
+            }
             for _ in stream.next_chunk(parameters, pictures if mode == VIDEO else None, lambda: False):
                 pass
 
@@ -62,7 +70,8 @@ class ModelStream:
     ) -> Iterator[tuple[Images, Meta]]:
         """Make one chunk. Its pictures come first; the last response has none, and what is to be said."""
         pipeline, step = self._pipeline, StepTimer(cancelled)
-        request = chunk_request(parameters, video, pipeline.spec, pipeline.base_seed)
+        has_vace = pipeline.model.engines.vace is not None
+        request = chunk_request(parameters, video, pipeline.spec, pipeline.base_seed, has_vace=has_vace)
         for pictures in generate_chunk(pipeline.model, self.session, request, pipeline.noise, step):
             yield pictures, Meta()
         yield (
@@ -76,11 +85,23 @@ class ModelStream:
 
 
 def chunk_request(
-    parameters: Mapping[str, Any], video: Images | None, spec: PipelineSpec, base_seed: int
+    parameters: Mapping[str, Any],
+    video: Images | None,
+    spec: PipelineSpec,
+    base_seed: int,
+    *,
+    has_vace: bool = False,
 ) -> ChunkRequest:
-    """All parameters in force -> what the loop is asked for; what is absent takes its default."""
+    """All parameters in force -> what the loop is asked for; what is absent takes its default.
+
+    has_vace: the input video is a control video, unless a parameter says otherwise; such a chunk is one of
+    text mode
+    """
     value = parameters.get
     mode = value("input_mode", TEXT if video is None else VIDEO)
+    control = None
+    if has_vace and mode == VIDEO and video is not None and len(video) and _controls(parameters):
+        mode, video, control = TEXT, None, video
     method = value("prompt_interpolation_method", "linear")
     request = ChunkRequest(
         prompt=PromptRequest(
@@ -93,9 +114,16 @@ def chunk_request(
         if spec.supports_kv_cache_bias
         else 1.0,
         video=video if mode == VIDEO else None,
+        vace_input_frames=control,
     )
     names = {field.name for field in fields(ChunkRequest)} & parameters.keys()
-    return replace(request, **{name: parameters[name] for name in names})
+    return replace(request, **{name: parameters[name] for name in names if parameters[name] is not None})
+
+
+def _controls(parameters: Mapping[str, Any]) -> bool:
+    """Whether VACE takes the input video (vace.md 2.1); without a word it does."""
+    names = ("vace_enabled", "vace_use_input_video")
+    return all(parameters.get(name) in (None, True) for name in names)
 
 
 def transition_request(transition: Mapping[str, Any] | None) -> TransitionRequest | None:

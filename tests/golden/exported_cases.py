@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tests.golden.case import GoldenCase, discover, golden_directory
 from tests.golden.place import Place
-from tests.golden.replays import lora, text, transformer, vae
+from tests.golden.replays import lora, text, transformer, vace, vae
 
 REPLAYS: dict[str, Callable[[GoldenCase, Place], None]] = {
     "wan.dit": transformer.replay_bidirectional,
@@ -16,6 +16,9 @@ REPLAYS: dict[str, Callable[[GoldenCase, Place], None]] = {
     "wan.vae_decode_first": vae.decode_first,
     "wan.vae_decode_stream": vae.decode_stream,
     "wan.vae_encode_stream": vae.encode_stream,
+    "vace.causal": vace.replay_causal,
+    "vace.context_wanvae": vace.context_wanvae,
+    "vace.hints_bidirectional": vace.replay_bidirectional,
     "wan.tae_stream": vae.tae_stream,
 }
 

@@ -12,6 +12,7 @@ from tests.golden.replays import (
     stream,
     text,
     transformer,
+    vace,
     vae,
 )
 
@@ -26,6 +27,7 @@ REPLAYS: dict[str, Replay] = {
     **stream.REPLAYS,
     **text.REPLAYS,
     **transformer.REPLAYS,
+    **vace.REPLAYS,
     **vae.REPLAYS,
 }
 
@@ -34,12 +36,6 @@ REPLAYS: dict[str, Replay] = {
 NOT_YET: frozenset[str] = frozenset(
     {
         "lora.stacking",
-        "vace.causal",
-        "vace.chunk_preprocess",
-        "vace.context_wanvae",
-        "vace.hints_bidirectional",
-        "vace.mask_packing",
-        "vace.ref_images",
     }
 )
 
