@@ -58,6 +58,11 @@ from streaming.specs import SPECS
     help="Zero-score keys of Scope's attention kernel, in the pipelines that have them.",
 )
 @click.option(
+    "--vace/--no-vace",
+    default=None,
+    help="Engines of the VACE branch: reference images and control video.  [default: with --demo]",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print as JSON what the released weights become: engines, TensorRT builds, GPU memory.",
@@ -145,6 +150,7 @@ def _request(
     *,
     demo: bool,
     form: Form | None,
+    vace: bool | None,
     pipeline: str,
     sizes: Sequence[list[Size]],
     **options: Any,
@@ -158,7 +164,9 @@ def _request(
     named = tuple(dict.fromkeys(size for group in sizes for size in group))
     named = named or ((spec.height, spec.width),)
     form = form or ("cpu" if demo and options["precision"] == "fp32" else "portable")
-    return Request(pipeline, directory, named, demo=demo, form=form, **options)
+    if vace is None:
+        vace = demo and (directory / TRANSFORMER_FILES[pipeline].vace).is_file()
+    return Request(pipeline, directory, named, demo=demo, form=form, vace=vace, **options)
 
 
 def _check_gpu(request: Request, given_gb: float | None) -> None:

@@ -18,8 +18,10 @@ from export.checkpoints.load import (
     published_vae,
     transformer_modules,
 )
+from export.checkpoints.vace import branch_modules, open_vace
 from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer
+from export.graphs.vace import VaceConfig, VaceTextKV, VaceTransformer
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import (
@@ -54,6 +56,7 @@ class Request:
     demo    the weights are a stand-in: the set must not take the place of one with real weights
     form    of the graphs; "cpu" is for float32 only
     padding_keys   False leaves out the keys of score zero that the reference's kernel adds, where it does
+    vace    with the engines of the VACE branch
     """
 
     pipeline: str
@@ -65,6 +68,7 @@ class Request:
     demo: bool = False
     form: Form = "portable"
     padding_keys: bool = True
+    vace: bool = False
 
     @property
     def loop(self) -> LoopSpec:
@@ -174,6 +178,7 @@ def components_of(request: Request, config: TransformerConfig) -> tuple[Componen
     return (
         _text_encoder(request, config.text_len),
         *(_quantized(request, transformer) if request.precision == "fp8" else (transformer,)),
+        *((_branch(request, loop, files, config, transformer),) if request.vace else ()),
         _vae(request),
     )
 
@@ -271,6 +276,54 @@ def _transformer(
     )
     sources = (weights, request.models / files.config, *adapters)
     return Component(sources, request.precision, checkpoint, load, published, (transformer, text_kv))
+
+
+def _branch(
+    request: Request, loop: LoopSpec, files: TransformerFiles, config: TransformerConfig, plain: Component
+) -> Component:
+    """The transformer once more, with the VACE branch, and the branch's text side; never in float8.
+
+    plain: the component without it, whose calls it shares
+    """
+    path, precision = request.models / files.vace, unquantized(request.precision)
+
+    def load() -> tuple[VaceTransformer, VaceTextKV]:
+        branch, vace = open_vace(path, config)
+        modules = branch_modules(config, vace, loop.cached_keys)
+        weights = open_transformer(request.models, files, branch=branch)
+        load_weights(weights, *modules, dtype=DTYPES[precision], unexpected="warn")
+        return modules
+
+    def published() -> tuple[VaceTransformer, VaceTextKV]:
+        stride = config.num_layers // files.published_vace_blocks
+        layers = tuple(range(0, config.num_layers, stride))
+        return branch_modules(config, VaceConfig(layers), loop.cached_keys)
+
+    def blocks() -> int:
+        if not path.is_file():
+            return files.published_vace_blocks
+        return len(open_vace(path, config)[1].layers)
+
+    transformer, text_kv = plain.graphs
+    facts = {"vace_blocks": blocks()}
+    graphs = (
+        dataclasses.replace(
+            transformer,
+            label=f"{request.pipeline}_vace_transformer",
+            facts={**transformer.facts, **facts},
+        ),
+        dataclasses.replace(
+            text_kv, label=f"{request.pipeline}_vace_text_kv", facts={**text_kv.facts, **facts}
+        ),
+    )
+    return Component(
+        sources=(*plain.sources, path),
+        precision=precision,
+        weights=lambda: open_transformer(request.models, files, branch=open_vace(path, config)[0]),
+        load=load,
+        published=published,
+        graphs=graphs,
+    )
 
 
 def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool) -> Profile:

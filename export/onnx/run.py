@@ -39,7 +39,15 @@ from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TOKENIZER, TRANSFORMER_FILES, read_config
 from streaming.conditioning.tokenizer import PromptTokenizer
 from streaming.engines.demo import DEMO, read_demo
-from streaming.engines.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet, read_engine_set
+from streaming.engines.engine_set import (
+    SET,
+    BranchSet,
+    EngineSet,
+    FrameCuts,
+    ModelFacts,
+    VaeSet,
+    read_engine_set,
+)
 from streaming.engines.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
 from streaming.engines.manifest import (
     MANIFEST,
@@ -421,7 +429,15 @@ def engine_set(
         text_kv=names["text_kv"][0],
         transformer=names["transformer"][0],
         vae=vae_sets,
+        branch=_branch(planned, names) if request.vace else None,
     )
+
+
+def _branch(planned: list[PlannedEngine], names: Mapping[str, list[str]]) -> BranchSet:
+    """The second transformer, which is the one with the VACE branch."""
+    transformer, text_kv = names["transformer"][1], names["text_kv"][1]
+    blocks = next(e.graph.facts["vace_blocks"] for e in planned if e.name == transformer)
+    return BranchSet(transformer=transformer, text_kv=text_kv, blocks=blocks)
 
 
 def set_name(request: Request) -> str:
