@@ -19,6 +19,8 @@ from export.nano.stages import run
 from export.nano.styles import STYLES
 from export.nano.text import TEXT_LEN
 from export.nano.transformer_training import CONFIG
+from export.nano.vace_films import VaceFilmMaker
+from export.nano.vace_training import VaceTraining, save_branch
 
 ADAPTERS: Final = Path(__file__).parent / "adapters"
 WEIGHTS: Final = Path(__file__).parent / "weights"
@@ -101,6 +103,30 @@ def adapter(*, style: str, out: Path, seed: int, films: int, steps: int, threads
     title, description = ABOUT[style]
     save_adapter(training.state_dict(), out / f"{style}.safetensors", title, description)
     click.echo(f"The adapter is {out / f'{style}.safetensors'}.")
+
+
+@main.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Work directory."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--films", type=click.FloatRange(min=0, min_open=True), default=2.0, help="Factor of their number."
+)
+@click.option("--steps", type=click.IntRange(2), default=2200, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+def vace(*, out: Path, seed: int, films: float, steps: int, threads: int) -> None:
+    """Train a VACE branch for the shipped weights, and write it as a module's file."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    vae = load_vae(WEIGHTS / "vae.safetensors", "wan")
+    encoder = load_text_encoder(WEIGHTS / "text_encoder.safetensors", TEXT_LEN)
+    maker = VaceFilmMaker(vae, encoder, SIZE, seed, films)  # type: ignore[arg-type]
+    run("films", maker, out / "vace-films.pt", click.echo)
+    training = VaceTraining(WEIGHTS / "transformer.safetensors", maker.bank(), seed, steps)
+    run("vace", training, out / "vace.pt", click.echo)
+    save_branch(training.state_dict(), out / "vace.safetensors")
+    click.echo(f"The branch is {out / 'vace.safetensors'}.")
 
 
 if __name__ == "__main__":
