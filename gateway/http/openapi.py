@@ -14,6 +14,9 @@ from gateway.http.bodies import ErrorBody
 View = TypeVar("View", bound=Callable[..., Any])
 Json = dict[str, Any]
 
+PROBLEM: Final = "application/problem+json"
+"""The type of an error as RFC 9457 has it."""
+
 _ANSWERS: Final = "_wanstream_answers"
 _UPLOAD: Final = "_wanstream_upload"
 _EVERY_JSON_REQUEST: Final = (413, 422)
@@ -37,6 +40,17 @@ def answers(status: int, *media_types: str, description: str) -> Callable[[View]
 
     def document(view: View) -> View:
         setattr(view, _ANSWERS, {**getattr(view, _ANSWERS, {}), str(status): answer})
+        return view
+
+    return document
+
+
+def takes_text(media_type: str) -> Callable[[View], View]:
+    """Document that a request's body is text of this type."""
+    body = {"required": True, "content": {media_type: {"schema": {"type": "string"}}}}
+
+    def document(view: View) -> View:
+        setattr(view, _UPLOAD, body)
         return view
 
     return document
@@ -96,4 +110,10 @@ class ApiDocument(OpenAPIProvider):
 
 
 def _schema_of(media_type: str) -> Json:
-    return {"type": "string"} if media_type.startswith("text/") else {"type": "string", "format": "binary"}
+    if media_type == PROBLEM:
+        fields = {"type": "string", "title": "string", "status": "integer", "detail": "string"}
+        properties = {name: {"type": kind} for name, kind in fields.items()}
+        return {"type": "object", "required": list(fields), "properties": properties}
+    if media_type.startswith("text/") or media_type == "application/sdp":
+        return {"type": "string"}
+    return {"type": "string", "format": "binary"}
