@@ -1,7 +1,4 @@
-"""The HTTP side of WHIP and WHEP: one request to begin, one URL to change and end (RFC 9725).
-
-Not in /openapi.json: both speak SDP, to programs that know them.
-"""
+"""The HTTP side of WHIP and WHEP: one request to begin, one URL to change and end (RFC 9725)."""
 
 import functools
 import http
@@ -10,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from quart import Blueprint, Request, Response, request
-from quart_schema import hide
+from quart_schema import hide, tag
 
 from gateway.access.auth import Access, needs
 from gateway.access.origins import OriginPolicy
 from gateway.errors import ApiError
 from gateway.http.limited import limited_body
+from gateway.http.openapi import PROBLEM, answers, takes_text
 from gateway.stream.access import Grant
 from gateway.stream.streams import MAIN
 from gateway.webrtc.ice.servers import IceServers
@@ -27,7 +25,13 @@ from gateway.whip.session import Session, Sessions
 
 _SDP: Final = "application/sdp"
 _FRAGMENT: Final = "application/trickle-ice-sdpfrag"
-_PROBLEM: Final = "application/problem+json"
+
+_REFUSALS: Final = {
+    "post": (400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
+    "get": (401, 403),
+    "patch": (400, 401, 403, 404, 412, 413, 415, 422, 429),
+    "delete": (401, 403, 404),
+}
 
 View = Callable[..., Awaitable[Response]]
 Begin = Callable[[str, str], Awaitable[tuple[Session, str]]]
@@ -103,11 +107,42 @@ class _Endpoint:
         bp.after_request(_as_problem)
         for root in (f"/api/v1/{self._kind}", f"/{self._kind}"):
             for path in (root, f"{root}/<stream_id>"):
-                _add(bp, path, self._grant, self.post, self.get, self.options)
-            _add(bp, f"{root}/<stream_id>/<secret>", self._grant, self.patch, self.delete, self.options)
+                self._add(bp, path, self.post, self.get, self.options)
+            self._add(bp, f"{root}/<stream_id>/<secret>", self.patch, self.delete, self.options)
         return bp
 
+    def _add(self, bp: Blueprint, path: str, *views: View) -> None:
+        """Let views answer the methods after which they are called."""
+        for view in views:
+            method = view.__name__
+            bp.add_url_rule(
+                path,
+                f"{method}{len(bp.deferred_functions)}",
+                needs(self._grant, MAIN)(self._documented(view, path)),
+                methods=[method.upper()],
+                provide_automatic_options=False,  # Quart's would answer before ours
+                strict_slashes=False,  # a slash too many would be redirected, which few clients follow
+            )
+
+    def _documented(self, view: View, path: str) -> View:
+        """A view as the API's document shows it: under its whole address, not under the short one."""
+
+        @functools.wraps(view)
+        async def call(**values: str) -> Response:
+            return await view(**values)
+
+        if not path.startswith("/api/") or view.__name__ == "options":
+            shown: View = hide(call)
+            return shown
+        for status in _REFUSALS[view.__name__]:
+            call = answers(status, PROBLEM, description="refused")(call)
+        shown = tag([self._kind])(call)
+        return shown
+
+    @takes_text(_SDP)
+    @answers(201, _SDP, description="the answer; Location is where to change and end the session")
     async def post(self, stream_id: str = MAIN) -> Response:
+        """Publish to a stream by WHIP, or watch it by WHEP: an SDP offer."""
         session, answer = await self._begin(stream_id, await _text(request, _SDP))
         response = Response(answer, 201, content_type=_SDP)
         path = f"/api/v1/{self._kind}/{session.stream_id}/{session.secret}"
@@ -118,7 +153,9 @@ class _Endpoint:
         await self._add_links(response)
         return response
 
+    @answers(204, description="there is such an endpoint")
     async def get(self, stream_id: str = MAIN) -> Response:
+        """See that the endpoint is there."""
         return Response(b"", 204)
 
     async def options(self, stream_id: str = MAIN, secret: str = "") -> Response:
@@ -130,41 +167,23 @@ class _Endpoint:
                 await self._add_links(response)
         return response
 
+    @takes_text(_FRAGMENT)
+    @answers(204, description="tried, as far as they are of use")
     async def patch(self, stream_id: str, secret: str) -> Response:
+        """Add ICE candidates to a session: an SDP fragment."""
         session = self._sessions.find(stream_id, secret)
         session.change(await _text(request, _FRAGMENT), request.headers.get("If-Match"))
         return Response(b"", 204)
 
+    @answers(200, "text/html", description="ended; the body is empty")
     async def delete(self, stream_id: str, secret: str) -> Response:
+        """End a session."""
         await self._sessions.find(stream_id, secret).close()
         return Response(b"", 200)  # OBS takes 204 for a failure
 
     async def _add_links(self, response: Response) -> None:
         for field in ice_links(await self._ice.get()):
             response.headers.add("Link", field)
-
-
-def _add(bp: Blueprint, path: str, grant: Grant, *views: View) -> None:
-    """Let views answer the methods after which they are called."""
-    for view in views:
-        method = view.__name__
-        bp.add_url_rule(
-            path,
-            f"{method}{len(bp.deferred_functions)}",
-            needs(grant, MAIN)(_hidden(view)),
-            methods=[method.upper()],
-            provide_automatic_options=False,  # Quart's would answer before ours
-            strict_slashes=False,  # a slash too many would be redirected, which few of the clients follow
-        )
-
-
-def _hidden(view: View) -> View:
-    @functools.wraps(view)
-    async def call(**values: str) -> Response:
-        return await view(**values)
-
-    hidden: View = hide(call)
-    return hidden
 
 
 async def _text(incoming: Request, content_type: str) -> str:
@@ -203,5 +222,5 @@ async def _as_problem(response: Response) -> Response:
         status = http.HTTPStatus(response.status_code)
         problem = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
         response.set_data(json.dumps(problem))
-        response.content_type = _PROBLEM
+        response.content_type = PROBLEM
     return response

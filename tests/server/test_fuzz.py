@@ -82,6 +82,13 @@ async def test_document_is_valid_and_describes_every_route(double_server: Double
         method, path = name.split()
         if method in ("POST", "PUT", "PATCH") and path not in WITHOUT_INPUT:
             assert operation["requestBody"]["required"], name
+    for kind in ("whip", "whep"):
+        offer = operations[f"POST /api/v1/{kind}/{{stream_id}}"]
+        assert "application/sdp" in offer["requestBody"]["content"]
+        assert {"201", "409", "422", "503"} <= set(offer["responses"])
+        session = f"/api/v1/{kind}/{{stream_id}}/{{secret}}"
+        assert {f"PATCH {session}", f"DELETE {session}"} <= set(operations)
+    assert not any(" /whip" in name or " /whep" in name for name in operations), "short forms"
 
 
 async def test_random_requests_get_documented_answers_beside_a_stream(fuzzed: DoubleProcess) -> None:
