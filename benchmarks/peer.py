@@ -326,6 +326,11 @@ class Stream:
         self._channel.send(json.dumps(dict(parameters)))
         return now
 
+    def drop_packets(self) -> None:
+        """Take video packets from now on, and do nothing with them."""
+        for transceiver in self._connection.getTransceivers():
+            transceiver.receiver._enabled = False
+
     def _enlarge_receive_buffers(self) -> None:
         """As browsers do: Linux' default of 208 KiB holds about 90 packets, less than one key frame."""
         for transceiver in self._connection.getTransceivers():

@@ -2,10 +2,15 @@
 
     python -m benchmarks.viewers --viewers 1,2,4,8,16 --seconds 15
     python -m benchmarks.viewers --private   # an encoder for each, to compare
+    python -m benchmarks.viewers --decode ends   # the server's part of the delay, on a machine of few cores
 
 One peer sends numbered pictures through `passthrough` and watches nothing; viewers in another process join
-its stream one after another, and decode. CPU is the gateway's for each picture of the stream, the decoding of
-the camera included; in ratio to one viewer in the same run it holds on a busy machine, too.
+its stream one after another, and decode. Eight that decode take the same pictures at the same time, on the
+cores that the server has, too: with `--decode ends` only the first one and the last one do, which the server
+sends to first and last, and the others between them take their packets and drop them.
+
+CPU is the gateway's for each picture of the stream, the decoding of the camera included; in ratio to one
+viewer in the same run it holds on a busy machine, too.
 """
 
 import argparse
@@ -65,6 +70,7 @@ def main() -> None:
         "fps": options.fps,
         "seconds": options.seconds,
         "private": options.private,
+        "decode": options.decode,
         "bitrate": int(os.environ["WANSTREAM_VIDEO_BITRATE_DEFAULT"]),
     }
     print(write_result(options.out, "viewers", {"settings": settings, "rows": rows}))
@@ -78,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--viewers", type=_numbers, default=[1, 2, 4, 8, 16], help="1,2,4,8,16")
     parser.add_argument("--codecs", type=lambda text: text.split(","), default=list(CODECS), help="VP8,H264")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of one measurement")
+    parser.add_argument("--decode", choices=("all", "ends"), default="all", help="which viewers do")
     parser.add_argument("--private", action="store_true", help="WANSTREAM_SHARED_ENCODERS=off")
     add_common_options(parser)
     parser.set_defaults(size=(320, 576), fps=15)
@@ -94,19 +101,49 @@ def _measure_all(options: argparse.Namespace) -> list[Row]:
     with gateway() as server:
         load_pipeline(server)
         for codec in options.codecs:
-            with Peers(camera) as owner, Peers() as viewers:
-                stream_id = f"viewers-{codec.lower()}"
-                owner.ask("publish", (server.url, stream_id))
-                joins: list[float] = []
+            with Peers(camera) as owner, Peers() as viewers, Peers() as between:
+                address = (server.url, f"viewers-{codec.lower()}", codec)
+                owner.ask("publish", address[:2])
+                audience = Audience(viewers, between, address, all_decode=options.decode == "all")
                 for count in options.viewers:
-                    while len(joins) < count:
-                        joins.append(viewers.ask("join", (server.url, stream_id, codec)))
+                    join_s = audience.grow(count)
                     encoders = count if options.private else 1
                     row = measure(server, owner, viewers, codec, encoders, options.seconds)
-                    row |= {"viewers": count, "join_s": round(joins[-1], 3)}
+                    row |= {"viewers": count, "join_s": round(join_s, 3)}
                     rows.append(row)
                     print(json.dumps(row), flush=True)
     return with_ratios(rows)
+
+
+class Audience:
+    """The viewers that there are, in the order in which they joined.
+
+    all_decode: False: only the first one and the last one do; those between them are in another process.
+    """
+
+    def __init__(
+        self, viewers: "Peers", between: "Peers", address: tuple[str, str, str], *, all_decode: bool
+    ) -> None:
+        self._viewers, self._between, self._address = viewers, between, address
+        self._all_decode = all_decode
+        self._decoding = self._idle = 0
+
+    def grow(self, count: int) -> float:
+        """Have `count` of them; the seconds from the last one's offer to its first picture."""
+        join_s = 0.0
+        if not self._all_decode:
+            if self._decoding > 1:  # it would not be the last one any more
+                self._viewers.ask("leave")
+                self._decoding -= 1
+            while self._decoding and self._idle < count - 2:
+                self._between.ask("drain", self._address)
+                self._idle += 1
+        while self._decoding + self._idle < count:
+            join_s = self._viewers.ask("join", self._address)
+            self._decoding += 1
+            if not self._all_decode and self._decoding == 1:
+                return max(join_s, self.grow(count))
+        return join_s
 
 
 def measure(
@@ -196,6 +233,15 @@ class _Peers:
         stream = Stream(url, None, 0, join={"streamId": stream_id, "role": "viewer"}, codec=codec)
         self.streams.append(stream)
         return await stream.open()
+
+    async def drain(self, arguments: tuple[str, str, str]) -> None:
+        """One more viewer, who does not decode."""
+        await self.join(arguments)
+        self.streams[-1].drop_packets()
+
+    async def leave(self, _: object) -> None:
+        """The last one leaves."""
+        await self.streams.pop().close()
 
     async def records(self, _: object) -> list[StreamRecord]:
         return [stream.record for stream in self.streams]

@@ -25,7 +25,7 @@ from benchmarks.endurance import grown, judge
 from benchmarks.latency import table
 from benchmarks.latency_runs import CHANGED, TimedEngine, Window, Workload, chunk_numbers, delays, watch
 from benchmarks.peer import StreamRecord
-from benchmarks.viewers import delays_ms, with_ratios
+from benchmarks.viewers import Audience, delays_ms, with_ratios
 from benchmarks.viewers import table as viewers_table
 from streaming.specs import SPECS, TEXT, VIDEO
 
@@ -231,6 +231,31 @@ def test_a_viewers_delay_is_from_the_latest_picture_of_that_number_in_the_window
     record = StreamRecord(received=[(0, 1.05), (1, 2.0), (None, 2.02), (0, 2.03), (1, 9.0)])
 
     assert delays_ms(sent, record, 1.5, 3.0) == pytest.approx([900.0, 30.0])
+
+
+@pytest.mark.parametrize(
+    ("all_decode", "asked"),
+    [
+        (True, ["join"] * 4),
+        (False, ["join", "join", "leave", "drain", "drain", "join"]),
+    ],
+)
+def test_those_who_decode_are_all_viewers_or_the_first_and_the_last(
+    all_decode: bool, asked: list[str]
+) -> None:
+    done: list[str] = []
+
+    class Asked:
+        def ask(self, command: str, argument: Any = None) -> float:
+            done.append(command)
+            return 0.1
+
+    peers: Any = Asked()
+    audience = Audience(peers, peers, ("url", "id", "VP8"), all_decode=all_decode)
+    joins = [audience.grow(count) for count in (1, 2, 4)]
+
+    assert done == asked
+    assert joins == [0.1] * 3
 
 
 def test_more_viewers_are_compared_with_the_fewest_of_their_codec() -> None:
