@@ -5,6 +5,7 @@ them. The owner of the session judges the request as if it had come to it.
 """
 
 from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 
 import httpx
@@ -27,6 +28,7 @@ _ANSWER_HEADERS: Final = (
     "Link",
     "Location",
     "Retry-After",
+    "Set-Cookie",
     "WWW-Authenticate",
 )
 _MAX_BYTES: Final = 1 << 20
@@ -40,8 +42,10 @@ class Forwarding:
     def __init__(self, owners: Owners, policy: OriginPolicy) -> None:
         self._owners = owners
         self._policy = policy
+        # A cookie that one caller is given must not be sent for the next one.
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         # Gateways of one fleet reach each other directly, whatever proxy leads out.
-        self._client = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False)
+        self._client = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, cookies=no_cookies)
 
     async def pass_on(self, some_id: str, content: bytes | None = None) -> Response | None:
         """The owner's answer to the current request; None: the id is not another gateway's.
@@ -58,7 +62,7 @@ class Forwarding:
             request.method,
             f"http://{owner}{request.path}" + (f"?{query}" if query else ""),
             headers=self._headers(request),
-            content=content or await limited_body(request, _MAX_BYTES, _ADVICE),
+            content=content if content is not None else await limited_body(request, _MAX_BYTES, _ADVICE),
         )
         try:
             answer = await self._client.send(passed, stream=True)
@@ -82,7 +86,7 @@ class Forwarding:
 
 
 def pass_on_to_owners(app: Quart, forwarding: Forwarding) -> None:
-    """Pass on what names another gateway's session or stream in its address.
+    """Pass on what names another gateway's session or stream in its address, or as its `stream`.
 
     After the check of the page that asks, before that of tokens, which are the owner's to judge.
     """
@@ -90,7 +94,7 @@ def pass_on_to_owners(app: Quart, forwarding: Forwarding) -> None:
     @app.before_request
     async def check() -> Response | None:
         names = request.view_args or {}
-        some_id = names.get("session_id") or names.get("stream_id")
+        some_id = names.get("session_id") or names.get("stream_id") or request.args.get("stream")
         if some_id is None or request.method == "OPTIONS":
             return None
         return await forwarding.pass_on(some_id)

@@ -108,7 +108,9 @@ export const api = {
       timeoutMs: LOAD_TIMEOUT_MS,
     }),
   unload: () => request("POST", "/api/v1/pipeline/unload", { timeoutMs: UNLOAD_TIMEOUT_MS }),
-  iceServers: (signal) => request("GET", "/api/v1/webrtc/ice-servers", { signal }),
+  /** streamId: of somebody else's stream, whose token may be all that this page has. */
+  iceServers: (signal, streamId) =>
+    request("GET", `/api/v1/webrtc/ice-servers${streamId ? `?stream=${encodeURIComponent(streamId)}` : ""}`, { signal }),
   /** join: {streamId, role, label} of a stream that is there already. */
   offer: (description, initialParameters, signal, join = {}) =>
     request("POST", "/api/v1/webrtc/offer", {

@@ -31,7 +31,7 @@ export class Connection extends EventTarget {
    * Resolves when the answer is applied; media follows with the "media" event.
    */
   async open(track, initialParameters, signal, join) {
-    const configuration = await fetchConfiguration(signal);
+    const configuration = await fetchConfiguration(signal, join?.streamId);
     signal?.throwIfAborted();
     this.#peer = new RTCPeerConnection(configuration);
     this.#listen();
@@ -133,9 +133,9 @@ export class Connection extends EventTarget {
   }
 }
 
-async function fetchConfiguration(signal) {
+async function fetchConfiguration(signal, streamId) {
   try {
-    const { iceServers, iceTransportPolicy } = await api.iceServers(signal);
+    const { iceServers, iceTransportPolicy } = await api.iceServers(signal, streamId);
     // null is not a valid user name for RTCPeerConnection
     const complete = ([, value]) => value !== null;
     return {

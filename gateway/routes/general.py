@@ -70,7 +70,7 @@ def general_blueprint(serving: Serving, local_video: LocalVideo, version: str, g
         return await _page("view.html")
 
     @bp.get("/static/<path:name>")
-    @needs("view")
+    @needs("view", foreign=True)  # parts of a page that the stream's gateway has shown; no secrets
     @hide
     async def static(name: str) -> Response:
         response = await send_from_directory(_PAGE, name)

@@ -5,17 +5,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Browser
 
 from gateway.config import Config
 from gateway.fleet.owners import Owners
 from streaming.errors import WanstreamError
 from tests.routing.gateways import PROMPTS, fleet, loaded
+from tests.server.browser import opened
 from tests.server.client import Answer, HttpClient
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import sessions
 from tests.server.peer import Peer
 from tests.server.test_locked import PNG
 
+pytest_plugins = "tests.server.page_fixtures"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TOKEN = {"Authorization": "Bearer of-the-fleet"}
@@ -105,6 +108,32 @@ async def test_a_private_stream_of_another_gateway_is_seen_with_its_own_token(
     assert elsewhere.json()["streams"] == []
 
 
+async def test_the_link_of_a_private_stream_opens_its_page_at_any_gateway(
+    browser: Browser, gateways: Sequence[DoubleProcess]
+) -> None:
+    await loaded(gateways)
+    owner, other = gateways
+    made = await owner.client.call(
+        "POST", "/api/v1/streams", json_body={"private": True, "parameters": PROMPTS}
+    )
+    stream = made.json()
+    link = f"/watch?stream={stream['id']}&token="
+    stranger = await HttpClient(other.url).call("GET", link + "somebody")
+
+    async with opened(browser, f"{other.url}{link}{stream['tokens']['view']}") as page:
+        await page.wait_for_selector("body[data-state=streaming]", timeout=60_000)
+        shown_by = [
+            len((await gateway.client.call("GET", "/api/v1/streams")).json()["streams"])
+            for gateway in gateways
+        ]
+        others = await page.evaluate("fetch('/api/v1/pipeline/status').then(({ status }) => status)")
+    await owner.client.call("DELETE", f"/api/v1/streams/{stream['id']}")
+
+    assert stranger.status == 401
+    assert shown_by == [1, 0]
+    assert others == 401
+
+
 async def test_the_owner_s_refusals_come_through(gateways: Sequence[DoubleProcess]) -> None:
     await loaded(gateways)
     owner, other = gateways
@@ -121,6 +150,21 @@ async def test_the_owner_s_refusals_come_through(gateways: Sequence[DoubleProces
 
     assert (wrong.status, huge.status, gone.status, nobody.status) == (422, 413, 404, 401)
     assert "not found" in gone.json()["detail"]
+
+
+async def test_what_one_caller_is_given_is_not_sent_for_the_next(gateways: Sequence[DoubleProcess]) -> None:
+    await loaded(gateways)
+    owner, other = gateways
+    nobody = HttpClient(other.url)
+    async with Peer(owner.client) as peer:
+        await peer.connect(PROMPTS)
+        await peer.wait_frames(1)
+        picture = f"/api/v1/streams/{peer.session_id}/frame"
+        shown = await nobody.call("GET", f"{picture}?token=of-the-fleet")
+        refused = await nobody.call("GET", picture)
+
+    assert (shown.status, refused.status) == (200, 401)
+    assert shown.headers["set-cookie"].startswith("wanstream_token=of-the-fleet;")
 
 
 async def test_a_session_whose_gateway_is_gone_is_gone(gateways: Sequence[DoubleProcess]) -> None:
