@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,15 @@ def images(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Podman:
     wheels = wheelhouse(directory / "wheels", ["wanstream[export]", "hatchling"])
     settings = directory / "pip.conf"
     settings.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
-    for target in ("gateway", "triton"):
-        podman.build(
-            target,
-            f"localhost/{target}",
-            f"--volume={wheels}:/wheels:ro",
-            f"--volume={settings}:/etc/pip.conf:ro",
-            "--build-arg=REVISION=0123abc",
-        )
+    options = [f"--volume={wheels}:/wheels:ro", f"--volume={settings}:/etc/pip.conf:ro"]
+    options.append("--build-arg=REVISION=0123abc")
+    with ThreadPoolExecutor() as pool:
+        builds = [
+            pool.submit(podman.build, target, f"localhost/{target}", *options)
+            for target in ("triton", "gateway")
+        ]
+    for build in builds:
+        build.result()
     shutil.rmtree(directory)
     return podman
 
