@@ -170,6 +170,7 @@ def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints |
             checkpoints=checkpoints,
             adapters=adapters,
             memory_limit_bytes=limit,
+            preprocessors=config.directories.models,
         )
     engines.models.mkdir(parents=True, exist_ok=True)
     triton = EmbeddedTriton([repository, engines.models])
@@ -180,6 +181,7 @@ def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints |
         checkpoints=checkpoints,
         adapters=adapters,
         memory_limit_bytes=limit,
+        preprocessors=config.directories.models,
     )
 
 

@@ -18,7 +18,8 @@ Quantization = Literal["fp8_e4m3fn"]
 VaeType = Literal["wan", "lightvae", "tae", "lighttae"]
 LoraMergeMode = Literal["permanent_merge", "runtime_peft"]
 Interpolation = Literal["linear", "slerp"]
-Preprocessor = Literal["none", "gray", "scribble"]  # what becomes of a control video first
+# What becomes of a control video before VACE is shown it.
+Preprocessor = Literal["none", "gray", "scribble", "video-depth-anything"]
 
 
 class OnPromptChange(str, Enum):

@@ -158,6 +158,13 @@ class ServingSession(Protocol):
         on) or ServingLost.
         """
 
+    async def preprocess(self, name: str, video: Images) -> Images:
+        """What VACE is to be shown in place of the input pictures, uint8 [T, H, W, 3] RGB as these.
+
+        name: of a preprocessor that is a network. As `generate`, not while a chunk is made, and raises the
+        same.
+        """
+
     def give_up(self) -> None:
         """Newer parameters wait: end the chunk in the making, unless its first pictures are on their way."""
 

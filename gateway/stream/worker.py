@@ -259,7 +259,7 @@ class StreamWorker:
         if chunk.parameters["init_cache"]:
             self._output.clear()
         parameters = await self._with_pixels(chunk.parameters)
-        video = await self._controlled(chunk.parameters, video)
+        video = await self._controlled(session, chunk.parameters, video)
         started = time.monotonic()
         self._give_up = session.give_up if may_give_up else None
         try:
@@ -301,15 +301,21 @@ class StreamWorker:
             self._notify(parameter_error(read.problems))
         return read.parameters
 
-    async def _controlled(self, parameters: Mapping[str, Any], video: Images | None) -> Images | None:
+    async def _controlled(
+        self, session: ServingSession, parameters: Mapping[str, Any], video: Images | None
+    ) -> Images | None:
         """The input pictures, or what VACE is to be shown in their place."""
         is_control = parameters.get("vace_enabled") and parameters.get("vace_use_input_video")
         if video is None or not is_control:
             self.control = None
             return video
-        preprocess = PREPROCESSORS.get(parameters["vace_preprocessor"])
-        self.control = video if preprocess is None else await in_media_thread(preprocess, video)
-        return self.control
+        name = parameters["vace_preprocessor"]
+        if name in PREPROCESSORS:
+            video = await in_media_thread(PREPROCESSORS[name], video)
+        elif name != "none":
+            video = await session.preprocess(name, video)
+        self.control = video
+        return video
 
     async def _show(self, chunk: AsyncGenerator[Chunk, None], newest_input: float | None) -> tuple[int, Meta]:
         """Queue a chunk's pictures as they come; returns their number and what was told about the chunk.

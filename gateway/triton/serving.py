@@ -81,6 +81,7 @@ class TritonServing:
         adapters: Adapters | None = None,
         memory_limit_bytes: int | None = None,
         shared_memory: bool = False,
+        preprocessors: Path | None = None,
     ) -> None:
         """repository: where the pipelines' models are. Give one of external_url and embedded.
 
@@ -88,6 +89,7 @@ class TritonServing:
         engines: what `wanstream-export` wrote, for the pipelines with a model; checkpoints: what streams
         without.
         memory_limit_bytes: what these may take with all sessions; None: what is free.
+        preprocessors: directory of models, where weights of preprocessors are.
         shared_memory: an external server sees the same /dev/shm; an embedded one always does.
         """
         if (external_url is None) == (embedded is None):
@@ -95,6 +97,7 @@ class TritonServing:
         self._repository = repository
         self._beside = f"{BESIDE}{secrets.token_hex(4)}_" if shared_memory else ""  # in /dev/shm
         self._metrics_url = metrics_url
+        self._preprocessors = preprocessors
         self._engines = engines
         self._planner = None if engines is None else LoadPlanner(engines, checkpoints, adapters)
         self._server = TritonServer(
@@ -251,6 +254,7 @@ class TritonServing:
 
     def _for_models(self, plan: LoadPlan) -> LoadPlan:
         """The plan with the paths that Triton's models open."""
+        plan = plan.model_copy(update={"preprocessors": self._preprocessors})
         embedded = self._server.embedded
         if embedded is None:
             return plan
@@ -261,6 +265,8 @@ class TritonServing:
             adapter.model_copy(update={"path": embedded.path_for_models(adapter.path.absolute())})
             for adapter in plan.adapters
         )
+        if plan.preprocessors is not None:
+            changes["preprocessors"] = embedded.path_for_models(plan.preprocessors.absolute())
         if plan.pytorch is not None:
             checkpoints = embedded.path_for_models(plan.pytorch.checkpoints.absolute())
             changes["pytorch"] = plan.pytorch.model_copy(update={"checkpoints": checkpoints})

@@ -90,14 +90,30 @@ class TritonSession:
         self, parameters: Mapping[str, Any], video: Images | None
     ) -> AsyncGenerator[Chunk, None]:
         """See ServingSession. Each part is yielded as soon as it arrives."""
+        async with contextlib.aclosing(self._made(Op.GENERATE, parameters, video)) as parts:
+            async for part in parts:
+                yield part
+
+    async def preprocess(self, name: str, video: Images) -> Images:
+        """See ServingSession."""
+        async with contextlib.aclosing(self._made(Op.PREPROCESS, {"preprocessor": name}, video)) as parts:
+            found = [part.frames async for part in parts if len(part.frames)]
+        if not found:
+            raise ChunkFailed(f"Preprocessor '{name}' gave no pictures; the next try may work.")
+        return np.concatenate(found)
+
+    async def _made(
+        self, op: Op, parameters: Mapping[str, Any], video: Images | None
+    ) -> AsyncGenerator[Chunk, None]:
+        """The answer of a sequence, which begins afresh if it is lost."""
         self._outdated = False
         try:
-            async with contextlib.aclosing(self._chunk(parameters, video)) as parts:
+            async with contextlib.aclosing(self._chunk(op, parameters, video)) as parts:
                 async for part in parts:
                     yield part
         except _SequenceLost as lost:
             self._forget_sequence(lost)
-            async with contextlib.aclosing(self._chunk(parameters, video)) as parts:
+            async with contextlib.aclosing(self._chunk(op, parameters, video)) as parts:
                 async for part in parts:
                     yield part
 
@@ -148,12 +164,12 @@ class TritonSession:
             await self._shared.close()
 
     async def _chunk(
-        self, parameters: Mapping[str, Any], video: Images | None
+        self, op: Op, parameters: Mapping[str, Any], video: Images | None
     ) -> AsyncGenerator[Chunk, None]:
         while self._in_flight:  # a former chunk that was not read to its end
             await self._receive(to_video=False)
         self._take_strays()
-        payload = await self._payload(parameters, video)
+        payload = await self._payload(op, parameters, video)
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep_alive(), name="triton-keep-alive")
         if self._outdated:  # before it was sent
@@ -208,10 +224,10 @@ class TritonSession:
             if silent_s >= (self._doubt_s if self._in_flight else self._keep_alive_s):
                 self._tell(Op.KEEP_ALIVE)
 
-    async def _payload(self, parameters: Mapping[str, Any], video: Images | None) -> dict[str, Any]:
+    async def _payload(self, op: Op, parameters: Mapping[str, Any], video: Images | None) -> dict[str, Any]:
         """`inputs` and `outputs` of a chunk's request. Raises ServingLost."""
         plain, images = pack_images(parameters)
-        payload = _inputs(Op.GENERATE, plain)
+        payload = _inputs(op, plain)
         if images is not None:
             pixels = InferInput(IMAGES_INPUT, list(images.shape), "UINT8")
             pixels.set_data_from_numpy(images)

@@ -60,6 +60,12 @@ TRANSFORMER_FILES: Final[dict[str, TransformerFiles]] = {
 }
 
 
+# Of preprocessors of control video, by their names.
+PREPROCESSOR_FILES: Final = {
+    "video-depth-anything": "Video-Depth-Anything-Small/video_depth_anything_vits.pth"
+}
+
+
 class CheckpointError(WanstreamError):
     """A checkpoint file cannot be read or does not fit the model."""
 

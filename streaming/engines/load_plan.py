@@ -108,6 +108,7 @@ class LoadPlan(Record):
     adapters     LoRA files, in the order of the load
     loop         what was chosen of the pipeline's loop, see `LOAD_CHOICES`
     vace         None: the pipeline is loaded without its VACE branch
+    preprocessors   directory of models, where those of preprocessors are; None: there are none
     """
 
     engine_set: Path | None = None
@@ -122,6 +123,7 @@ class LoadPlan(Record):
     base_seed: int
     loop: Mapping[str, int | bool | None] = {}
     vace: VacePlan | None = None
+    preprocessors: Path | None = None
 
     @model_validator(mode="after")
     def _has_weights(self) -> "LoadPlan":

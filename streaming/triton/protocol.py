@@ -23,6 +23,7 @@ class Op(str, Enum):
     GENERATE = "generate"  # one chunk; `parameters` is all that is in force, and one-shot keys of this chunk
     GIVE_UP = "give_up"  # end the sequence's chunk without pictures, unless the first are on their way
     KEEP_ALIVE = "keep_alive"  # no work: the sequence must not idle out; fails in a dead process
+    PREPROCESS = "preprocess"  # no chunk: what VACE is to be shown; `preprocessor` names how, `frames` is it
     STOP = "stop"  # last request of a sequence; a chunk in the making ends without more pictures
     WARMUP = "warmup"  # a sequence of its own, sent once after loading
     PROBE = "probe"  # a sequence of its own, without work: whether the model's process lives

@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 
 from streaming.errors import FatalStreamError, UnknownSequenceError, WanstreamError
 from streaming.triton.images import IMAGES_INPUT, unpack_images
+from streaming.triton.preprocessing import Preprocessing
 from streaming.triton.protocol import (
     FRAMES_OUTPUT,
     META_OUTPUT,
@@ -60,6 +61,7 @@ class StreamingModel:
         idle_us = int(config["sequence_batching"]["max_sequence_idle_microseconds"])
         self._sessions = SessionTable(idle_us / 1e6)
         self._turns = Turns()
+        self._preprocessing = Preprocessing(parameters)
 
     def finalize(self) -> None:
         """Called by Triton once, when the model is unloaded."""
@@ -110,6 +112,9 @@ class StreamingModel:
             self._turns.put(
                 Turn(session, lambda turn: reply.guard(partial(make, turn)), partial(reply.end, _GIVEN_UP))
             )
+        elif command.op is Op.PREPROCESS:
+            work = partial(self._preprocess, session, command.parameters, _video(request), reply)
+            self._turns.put(Turn(session, lambda turn: reply.guard(work), partial(reply.end, _GIVEN_UP)))
         elif command.op is Op.GIVE_UP:
             self._turns.give_up(session)
             reply.end()
@@ -136,6 +141,14 @@ class StreamingModel:
                     reply.send(frames, meta)
         except ChunkCancelled:
             reply.end(_GIVEN_UP)
+        finally:
+            self._sessions.touch(session)
+
+    def _preprocess(
+        self, session: StreamSession, parameters: Mapping[str, Any], video: Images | None, reply: "_Reply"
+    ) -> None:
+        try:
+            reply.send(self._preprocessing.run(str(parameters.get("preprocessor")), video), Meta(last=True))
         finally:
             self._sessions.touch(session)
 

@@ -178,6 +178,13 @@ class DoubleSession:
         meta = Meta(chunk=number, last=True, transition_active=policy.transition_active)
         yield Chunk(self._pictures(number, policy.active), meta)
 
+    async def preprocess(self, name: str, video: Images) -> Images:
+        """Negatives stand for what a network would show. The faults of chunks count."""
+        if self._faults.chunk_errors > 0:
+            self._faults.chunk_errors -= 1
+            raise ChunkFailed(self._faults.chunk_error, fatal=self._faults.fatal)
+        return 255 - video
+
     def give_up(self) -> None:
         self._given_up.set()
 

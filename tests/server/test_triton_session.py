@@ -5,14 +5,18 @@ import logging
 import random
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
+from export.pytorch.preprocessors import load_preprocessor
 from gateway.embedded.server import EmbeddedTriton
-from gateway.serving.interface import Chunk, ServingLost
+from gateway.serving.interface import Chunk, ChunkFailed, ServingLost
 from gateway.triton.session import TritonSession
+from streaming.engines.load_plan import LoadPlan
 from tests.server.scripted_pipeline import CHUNKS, LABEL
 from tests.server.triton_fixtures import (
     SCRIPTED,
@@ -21,6 +25,7 @@ from tests.server.triton_fixtures import (
     running_triton,
     write_test_models,
 )
+from tests.unit.test_depth import tiny, write_weights
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -239,3 +244,27 @@ async def test_a_model_that_dies_while_it_makes_a_chunk_is_noticed(triton: Embed
         await asyncio.wait_for(session.close(), 30)
 
     assert dead
+
+
+async def test_a_preprocessor_runs_in_the_pipelines_process_between_chunks(
+    triton: EmbeddedTriton, tmp_path: Path
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 28, 42, 3), np.uint8)
+    plan = LoadPlan(
+        engine_set=tmp_path, models=tmp_path, height=1, width=1, base_seed=0, preprocessors=tmp_path
+    )
+
+    async with ModelClient(triton, SCRIPTED) as client:
+        await client.load(plan.as_parameters())
+        one = viewer(client)
+        await one.chunk(label=1)
+        with pytest.raises(ChunkFailed, match="Run: download_models --pipeline video-depth-anything"):
+            await one.session.preprocess("video-depth-anything", pictures)
+        write_weights(tmp_path, tiny())
+        depth = await one.session.preprocess("video-depth-anything", pictures)
+        await one.chunk(label=2)
+        await one.session.close()
+
+    assert one.numbers(CHUNKS) == [0, 1]
+    expected = load_preprocessor("video-depth-anything", plan)(pictures)
+    assert np.abs(depth.astype(int) - expected).max() <= 1

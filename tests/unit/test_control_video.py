@@ -40,6 +40,10 @@ class Filmed:
         stream.add_control(self.told)
 
     @property
+    def faults(self) -> Faults:
+        return self._serving.faults
+
+    @property
     def session(self) -> DoubleSession:
         return self._serving.sessions[-1]
 
@@ -80,7 +84,7 @@ async def filmed(directory: Path, *, vace: bool = True, **parameters: Any) -> As
 async def test_the_preprocessor_is_chosen_while_streaming(tmp_path: Path) -> None:
     async with filmed(tmp_path) as it:
         seen = {"none": await it.next_chunk()}
-        for name in ("gray", "scribble"):
+        for name in ("gray", "scribble", "video-depth-anything"):
             assert await it.stream.update({"vace_preprocessor": name}) == []
             seen[name] = await it.next_chunk()
             assert it.stream.worker.control is not None
@@ -89,6 +93,21 @@ async def test_the_preprocessor_is_chosen_while_streaming(tmp_path: Path) -> Non
     np.testing.assert_array_equal(seen["none"], film())
     np.testing.assert_array_equal(seen["gray"], gray(film()))
     np.testing.assert_array_equal(seen["scribble"], scribble(film()))
+    np.testing.assert_array_equal(seen["video-depth-anything"], 255 - film())
+
+
+async def test_a_preprocessor_that_fails_is_taken_back_with_its_reason_and_the_stream_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with filmed(tmp_path, vace_preprocessor="gray") as it:
+        await it.next_chunk()
+        it.faults.chunk_error, it.faults.chunk_errors = "its weights are not there", 1
+
+        await it.stream.update({"vace_preprocessor": "video-depth-anything"})
+
+        np.testing.assert_array_equal(await it.next_chunk(), gray(film()))
+        (problem,) = [p for m in it.told.messages if m["type"] == "parameter_error" for p in m["errors"]]
+    assert (problem["loc"], problem["msg"]) == (["vace_preprocessor"], "its weights are not there")
 
 
 @pytest.mark.parametrize("off", [{"vace_enabled": False}, {"vace_use_input_video": False}])

@@ -32,6 +32,9 @@ class IdleSession:
         raise ServingError("not used here")
         yield  # pragma: no cover
 
+    async def preprocess(self, name: str, video: Images) -> Images:
+        return video
+
     def give_up(self) -> None: ...
 
     async def close(self) -> None:

@@ -35,6 +35,12 @@ _WAN_1_3B: Final = Artifact("Wan-AI", "Wan2.1-T2V-1.3B", ("config.json", "Wan2.1
 _UMT5_AND_VACE: Final = Artifact("Kijai", "WanVideo_comfy", (_TEXT_ENCODER, _VACE))
 _UMT5: Final = Artifact("Kijai", "WanVideo_comfy", (_TEXT_ENCODER,))
 
+# Of preprocessors of control video, which are fetched when somebody asks for them (Apache-2.0).
+PREPROCESSORS: Final[dict[str, tuple[Artifact, ...]]] = {
+    "video-depth-anything": (
+        Artifact("depth-anything", "Video-Depth-Anything-Small", ("video_depth_anything_vits.pth",)),
+    ),
+}
 ARTIFACTS: Final[dict[str, tuple[Artifact, ...]]] = {
     "streamdiffusionv2": (
         _WAN_1_3B,

@@ -7,7 +7,7 @@ from contextlib import suppress
 import click
 
 from gateway.config import Config
-from gateway.files.models.artifacts import ARTIFACTS
+from gateway.files.models.artifacts import ARTIFACTS, PREPROCESSORS
 from gateway.files.models.models import Models, Progress
 from streaming.errors import WanstreamError
 
@@ -20,8 +20,8 @@ _REPORT_EVERY_S = 1.0
     "-p",
     "pipeline_id",
     required=True,
-    type=click.Choice(list(ARTIFACTS)),
-    help="Whose files to download.",
+    type=click.Choice([*ARTIFACTS, *PREPROCESSORS]),
+    help="Whose files to download; preprocessors of control video count, too.",
 )
 def main(pipeline_id: str) -> None:
     """Download a pipeline's model files from Hugging Face; what is there is not fetched again.
@@ -45,7 +45,7 @@ async def _download(pipeline_id: str, config: Config) -> None:
     progress = Progress()
     report = asyncio.create_task(_report(progress))
     try:
-        if ARTIFACTS[pipeline_id]:
+        if (ARTIFACTS | PREPROCESSORS)[pipeline_id]:
             click.echo(f"Downloading the files of {pipeline_id} to {config.directories.models}")
             await models.download(pipeline_id, progress)
             click.echo(_line(progress))

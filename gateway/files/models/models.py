@@ -16,7 +16,14 @@ from filelock import FileLock, Timeout
 from gateway.config import Config
 from gateway.errors import ApiError
 from gateway.files.disk import room_bytes
-from gateway.files.models.artifacts import ARTIFACTS, MIRROR, UPSTREAM, Artifact, is_directory
+from gateway.files.models.artifacts import (
+    ARTIFACTS,
+    MIRROR,
+    PREPROCESSORS,
+    UPSTREAM,
+    Artifact,
+    is_directory,
+)
 from gateway.files.models.hub import INCOMPLETE, Hub, HubError, HubFile, HubUnreachableError
 from gateway.http.paths import PathNotAllowedError, resolve_inside
 from gateway.http.validation import quoted
@@ -143,13 +150,14 @@ class Models:
         self._tasks[pipeline_id] = task
 
     async def download(self, pipeline_id: str, progress: Progress) -> None:
-        """Fetch what a pipeline's repositories hold of its files and what is not complete here.
+        """Fetch what a pipeline's repositories, or a preprocessor's, hold of its files, unless it is here.
 
         Raises DownloadError.
         """
         try:
             async with self._turn, _exclusive(self._directory / _LOCK_NAME):
-                plans = [await self._plan(artifact, self._owners) for artifact in ARTIFACTS[pipeline_id]]
+                wanted = (ARTIFACTS | PREPROCESSORS)[pipeline_id]
+                plans = [await self._plan(artifact, self._owners) for artifact in wanted]
                 await asyncio.to_thread(_require_space, plans, self._directory)
                 await asyncio.to_thread(_mark_incomplete, plans)
                 progress.total_bytes = sum(plan.total_bytes for plan in plans)
