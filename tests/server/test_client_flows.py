@@ -213,6 +213,44 @@ async def test_reference_image_from_upload_to_chunk(server: DoubleProcess) -> No
     assert [c["vace_ref_images"] for c in server.chunks() if c["vace_ref_images"]] == [["my face.png"]]
 
 
+async def test_the_image_picker_scale_and_control_mode_of_scopes_page(server: DoubleProcess) -> None:
+    """Its messages, in its order: images also inside `load_params`, where they have no effect."""
+    binary = {"Content-Type": "application/octet-stream"}
+    paths = []
+    for name in ("first.png", "second.png"):
+        upload = f"/api/v1/assets?filename={name}"
+        answer = await server.client.call("POST", upload, body=png_of(name), headers=binary)
+        paths.append(answer.json()["path"])
+    vace = {"vace_enabled": True, "vace_ref_images": paths[:1], "vace_context_scale": 1.5}
+    await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": {**SIZE, **vace}})
+
+    def used() -> list[Any]:
+        return [c["vace_ref_images"] for c in server.chunks() if c["vace_ref_images"]]
+
+    async with Peer(server.client, video=False) as peer:
+        peer.pc.addTrack(NumberedCamera())
+        control = {"input_mode": "video", "vace_use_input_video": True}
+        await peer.connect({**control, **vace, "prompts": [{"text": "a", "weight": 100}]})
+        await peer.wait_frames(1)
+        first = server.chunks()[0]
+        peer.send({"vace_ref_images": paths[1:]})
+        await until(lambda: len(used()) == 2, 30.0, "the second image")
+        peer.send({"vace_ref_images": []})
+        peer.send({"vace_context_scale": 0.25})
+        peer.send({"vace_use_input_video": False})
+        await until(lambda: not newest(server)["vace_use_input_video"], 30.0, "image to image")
+        assert [m for m in peer.messages if m["type"] == "parameter_error"] == []
+
+    assert used() == [["first.png"], ["second.png"]]
+    assert (first["video_frames"], first["parameters"]["vace_context_scale"]) == (12, 1.5)
+    assert newest(server)["vace_context_scale"] == 0.25
+
+
+def newest(server: DoubleProcess) -> dict[str, Any]:
+    """Parameters of the chunk that was made last."""
+    return dict(server.chunks()[-1]["parameters"])
+
+
 async def test_two_pipelines_in_a_row_and_then_a_stream(server: DoubleProcess) -> None:
     await states_until_loaded(server.client, {"pipeline_id": "longlive", "load_params": SIZE})
     load = {"pipelines": [{"node_id": "n", "pipeline_id": "memflow", "load_params": SIZE}]}

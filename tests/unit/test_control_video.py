@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameters.state import ParameterContext, ParameterState
@@ -129,6 +130,21 @@ async def test_without_vace_there_is_no_control_and_a_preprocessor_is_refused(tm
         np.testing.assert_array_equal(await it.next_chunk(), film())
         assert it.stream.worker.control is None
     assert problem["msg"] == "VACE is not loaded; load the pipeline with vace_enabled true"
+
+
+async def test_images_that_the_pipeline_refuses_are_dropped_with_its_reason(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    async with filmed(tmp_path) as it:
+        await it.next_chunk()
+        it.faults.chunk_error, it.faults.chunk_errors = "no room for both", 1
+
+        await it.stream.update({"first_frame_image": "a.png", "last_frame_image": "a.png"})
+        await it.next_chunk()
+
+        (problem,) = [p for m in it.told.messages if m["type"] == "parameter_error" for p in m["errors"]]
+        given = [c for c in it.session.chunks if "last_frame_image" in c.parameters]
+    assert (problem["loc"], problem["msg"]) == (["first_frame_image", "last_frame_image"], "no room for both")
+    assert len(given) == 1
 
 
 async def test_control_ends_with_video_mode(tmp_path: Path) -> None:
