@@ -63,6 +63,12 @@ from streaming.specs import SPECS
     help="Engines of the VACE branch: reference images and control video.  [default: with --demo]",
 )
 @click.option(
+    "--adapters",
+    is_flag=True,
+    help="A set whose transformer takes LoRA files beside its weights: their scales can be turned while "
+    "streaming (lora_merge_mode runtime_peft).",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print as JSON what the released weights become: engines, TensorRT builds, GPU memory.",

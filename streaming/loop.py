@@ -4,13 +4,14 @@ What differs between pipelines is data of `LoopSpec`, or a function that its dat
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from streaming.adapters.stack import ScaledStack
 from streaming.conditioning.conditions import Conditions
 from streaming.conditioning.prompts import PromptRequest, PromptState
 from streaming.errors import NotFiniteError, WanstreamError
@@ -42,6 +43,7 @@ class ChunkRequest:
     manage_cache: bool = True  # resets that no one asked for are allowed
     noise_scale: float = 0.7  # video mode: 0 keeps the input, 1 ignores it
     noise_controller: bool = True  # video mode: let motion decide about the noise scale
+    lora_scales: Mapping[str, float] = field(default_factory=dict)  # new ones, by the adapter's name
     past_weight: float = 1.0  # of cached frames in the attention, for pipelines that have it; 1: plain
     video: Images | None = None  # uint8 [T, H, W, 3] RGB, any size; video mode only
     vace_input_frames: Images | None = None  # the same, of a control video; text mode only
@@ -105,20 +107,35 @@ def begin(model: StreamModel, chunk: Session, request: ChunkRequest, step: StepT
     with step("text"):
         known = PromptState() if init else chunk.prompt
         chunk.prompt = known.next(request.prompt, model.encode_prompts)
-    init |= request.steps != chunk.steps and request.manage_cache
+    chunk.lora_scales = {**chunk.lora_scales, **request.lora_scales}
+    adapters, before = adapters_of(model, chunk), chunk.conditions.adapters
+    turned = adapters is not None and before is not None and adapters.turned_from(before)
+    init |= (turned or request.steps != chunk.steps) and request.manage_cache
     chunk.mode, chunk.steps = request.mode, request.steps
     if init:
         chunk.last_input = None
     if init or reset_due(model, chunk, request):
         chunk.reset(model, request.seed)
     cross_kv = chunk.conditions.cross_kv
-    if chunk.prompt.updated or not cross_kv:
+    changed = adapters is not None and not adapters.same_as(before)
+    if chunk.prompt.updated or changed or not cross_kv:
         embedding = chunk.prompt.embedding
         assert embedding is not None, "a stream's first prompt has an embedding"
         with step("text"):
-            cross_kv = model.cross_kv(embedding)
+            cross_kv = model.cross_kv(embedding, adapters)
         chunk.vace_cross_kv = ()
-    chunk.conditions = Conditions(cross_kv, request.past_weight)
+    chunk.conditions = Conditions(cross_kv, request.past_weight, adapters=adapters)
+
+
+def adapters_of(model: StreamModel, chunk: Session) -> ScaledStack | None:
+    """The adapters with the stream's scales: the object of the chunk before where it is the same.
+
+    A change too small to count is none, and many small ones add up: the one before stays.
+    """
+    if model.adapters is None:
+        return None
+    scaled, before = model.adapters.at(chunk.lora_scales), chunk.conditions.adapters
+    return before if before is not None and scaled.same_as(before) else scaled
 
 
 def reset_due(model: StreamModel, chunk: Session, request: ChunkRequest) -> bool:

@@ -1,6 +1,7 @@
 """What one stream remembers from chunk to chunk (pipelines-common.md 2)."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -34,6 +35,7 @@ class Session:
     steps: tuple[int, ...] | None = None  # denoising timesteps of the chunk before
     prompt: PromptState = field(default_factory=PromptState)
     conditions: Conditions = field(default_factory=Conditions)
+    lora_scales: Mapping[str, float] = field(default_factory=dict)  # that the stream has asked for, by name
     encoder_caches: Caches | None = None  # None: the next frames are the first of a stream
     decoder_caches: Caches | None = None
     vace_caches: EncoderCaches = field(default_factory=EncoderCaches)

@@ -59,10 +59,15 @@ def open_transformer(
     return merge(base, joined(changes)) if changes else base
 
 
-def transformer_modules(config: TransformerConfig, cached: CachedKeys) -> tuple[Transformer, TextKV]:
-    """The networks of these sizes without weights, on the meta device. cached: of the pipeline's loop."""
+def transformer_modules(
+    config: TransformerConfig, cached: CachedKeys, *, adapted: bool = False
+) -> tuple[Transformer, TextKV]:
+    """The networks of these sizes without weights, on the meta device.
+
+    cached: of the pipeline's loop. adapted: with branches for adapters
+    """
     with torch.device("meta"):
-        return Transformer(config, cached is CachedKeys.UNROTATED), TextKV(config)
+        return Transformer(config, cached is CachedKeys.UNROTATED, adapted), TextKV(config, adapted)
 
 
 def published_vae(vae_type: VaeType) -> Autoencoder:

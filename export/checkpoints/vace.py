@@ -50,11 +50,14 @@ def open_vace(path: Path, config: TransformerConfig) -> tuple[Checkpoint, VaceCo
 
 
 def branch_modules(
-    config: TransformerConfig, vace: VaceConfig, cached: CachedKeys
+    config: TransformerConfig, vace: VaceConfig, cached: CachedKeys, *, adapted: bool = False
 ) -> tuple[VaceTransformer, VaceTextKV]:
-    """The networks of these sizes without weights, on the meta device. cached: of the pipeline's loop."""
+    """The networks of these sizes without weights, on the meta device.
+
+    cached: of the pipeline's loop. adapted: the transformer's own layers have branches for adapters
+    """
     with torch.device("meta"):
-        transformer = VaceTransformer(config, vace, cached is CachedKeys.UNROTATED)
+        transformer = VaceTransformer(config, vace, cached is CachedKeys.UNROTATED, adapted)
         return transformer, VaceTextKV(config, vace)
 
 

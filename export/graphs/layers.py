@@ -4,9 +4,10 @@ Written so that a graph exports to plain ONNX (serving.md 9): no complex numbers
 in place, and statistics and softmax in float32 whatever the type of the graph.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ R = TypeVar("R")
 
 _cpu_kernels: ContextVar[bool] = ContextVar("cpu_kernels", default=False)
 _fused: ContextVar[bool] = ContextVar("fused", default=False)
+_branches: ContextVar["Mapping[nn.Module, Branch]"] = ContextVar("branches", default={})  # noqa: B039
 
 
 @contextmanager
@@ -147,8 +149,34 @@ def norm_and_rotate(
     return _rotated(_normed(x, weight, eps).unflatten(2, heads), cos, sin)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Branch:
+    """What adapters add to a linear layer: x -> ((x @ down) * scale) @ up (lora.md 8.2).
+
+    down [in, R], up [R, out] in the layer's type, scale float32 [R]
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[*, in] -> [*, out]"""
+        return ((x @ self.down).float() * self.scale).to(x.dtype) @ self.up
+
+
+@contextmanager
+def beside(branches: Mapping[nn.Module, Branch]) -> Iterator[None]:
+    """Inside, these `Linear` layers have branches: they are inputs of the graph, and reach all its layers."""
+    token = _branches.set(branches)
+    try:
+        yield
+    finally:
+        _branches.reset(token)
+
+
 class Linear(nn.Module):
-    """x @ weight_t + bias.
+    """x @ weight_t + bias, and what adapters add to it, see `beside`.
 
     The weight is stored transposed, because the ONNX exporter folds the transpose of an `nn.Linear` into an
     initializer without a name, and refit and LoRA find weights by name (serving.md 9, rule 5). In a
@@ -171,7 +199,9 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [*, in] -> [*, out]"""
         y = x @ self.weight_t
-        return y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias
+        branch = _branches.get().get(self)
+        return y if branch is None else y + branch(x)
 
 
 class RMSNorm(nn.Module):

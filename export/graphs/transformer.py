@@ -9,10 +9,21 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from export.graphs.layers import LayerNorm, Linear, RMSNorm, attention, fusible, norm_and_rotate, rotate
+from export.graphs.layers import (
+    Branch,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    attention,
+    beside,
+    fusible,
+    norm_and_rotate,
+    rotate,
+)
 from export.graphs.signature import Signature, Values
+from streaming.adapters.layers import Network, adapted_axes, adapted_layers
 from streaming.checkpoints.config import TransformerConfig
-from streaming.network.inputs import GROUPS, OUTPUTS, TensorSpec, sized
+from streaming.network.inputs import ADAPTERS, GROUPS, OUTPUTS, TensorSpec, sized
 
 
 class SelfAttention(nn.Module):
@@ -130,11 +141,12 @@ class Transformer(nn.Module):
     inside the keys (or in `rope_k`); text projections are in `TextKV`.
 
     unroped_cache   keys are cached before the rotary encoding and rotated when read (Reward-Forcing)
+    adapted         the linear layers have low-rank branches, whose factors and scales are inputs
     """
 
-    def __init__(self, config: TransformerConfig, unroped_cache: bool = False) -> None:
+    def __init__(self, config: TransformerConfig, unroped_cache: bool = False, adapted: bool = False) -> None:
         super().__init__()
-        self.config, self.unroped_cache = config, unroped_cache
+        self.config, self.unroped_cache, self.adapted = config, unroped_cache, adapted
         patch = (config.in_dim, *config.patch_size)
         self.patch_embedding = Linear(prod(patch), config.dim, checkpoint_shape=(config.dim, *patch))
         self.time_embedding = nn.Sequential(
@@ -147,7 +159,8 @@ class Transformer(nn.Module):
     @property
     def groups(self) -> set[str]:
         """Of the graph's inputs: the arguments of `forward`."""
-        return {"tokens", "rope", "cross", "cache"} | ({"rope_k"} if self.unroped_cache else set())
+        optional = {"rope_k": self.unroped_cache, ADAPTERS: self.adapted}
+        return {"tokens", "rope", "cross", "cache"} | {name for name, there in optional.items() if there}
 
     def forward(
         self,
@@ -157,6 +170,7 @@ class Transformer(nn.Module):
         cache: Values,
         rope_k: Values | None = None,
         vace: Values | None = None,
+        adapters: Values | None = None,
     ) -> tuple[Tensor, ...]:
         """Arguments are groups of `streaming/network/inputs.py`, each a tuple in the order given there.
 
@@ -169,20 +183,22 @@ class Transformer(nn.Module):
         cache      kv of each layer [2, B, S, N, D]
         rope_k     cos, sin [S + T, D / 2] of [cached | new] tokens, for un-roped keys
         vace       see `VaceTransformer`; None: no hints
+        adapters   factors of all linear layers and scales, see `low_rank_branches`
         returns    flow [B, T, patch * out_dim] for `unpatchify`, then new_kv of each layer [2, B, T, N, D]
         """
         patches, time_sin, key_bias = tokens
-        x = self.patch_embedding(patches)
-        e = self.time_embedding(time_sin.to(x.dtype))
-        e0 = self.time_projection(e).unflatten(2, (6, -1))
-        hints = self.hints(x, e0, vace)
-        new_kv = []
-        for i, (block, cross_kv, kv) in enumerate(zip(self.blocks, cross, cache, strict=True)):
-            x, new = block(x, e0, cross_kv, kv, key_bias, rope, rope_k)
-            if i in hints:
-                x = x + hints[i]
-            new_kv.append(new)
-        return (self.head(x, e), *new_kv)
+        with beside(low_rank_branches(self, self.config, "transformer", adapters)):
+            x = self.patch_embedding(patches)
+            e = self.time_embedding(time_sin.to(x.dtype))
+            e0 = self.time_projection(e).unflatten(2, (6, -1))
+            hints = self.hints(x, e0, vace)
+            new_kv = []
+            for i, (block, cross_kv, kv) in enumerate(zip(self.blocks, cross, cache, strict=True)):
+                x, new = block(x, e0, cross_kv, kv, key_bias, rope, rope_k)
+                if i in hints:
+                    x = x + hints[i]
+                new_kv.append(new)
+            return (self.head(x, e), *new_kv)
 
     def hints(self, x: Tensor, e0: Tensor, vace: Values | None) -> dict[int, Tensor]:
         """What is added to the tokens after a block, by its number; here nothing."""
@@ -193,7 +209,7 @@ class Transformer(nn.Module):
 
         branch: with the inputs of a VACE branch, where there is one
         """
-        sizes = self.axes(batch) | {"S": cache_tokens}
+        sizes = self.axes(batch) | {"S": cache_tokens} | adapted_axes(self.config, "transformer")
         names = self.groups if branch else self.groups - {"vace"}
         groups = (group for group in GROUPS.values() if group.name in names)
         inputs = tuple(spec for group in groups for spec in group.specs(sizes))
@@ -210,24 +226,32 @@ class TextKV(nn.Module):
     Parameters have the checkpoint's names, `text_embedding.*` and `blocks.<i>.cross_attn.{k,v,norm_k}.*`.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, adapted: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.adapted = config, adapted
         self.text_embedding = nn.Sequential(
             Linear(config.text_dim, config.dim), nn.GELU(approximate="tanh"), Linear(config.dim, config.dim)
         )
         self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.num_layers))
 
-    def forward(self, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
-        """[B, text_len, text_dim], rows after the prompt being zero -> per layer [2, B, text_len, N, D]"""
-        context = self.text_embedding(prompt_embeds)
-        return tuple(block(context) for block in self.blocks)
+    def forward(self, prompt_embeds: Tensor, adapters: Values | None = None) -> tuple[Tensor, ...]:
+        """[B, text_len, text_dim], rows after the prompt being zero -> per layer [2, B, text_len, N, D]
+
+        adapters: as of `Transformer.forward`
+        """
+        with beside(low_rank_branches(self, self.config, "text_kv", adapters)):
+            context = self.text_embedding(prompt_embeds)
+            return tuple(block(context) for block in self.blocks)
 
     def signature(self, batch: int = 1) -> Signature:
-        """Names and shapes; nothing is dynamic."""
+        """Names and shapes; nothing is dynamic but the rank of adapters."""
         config = self.config
+        sizes = config.axes(batch) | adapted_axes(config, "text_kv")
         return Signature(
-            inputs=(TensorSpec("prompt_embeds", (batch, config.text_len, config.text_dim)),),
+            inputs=(
+                TensorSpec("prompt_embeds", (batch, config.text_len, config.text_dim)),
+                *(GROUPS[ADAPTERS].specs(sizes) if self.adapted else ()),
+            ),
             outputs=sized(GROUPS["cross"].tensors, config.axes(batch)),
         )
 
@@ -258,6 +282,27 @@ class CrossAttentionKV(nn.Module):
         """[B, text_len, dim] -> [2, B, text_len, N, D]"""
         k, v = self.norm_k(self.k(context)), self.v(context)
         return torch.stack([k, v]).reshape(2, *context.shape[:2], *self.heads)
+
+
+def low_rank_branches(
+    module: nn.Module, config: TransformerConfig, network: Network, adapters: Values | None
+) -> dict[nn.Module, Branch]:
+    """What adapters add to the layers of a network; nothing without them.
+
+    adapters: down [rows of all layers, R], up [R, columns of all layers], scale float32 [R], in the order of
+    `adapted_layers`
+    """
+    if adapters is None:
+        return {}
+    down, up, scale = adapters
+    return {
+        module.get_submodule(layer.name): Branch(
+            down.narrow(0, layer.first_row, layer.rows),
+            up.narrow(1, layer.first_column, layer.columns),
+            scale,
+        )
+        for layer in adapted_layers(config, network)
+    }
 
 
 @fusible

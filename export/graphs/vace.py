@@ -66,8 +66,14 @@ class VaceTransformer(Transformer):
     Called without context it is the plain transformer.
     """
 
-    def __init__(self, config: TransformerConfig, vace: VaceConfig, unroped_cache: bool = False) -> None:
-        super().__init__(config, unroped_cache)
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vace: VaceConfig,
+        unroped_cache: bool = False,
+        adapted: bool = False,
+    ) -> None:
+        super().__init__(config, unroped_cache, adapted)
         self.vace = vace
         patch = (vace.in_dim, *config.patch_size)
         self.vace_patch_embedding = Linear(prod(patch), config.dim, checkpoint_shape=(config.dim, *patch))

@@ -23,6 +23,7 @@ from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vace import VaceConfig, VaceTextKV, VaceTransformer
 from export.graphs.vae_graphs import Autoencoder, DecoderGraph, EncoderGraph
+from streaming.adapters.layers import MOST_RANK, RANKS
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import (
     TEXT_ENCODER,
@@ -57,6 +58,7 @@ class Request:
     form    of the graphs; "cpu" is for float32 only
     padding_keys   False leaves out the keys of score zero that the reference's kernel adds, where it does
     vace    with the engines of the VACE branch
+    adapters       the transformer takes LoRA files beside its weights, so that their scales can be turned
     """
 
     pipeline: str
@@ -69,6 +71,7 @@ class Request:
     form: Form = "portable"
     padding_keys: bool = True
     vace: bool = False
+    adapters: bool = False
 
     @property
     def loop(self) -> LoopSpec:
@@ -236,13 +239,17 @@ def _transformer(
     frames = [tokens_per_frame(size) for size in request.sizes]
     one_size = len(set(frames)) == 1
     cache_tokens: int | str = loop.cache_tokens(frames[0]) if one_size else "S"
-    profiles = tuple(_profile(loop, tokens, dynamic_cache=not one_size) for tokens in dict.fromkeys(frames))
+    ranks: Profile = {"R": _RANKS} if request.adapters else {}
+    profiles = tuple(
+        {**_profile(loop, tokens, dynamic_cache=not one_size), **ranks} for tokens in dict.fromkeys(frames)
+    )
+    kind = f"{request.pipeline}_adapted" if request.adapters else request.pipeline
 
     def checkpoint() -> Checkpoint:
         return open_transformer(request.models, files)
 
     def published() -> tuple[Transformer, TextKV]:
-        return transformer_modules(config, loop.cached_keys)
+        return transformer_modules(config, loop.cached_keys, adapted=request.adapters)
 
     def load() -> tuple[Transformer, TextKV]:
         modules = published()
@@ -256,7 +263,7 @@ def _transformer(
 
     transformer = Graph(
         kind="transformer",
-        label=f"{request.pipeline}_transformer",
+        label=f"{kind}_transformer",
         build=lambda pair: (pair[0], pair[0].signature(cache_tokens)),
         example={axis: found.opt for axis, found in profiles[0].items()},
         profiles=profiles,
@@ -268,10 +275,10 @@ def _transformer(
     )
     text_kv = Graph(
         kind="text_kv",
-        label=f"{request.pipeline}_text_kv",
+        label=f"{kind}_text_kv",
         build=lambda pair: (pair[1], pair[1].signature()),
-        example={},
-        profiles=(),
+        example={axis: found.opt for axis, found in ranks.items()},
+        profiles=(ranks,) if ranks else (),
         facts=sizes,
     )
     sources = (weights, request.models / files.config, *adapters)
@@ -289,7 +296,7 @@ def _branch(
 
     def load() -> tuple[VaceTransformer, VaceTextKV]:
         branch, vace = open_vace(path, config)
-        modules = branch_modules(config, vace, loop.cached_keys)
+        modules = branch_modules(config, vace, loop.cached_keys, adapted=request.adapters)
         weights = open_transformer(request.models, files, branch=branch)
         load_weights(weights, *modules, dtype=DTYPES[precision], unexpected="warn")
         return modules
@@ -297,7 +304,7 @@ def _branch(
     def published() -> tuple[VaceTransformer, VaceTextKV]:
         stride = config.num_layers // files.published_vace_blocks
         layers = tuple(range(0, config.num_layers, stride))
-        return branch_modules(config, VaceConfig(layers), loop.cached_keys)
+        return branch_modules(config, VaceConfig(layers), loop.cached_keys, adapted=request.adapters)
 
     def blocks() -> int:
         if not path.is_file():
@@ -309,11 +316,15 @@ def _branch(
     graphs = (
         dataclasses.replace(
             transformer,
-            label=f"{request.pipeline}_vace_transformer",
+            label=transformer.label.replace("_transformer", "_vace_transformer"),
             facts={**transformer.facts, **facts},
         ),
         dataclasses.replace(
-            text_kv, label=f"{request.pipeline}_vace_text_kv", facts={**text_kv.facts, **facts}
+            text_kv,
+            label=f"{request.pipeline}_vace_text_kv",
+            example={},
+            profiles=(),
+            facts={**text_kv.facts, **facts},
         ),
     )
     return Component(
@@ -324,6 +335,9 @@ def _branch(
         published=published,
         graphs=graphs,
     )
+
+
+_RANKS: Final = AxisRange(min=RANKS[0], opt=RANKS[1], max=MOST_RANK)  # of all adapters together
 
 
 def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool) -> Profile:

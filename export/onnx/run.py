@@ -413,6 +413,7 @@ def engine_set(
         window=request.loop.local_attn_size,
         cache_frames=request.loop.cache_frames,
         padding_keys=request.loop.padding_keys,
+        adapters=request.adapters,
         model=ModelFacts(
             text_len=config.text_len,
             text_dim=config.text_dim,
@@ -445,7 +446,8 @@ def set_name(request: Request) -> str:
     kind = "demo_" if request.demo else ""
     window = "" if request.window is None else f"_window{request.window}"
     padding = "" if request.padding_keys else "_unpadded"
-    return f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}{window}{padding}"
+    adapters = "_adapters" if request.adapters else ""
+    return f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}{window}{padding}{adapters}"
 
 
 def _served_as_before(result: EngineSet, store: EngineStore) -> EngineSet:

@@ -19,6 +19,7 @@ from export.graphs.vace import VaceTextKV
 from export.graphs.vae_graphs import Autoencoder, AutoencoderGraph, DecoderGraph, EncoderGraph
 from export.pytorch.engine import ModuleEngine
 from export.pytorch.faster import NOTHING, channels_innermost, faster_calls, for_cpu
+from streaming.adapters.stack import Stacker, no_adapters
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, read_config
 from streaming.conditioning.embedding_cache import EmbeddingCache
@@ -28,7 +29,7 @@ from streaming.engines.engine import BatchLimit, BranchEngines, Engine, Engines,
 from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchPrecision, TorchSwitches, VacePlan
 from streaming.engines.manifest import file_info, fingerprint
 from streaming.engines.records import EngineError
-from streaming.engines.served import CPU, PROMPTS, shares_encoder_cache
+from streaming.engines.served import CPU, PROMPTS, adapted_pipeline, shares_encoder_cache
 from streaming.network.inputs import KEY_BIAS
 from streaming.network.model import StreamModel
 from streaming.network.transformer import ModelSizes
@@ -39,6 +40,7 @@ from streaming.triton.model_pipeline import ModelPipeline
 DTYPES: Final[Mapping[TorchPrecision, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PROMPTS_AT_ONCE: Final = 4
 _VACE: Final = VacePlan()
+_IDLE_RANK: Final = 2  # of branches that no adapter fills; 1 would be broadcast
 EncodePrompts = Callable[[Sequence[str]], list[Tensor]]
 
 
@@ -54,12 +56,12 @@ def load_pipeline(spec: PipelineSpec, plan: LoadPlan) -> ModelPipeline:
     models, files = torch_plan.checkpoints, TRANSFORMER_FILES[spec.id]
     device, dtype = torch.device(torch_plan.device), DTYPES[torch_plan.precision]
     config = read_config(models / files.config)
-    transformer, text_kv = transformer_modules(config, spec.loop.cached_keys)
+    transformer, text_kv = transformer_modules(config, spec.loop.cached_keys, adapted=plan.adapted)
     branch, branch_text = None, None
     if plan.vace is not None:
         branch, sizes = open_vace(models / files.vace, config)
-        transformer, branch_text = branch_modules(config, sizes, spec.loop.cached_keys)
-    adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.adapters]
+        transformer, branch_text = branch_modules(config, sizes, spec.loop.cached_keys, adapted=plan.adapted)
+    adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.merged]
     load_weights(
         open_transformer(models, files, adapters, branch),
         transformer,
@@ -85,7 +87,8 @@ def load_pipeline(spec: PipelineSpec, plan: LoadPlan) -> ModelPipeline:
         vace=plan.vace or _VACE,
     )
     noise = SeededNoise(device if switches.device_noise else CPU)
-    return ModelPipeline(spec, model, plan.base_seed, noise)
+    stacker = Stacker(config, dtype, device) if plan.adapted else None
+    return adapted_pipeline(ModelPipeline(spec, model, plan.base_seed, noise, stacker), plan)
 
 
 def stream_model(
@@ -147,6 +150,9 @@ def stream_model(
         spare_bias=switches.spare_bias,
         shared_encoder_cache=shares_encoder_cache(vace, vae.groups),
         vace_padding=vace.pad_attention,
+        adapters=no_adapters(transformer.config, _IDLE_RANK, weight.dtype, weight.device)
+        if transformer.adapted
+        else None,
     )
 
 

@@ -22,6 +22,7 @@ Problem = Literal[
     "non_finite",
     "duplicate",
     "rank_budget",
+    "merge_only",
 ]
 
 # What is left out of a file, each with a count.

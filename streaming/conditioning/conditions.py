@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from streaming.adapters.stack import ScaledStack
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class VaceContext:
@@ -29,14 +31,14 @@ class Conditions:
     cross_kv      keys and values of the prompt, per layer [2, 1, text_len, N, D]; empty: not computed yet
     past_weight   of cached frames in the attention, see `KVCache.key_bias`; 1: plain
     vace          of this chunk alone; None: no hints
-
-    Scales of adapters are a further field.
+    adapters      LoRA files beside the weights, and their scales; None: the engines take none
     """
 
     cross_kv: tuple[Tensor, ...] = ()
     past_weight: float = 1.0
     vace: VaceContext | None = None
+    adapters: ScaledStack | None = None
 
     def of_clean_frames(self) -> "Conditions":
-        """For a pass that only gives keys and values to cache: it follows the text and nothing else."""
+        """For a pass that only gives keys and values to cache: it follows the text and the adapters."""
         return replace(self, past_weight=1.0, vace=None)

@@ -88,6 +88,7 @@ class EngineSet(Record):
     serve_with     what runs the engines; another set that shares them may choose otherwise
     gpus           numbers of the GPUs that run plans, with an instance of every engine on each
     window         attention window, in latent frames
+    adapters       the transformer takes LoRA files beside its weights, see `streaming/adapters/stack.py`
     demo           random or tiny weights: only a stand-in
     note           a line for users about the weights
     examples       prompts that the weights understand
@@ -104,6 +105,7 @@ class EngineSet(Record):
     window: int
     cache_frames: int
     padding_keys: int = 0
+    adapters: bool = False
     model: ModelFacts
     frames: FrameCuts
     text_encoder: str

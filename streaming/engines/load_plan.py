@@ -73,16 +73,18 @@ class TorchPlan(Record):
 
 
 class PlannedAdapter(Record):
-    """A LoRA file that is merged into the weights.
+    """A LoRA file of a load.
 
-    path    of the file
-    name    what the client calls it
-    scale   how strongly it counts
+    path      of the file
+    name      what the client calls it
+    scale     how strongly it counts
+    runtime   it lies beside the weights, and each stream may turn its scale; else it is merged into them
     """
 
     path: Path
     name: str
     scale: float
+    runtime: bool = False
 
 
 class VacePlan(Record):
@@ -106,6 +108,7 @@ class LoadPlan(Record):
                  it is always there
     pytorch      of backend `pytorch`
     adapters     LoRA files, in the order of the load
+    adapted      the transformer takes LoRA files beside its weights, of which there may be none yet
     loop         what was chosen of the pipeline's loop, see `LOAD_CHOICES`
     vace         None: the pipeline is loaded without its VACE branch
     preprocessors   directory of models, where those of preprocessors are; None: there are none
@@ -120,6 +123,7 @@ class LoadPlan(Record):
     make_room: tuple[str, ...] = ()
     pytorch: TorchPlan | None = None
     adapters: tuple[PlannedAdapter, ...] = ()
+    adapted: bool = False
     base_seed: int
     loop: Mapping[str, int | bool | None] = {}
     vace: VacePlan | None = None
@@ -131,6 +135,16 @@ class LoadPlan(Record):
         if has_checkpoint != (self.backend == "pytorch") or has_checkpoint != (self.engine_set is None):
             raise ValueError("backend pytorch runs a checkpoint, the others an engine set")
         return self
+
+    @property
+    def merged(self) -> tuple[PlannedAdapter, ...]:
+        """LoRA files that are merged into the weights."""
+        return tuple(adapter for adapter in self.adapters if not adapter.runtime)
+
+    @property
+    def beside(self) -> tuple[PlannedAdapter, ...]:
+        """LoRA files beside the weights."""
+        return tuple(adapter for adapter in self.adapters if adapter.runtime)
 
     @property
     def set_directory(self) -> Path:

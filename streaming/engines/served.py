@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
+from streaming.adapters.stack import RuntimeAdapter, Stacker
 from streaming.conditioning.embedding_cache import EmbeddingCache
 from streaming.conditioning.prompt_encoder import PromptEncoder
 from streaming.conditioning.tokenizer import PromptTokenizer
@@ -255,9 +256,18 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
         cache = prompt_cache(plan.models, plan.set_directory)
         open_engine = engine_opener(plan, context.models, device)
         model = open_model(plan.set_directory, chosen, open_engine, plan.size, device, cache, plan.vace)
-        return ModelPipeline(spec, model, plan.base_seed)
+        config = read_engine_set(plan.set_directory).model.transformer()
+        stacker = Stacker(config, model.dtype, model.device) if plan.adapted and config else None
+        return adapted_pipeline(ModelPipeline(chosen, model, plan.base_seed, stacker=stacker), plan)
 
     return load
+
+
+def adapted_pipeline(pipeline: ModelPipeline, plan: LoadPlan) -> ModelPipeline:
+    """The pipeline with the LoRA files of a load beside its weights. Raises AdapterError."""
+    if plan.adapted:
+        pipeline.put_beside([RuntimeAdapter(a.path, a.name, a.scale) for a in plan.beside])
+    return pipeline
 
 
 def engine_opener(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> OpenEngine:
@@ -269,7 +279,7 @@ def engine_opener(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> 
 
 def _adapted(plan: LoadPlan) -> Weights:
     """The weights that the load's LoRA files change. Raises WanstreamError."""
-    if not plan.adapters:
+    if not plan.merged:
         return {}
     # Here, not above: it comes with `export`, which builds upon this package.
     from export.checkpoints.lora_merge import ScaledAdapter
@@ -280,7 +290,7 @@ def _adapted(plan: LoadPlan) -> Weights:
     if plan.vace is not None and engines.branch is not None:
         names = (*names, engines.branch.transformer, engines.branch.text_kv)
     graphs = [engine_directory(plan.models, name) / ONNX_FILE for name in names]
-    adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.adapters]
+    adapters = [ScaledAdapter(adapter.path, adapter.scale) for adapter in plan.merged]
     return dict(zip(names, merged_weights(graphs, adapters), strict=True))
 
 

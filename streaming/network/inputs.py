@@ -40,7 +40,7 @@ class InputGroup:
     """Inputs that belong together: one argument of the transformer's `forward`, a tuple of tensors.
 
     tensors   axes by name: B batch, F latent frames, T tokens of the chunk, S cached tokens, N heads, D head
-              size; what the network does not fix is dynamic
+              size, R rank of all adapters together; what the network does not fix is dynamic
     values    the tensors of a call, in this order; None: that one is left out of this call
     layers    axis that counts the tensors which there are of every layer
     """
@@ -61,6 +61,7 @@ class InputGroup:
 
 
 KEY_BIAS: Final = "key_bias"
+ADAPTERS: Final = "adapters"
 
 # By name, in the order of the graph's inputs. A graph need not have them all; a call makes those that it has.
 GROUPS: Final[dict[str, InputGroup]] = {
@@ -114,6 +115,15 @@ GROUPS: Final[dict[str, InputGroup]] = {
             ),
             lambda call: call.vace,
             layers="K",
+        ),
+        InputGroup(
+            ADAPTERS,  # low-rank branches beside the linear layers, see `streaming/adapters/stack.py`
+            (
+                TensorSpec("adapter_down", ("adapted_in", "R")),
+                TensorSpec("adapter_up", ("R", "adapted_out")),
+                TensorSpec("adapter_scale", ("R",), float32=True),
+            ),
+            lambda call: call.adapters,
         ),
     )
 }

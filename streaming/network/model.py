@@ -6,13 +6,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from streaming.adapters.stack import AdapterStack, ScaledStack
 from streaming.cache.ema_sink import EmaSink
 from streaming.cache.kv_cache import KVCache, Ring, Slots
 from streaming.cache.memory_bank import MemoryBank
 from streaming.conditioning.conditions import Conditions
 from streaming.conditioning.prompts import Encode
 from streaming.engines.engine import BranchEngines, Engines
-from streaming.network.inputs import FLOW, GROUPS, NEW_KV, numbered
+from streaming.network.inputs import ADAPTERS, FLOW, GROUPS, NEW_KV, numbered
 from streaming.network.transformer import ModelSizes, TransformerCall, timesteps
 from streaming.schedule import FlowSchedule
 from streaming.specs import CachedKeys, LoopSpec
@@ -28,6 +29,7 @@ class StreamModel:
     spare_bias       the transformer's engine runs without `key_bias` where no key is hidden
     shared_encoder_cache   of both clips of a VACE context, see `EncoderCaches`
     vace_padding     the zero keys of the reference's attention take part in the VACE branch
+    adapters         whose scales a stream may turn; None: the engines take none
     """
 
     spec: LoopSpec
@@ -42,6 +44,7 @@ class StreamModel:
     spare_bias: bool = False
     shared_encoder_cache: bool = True
     vace_padding: bool = True
+    adapters: AdapterStack | None = None
 
     def __post_init__(self) -> None:
         assert self.cache_frames >= self.spec.cache_frames, "the engine's cache is smaller than the window"
@@ -94,10 +97,14 @@ class StreamModel:
         """The memory bank of a new stream; without one, a bank of size 0."""
         return MemoryBank(self.spec.bank_size, self.spec.record_interval)
 
-    def cross_kv(self, embedding: Tensor) -> tuple[Tensor, ...]:
+    def cross_kv(self, embedding: Tensor, adapters: ScaledStack | None = None) -> tuple[Tensor, ...]:
         """Cross-attention keys and values of every layer for a prompt embedding [1, text_len, text_dim]."""
         names = GROUPS["cross"].names(self.sizes.layers)
-        results = self.engines.text_kv.run({"prompt_embeds": self.to_device(embedding)}, names)
+        inputs = {"prompt_embeds": self.to_device(embedding)}
+        if adapters is not None:
+            members = GROUPS[ADAPTERS].names(self.sizes.layers)
+            inputs |= dict(zip(members, adapters.inputs("text_kv"), strict=True))
+        results = self.engines.text_kv.run(inputs, names)
         return tuple(results[name] for name in names)
 
     @property

@@ -71,6 +71,12 @@ class TransformerCall:
         return unpatchify(tokens, self.latents.shape[3], self.latents.shape[4], self.sizes.patch)
 
     @property
+    def adapters(self) -> Sequence[Tensor]:
+        """Factors and scales of the adapters, which a graph with that group cannot do without."""
+        assert self.conditions.adapters is not None, "the graph takes adapters, and the pipeline has none"
+        return self.conditions.adapters.inputs("transformer")
+
+    @property
     def tokens(self) -> Tensor:
         """[B, T, C * patch]"""
         return patchify(self.latents, self.sizes.patch)

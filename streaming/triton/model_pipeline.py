@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from streaming.adapters.stack import RuntimeAdapter, Stacker
 from streaming.conditioning.prompts import PromptRequest, Prompts, TransitionRequest
+from streaming.engines.load_plan import PlannedAdapter
+from streaming.errors import WanstreamError
 from streaming.loop import ChunkRequest, StepTimer, generate_chunk
 from streaming.network.model import StreamModel
 from streaming.noise import NoiseSource, SeededNoise
@@ -25,14 +28,35 @@ class ModelPipeline:
     """One loaded model and what its parameters default to."""
 
     def __init__(
-        self, spec: PipelineSpec, model: StreamModel, base_seed: int, noise: NoiseSource | None = None
+        self,
+        spec: PipelineSpec,
+        model: StreamModel,
+        base_seed: int,
+        noise: NoiseSource | None = None,
+        stacker: Stacker | None = None,
     ) -> None:
-        """base_seed: of the load; a chunk's own wins."""
+        """base_seed: of the load; a chunk's own wins. stacker: None: the engines take no adapters."""
+        self._stacker = stacker
         self.spec, self.model, self.base_seed = spec, model, base_seed
         self.noise: NoiseSource = noise or SeededNoise()
 
     def open_stream(self) -> Stream:
         return ModelStream(self)
+
+    def adapt(self, parameters: Mapping[str, Any]) -> None:
+        adapters = map(PlannedAdapter.model_validate, parameters["adapters"])
+        self.put_beside([RuntimeAdapter(a.path, a.name, a.scale) for a in adapters])
+
+    def put_beside(self, adapters: Sequence[RuntimeAdapter]) -> None:
+        """Go on with these LoRA files beside the weights; streams meet them in their next chunks.
+
+        Raises WanstreamError; those of before stay.
+        """
+        if self._stacker is None:
+            raise WanstreamError(
+                "What is loaded takes no LoRA files while it runs: load it with lora_merge_mode runtime_peft."
+            )
+        self.model = replace(self.model, adapters=self._stacker(adapters))
 
     def warm_up(self) -> None:
         """Make chunks of every kind on a stream that is thrown away: first, later, new prompt, video."""
@@ -116,7 +140,8 @@ def chunk_request(
         video=video if mode == VIDEO else None,
         vace_input_frames=control,
     )
-    names = {field.name for field in fields(ChunkRequest)} & parameters.keys()
+    request = replace(request, lora_scales={e["path"]: e["scale"] for e in value("lora_scales", ())})
+    names = ({field.name for field in fields(ChunkRequest)} & parameters.keys()) - {"lora_scales"}
     return replace(request, **{name: parameters[name] for name in names if parameters[name] is not None})
 
 

@@ -20,6 +20,10 @@ class Passthrough:
     def warm_up(self) -> None:
         """Nothing is slow the first time."""
 
+    def adapt(self, parameters: Mapping[str, Any]) -> None:
+        """There are no weights. Raises WanstreamError."""
+        raise WanstreamError("Pipeline passthrough has no LoRA files.")
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -26,6 +26,7 @@ class Op(str, Enum):
     PREPROCESS = "preprocess"  # no chunk: what VACE is to be shown; `preprocessor` names how, `frames` is it
     STOP = "stop"  # last request of a sequence; a chunk in the making ends without more pictures
     WARMUP = "warmup"  # a sequence of its own, sent once after loading
+    ADAPT = "adapt"  # a sequence of its own: other LoRA files beside the weights, between two chunks
     PROBE = "probe"  # a sequence of its own, without work: whether the model's process lives
 
 

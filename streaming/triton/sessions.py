@@ -91,6 +91,12 @@ class Pipeline(Protocol):
     def warm_up(self) -> None:
         """Run every step once, so that the first chunk of the first user is not slow."""
 
+    def adapt(self, parameters: Mapping[str, Any]) -> None:
+        """Go on with the LoRA files that `parameters` lists beside the weights, from every next chunk on.
+
+        Raises WanstreamError; those of before stay.
+        """
+
     def close(self) -> None:
         """Called once, when the model is unloaded."""
 

@@ -86,6 +86,9 @@ class StreamingModel:
                 self._turns.put(
                     Turn(None, lambda turn: reply.guard(partial(self._warm_up, reply)), reply.end)
                 )
+            elif command.op is Op.ADAPT:
+                adapt = partial(self._adapt, command.parameters, reply)
+                self._turns.put(Turn(None, lambda turn: reply.guard(adapt), reply.end))
             elif command.op is Op.PROBE:
                 reply.end(Meta(last=True))
             else:
@@ -156,6 +159,10 @@ class StreamingModel:
         began = time.perf_counter()
         self._pipeline.warm_up()
         reply.end(Meta(timings_ms={"warmup": (time.perf_counter() - began) * 1e3}, last=True))
+
+    def _adapt(self, parameters: Mapping[str, Any], reply: "_Reply") -> None:
+        self._pipeline.adapt(parameters)
+        reply.end(Meta(last=True))
 
 
 class _Reply:

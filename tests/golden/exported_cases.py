@@ -12,6 +12,7 @@ REPLAYS: dict[str, Callable[[GoldenCase, Place], None]] = {
     "wan.t5_encoder": text.t5_encoder,
     "lora.formats": lora.replay_formats,
     "lora.builtin_adapter": lora.replay_builtin,
+    "lora.stacking": lora.replay_stacking,
     "wan.vae_oneshot": vae.oneshot,
     "wan.vae_decode_first": vae.decode_first,
     "wan.vae_decode_stream": vae.decode_stream,

@@ -33,11 +33,7 @@ REPLAYS: dict[str, Replay] = {
 
 # Known kinds, or area/kind of some cases, whose subject is not built yet. Their cases are listed by name at
 # the end of every run.
-NOT_YET: frozenset[str] = frozenset(
-    {
-        "lora.stacking",
-    }
-)
+NOT_YET: frozenset[str] = frozenset()
 
 
 def must_wait(case: GoldenCase) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from export.checkpoints.checkpoints import Checkpoint, open_checkpoint
 from export.checkpoints.lora_merge import (
@@ -16,6 +17,9 @@ from export.checkpoints.lora_merge import (
     user_adapters,
 )
 from streaming.adapters.files import AdapterError
+from streaming.adapters.layers import adapted_layers
+from streaming.adapters.stack import AdapterStack, RuntimeAdapter, ScaledStack, stack
+from streaming.checkpoints.config import TransformerConfig
 from tests.golden.case import GoldenCase
 from tests.golden.place import Place, in_torch
 from tests.golden.replays.transformer import ReferenceCache, load
@@ -40,9 +44,11 @@ def assert_weights(case: GoldenCase, prefix: str, weights: Checkpoint) -> None:
         case.assert_close(f"{prefix}{key}", tensor)
 
 
-def assert_flows(case: GoldenCase, name: str, weights: Checkpoint, place: Place) -> None:
+def assert_flows(
+    case: GoldenCase, name: str, weights: Checkpoint, place: Place, adapters: ScaledStack | None = None
+) -> None:
     """Run the case's calls with these weights, and compare those outputs that were recorded as `name`."""
-    config, transformer, text_kv = load(case, place, weights)
+    config, transformer, text_kv = load(case, place, weights, adapters)
     sizes = case.config
     cross_kv = text_kv(pad_prompt(case.tensors["in.context"], config.text_len))
     cache = ReferenceCache(
@@ -91,6 +97,43 @@ def replay_builtin(case: GoldenCase, place: Place = in_torch) -> None:
     assert_flows(case, "out.flow_builtin_user", both, place)
 
 
+def replay_stacking(case: GoldenCase, place: Place = in_torch) -> None:
+    """Three adapters side by side, merged and beside the weights, and other scales for the latter."""
+    base, sizes = case.checkpoint(), case.config
+    names, scales = sizes["files"], sizes["scales"]
+    paths = [adapter_path(case, name) for name in names]
+    weights = merged(base, *map(ScaledAdapter, paths, scales))
+    assert_weights(case, "out.merged.", weights)
+    config = TransformerConfig.from_json(sizes)
+    files = stack([RuntimeAdapter(*file) for file in zip(paths, names, scales, strict=True)], config)
+    assert_stacked(case, files, config)
+    first, updated = files.at({}), files.at(dict(zip(names, sizes["updated_scales"], strict=True)))
+    assert_filled(case, "out.scale_vector", first.vector)
+    assert_filled(case, "out.scale_vector_updated", updated.vector)
+
+    if place is in_torch:  # elsewhere it would be one more graph, and other cases show the same
+        assert_flows(case, "out.flow", weights, place)
+    assert_flows(case, "out.flow", base, place, first)
+    assert_flows(case, "out.flow_updated", base, place, updated)
+
+
+def assert_stacked(case: GoldenCase, files: AdapterStack, config: TransformerConfig) -> None:
+    """The factors of the layers that were recorded: as [R, in] and [out, R]."""
+    for network in ("transformer", "text_kv"):
+        factors = files.factors[network]
+        for name, row, rows, column, columns in adapted_layers(config, network):
+            if f"out.stacked_A.{name}" in case.tensors:
+                assert_filled(case, f"out.stacked_A.{name}", factors.down[row : row + rows].t())
+                assert_filled(case, f"out.stacked_B.{name}", factors.up[:, column : column + columns], axis=1)
+
+
+def assert_filled(case: GoldenCase, name: str, actual: Tensor, axis: int = 0) -> None:
+    """Compare the numbers of R, the first axis, that the case has; the others are zero. axis: of R there."""
+    recorded = case.tensors[name].shape[axis]
+    case.assert_close(name, actual[:recorded].movedim(0, axis))
+    assert not actual[recorded:].any()
+
+
 def replay_malformed(case: GoldenCase) -> None:
     """Each file is refused with its class, or applied but for a part of it."""
     base = open_checkpoint(case.path.with_name("formats.safetensors"), prefix="weights.")
@@ -110,5 +153,6 @@ def replay_malformed(case: GoldenCase) -> None:
 REPLAYS: dict[str, Callable[[GoldenCase], Any]] = {
     "lora.formats": replay_formats,
     "lora.builtin_adapter": replay_builtin,
+    "lora.stacking": replay_stacking,
     "lora.malformed": replay_malformed,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from export.checkpoints.checkpoints import Checkpoint, load_weights
 from export.graphs.transformer import SelfAttention, TextKV, Transformer
 from export.pytorch.pipeline import stream_sizes
+from streaming.adapters.stack import ScaledStack
 from streaming.cache.attention_bias import visible
 from streaming.checkpoints.config import TransformerConfig
 from streaming.conditioning.conditions import Conditions
@@ -27,29 +28,31 @@ Run = Callable[..., Results]
 
 
 def load(
-    case: GoldenCase, place: Place, weights: Checkpoint | None = None
+    case: GoldenCase, place: Place, weights: Checkpoint | None = None, adapters: ScaledStack | None = None
 ) -> tuple[TransformerConfig, Run, CrossKV]:
     """The two graphs of a case, filled by the loader of real checkpoints; the transformer gives flow and keys
-    and values. weights: others than the case's.
+    and values. weights: others than the case's. adapters: beside the weights.
     """
-    config = TransformerConfig.from_json(case.config)
+    config, adapted = TransformerConfig.from_json(case.config), adapters is not None
     with torch.device("meta"):
-        transformer, text_kv = Transformer(config), TextKV(config)
+        transformer, text_kv = Transformer(config, adapted=adapted), TextKV(config, adapted)
+    ranks = {} if adapters is None else {"R": adapters.stack.rank}
     load_weights(weights or case.checkpoint(), transformer, text_kv)
 
     def run(latents: Tensor, timestep: Tensor, cross_kv: Sequence[Tensor], **rest: Any) -> Results:
-        conditions = Conditions(tuple(cross_kv))
+        conditions = Conditions(tuple(cross_kv), adapters=adapters)
         call = TransformerCall(stream_sizes(config), latents, timestep, conditions=conditions, **rest)
         _, B, S, *_ = call.kv[0].shape
         tokens = call.tokens.shape[1] // latents.shape[1]  # of a latent frame
-        sizes = {"F": 2, "T": 2 * tokens, "S+T": S + 2 * tokens}
+        sizes = {"F": 2, "T": 2 * tokens, "S+T": S + 2 * tokens, **ranks}
         signature = transformer.signature(S, B)
         inputs = call.inputs([spec.name for spec in signature.inputs])
         flow, *new_kv = place(transformer, signature, sizes)(*inputs.values())
         return call.flow(flow), new_kv
 
     def cross_kv(embedding: Tensor) -> Sequence[Tensor]:
-        return place(text_kv, text_kv.signature(embedding.shape[0]), {})(embedding)
+        beside = () if adapters is None else adapters.inputs("text_kv")
+        return place(text_kv, text_kv.signature(embedding.shape[0]), ranks)(embedding, *beside)
 
     return config, run, cross_kv
 
