@@ -1,9 +1,10 @@
 """Request and response bodies of the REST API, for the OpenAPI document."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.http.validation import FilePath, Number
 from gateway.serving.interface import ServedPlan
 
 
@@ -86,6 +87,19 @@ class LoadAccepted(BaseModel):
     pipeline_ids: list[str]
     load_params: dict[str, Any]
     warnings: list[str]
+
+
+class AddedLora(_Body):
+    path: FilePath = Field(description="as `loras` of a load takes it")
+    scale: Annotated[Number, Field(ge=-10, le=10)] = 1.0
+
+
+class RemovedLora(_Body):
+    path: str = Field(description="as the status shows it")
+
+
+class LoadedLoras(BaseModel):
+    loaded_lora_adapters: list[dict[str, Any]]
 
 
 class PipelineStatus(BaseModel):

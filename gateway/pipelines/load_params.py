@@ -414,12 +414,13 @@ def _require_engines(spec: PipelineSpec, values: Mapping[str, Any], availability
             400,
             f"LoRA files cannot be used with the exported engines of {spec.id} yet; load without 'loras'.",
         )
-    modes = {lora.merge_mode or values.get("lora_merge_mode") for lora in values.get("loras") or ()}
+    modes = {lora.merge_mode for lora in values.get("loras") or ()} | {values.get("lora_merge_mode")}
     if "runtime_peft" in modes and not availability.runtime_loras:
         raise ApiError(
             400,
-            "lora_merge_mode 'runtime_peft' is not built yet: LoRA scales cannot be turned while streaming. "
-            "Load with 'permanent_merge'.",
+            f"The engines of {spec.id} take no LoRA files beside their weights, so lora_merge_mode "
+            f"'runtime_peft' needs others. Run: wanstream-export {spec.id} --adapters, or load with "
+            "'permanent_merge'.",
         )
     wanted = values.get("quantization")
     if wanted is not None and wanted not in availability.quantizations:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -198,6 +198,26 @@ class Pipelines:
         self.request_load(lost)
         self._lost = lost  # until it is loaded, or something else
         return True
+
+    async def adapt(self, change: Callable[[Loaded], list[dict[str, Any]]]) -> Loaded:
+        """Change the LoRA files beside the weights of what is loaded; streams go on.
+
+        change: from what is loaded to its new load parameter `loras`; what it raises is passed on. Raises
+        NothingLoaded, also while something else is on its way, and ServingError; nothing has changed then.
+        """
+        if self.loaded is None:
+            raise NothingLoaded(self._error)
+        async with self._lock:
+            loaded = self.loaded
+            if loaded is None:
+                raise NothingLoaded(self._error)
+            loras = change(loaded)
+            await to_the_end(self._serving.adapt(loras))
+            loaded.params["loras"] = loras or None
+            gone = loaded.lora_scales.keys() - {entry["path"] for entry in loras}
+            for path in gone:
+                del loaded.lora_scales[path]
+            return loaded
 
     async def wait_for(self, *states: State) -> State:
         """Wait until the state is one of `states`; returns which."""

@@ -57,7 +57,6 @@ class Checkpoints:
             vae_types=vae_types,
             needs_models=False,
             loras=True,
-            runtime_loras=False,
             quantizations=(),
             vace=False,
         )

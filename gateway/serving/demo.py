@@ -49,17 +49,21 @@ class DemoEngines:
         """What the engines show or will show, and at which size."""
         return demo_info(self._home / DEMO_MODELS)
 
-    def is_current(self, spec: PipelineSpec) -> bool:
-        """Whether the engines were made by this version of the source."""
+    def is_current(self, spec: PipelineSpec, *, adapters: bool = False) -> bool:
+        """Whether the engines were made by this version of the source. adapters: as of `make`"""
         try:
-            return self._stamp(spec).read_text(encoding="ascii") == source_version(*_SOURCES)
+            return self._stamp(spec, adapters).read_text(encoding="ascii") == source_version(*_SOURCES)
         except (OSError, ValueError):
             return False
 
-    async def make(self, spec: PipelineSpec, on_stage: StageCallback) -> None:
-        """Export what is missing. Raises ServingError that says why it failed. May be cancelled."""
+    async def make(self, spec: PipelineSpec, on_stage: StageCallback, *, adapters: bool = False) -> None:
+        """Export what is missing. Raises ServingError that says why it failed. May be cancelled.
+
+        adapters: engines that take LoRA files beside their weights, which are not made before somebody asks
+        """
         on_stage("Preparing the demonstration model; this happens only once...")
         arguments = [spec.id, "--demo", "--wait", "--home", str(self._home), "--out", str(self._engines)]
+        arguments += ["--adapters"] if adapters else []
         process = await asyncio.create_subprocess_exec(
             *self._command,
             *arguments,
@@ -82,7 +86,7 @@ class DemoEngines:
                 f"the demonstration engines could not be made: {reason} Passthrough works without them; the "
                 f"export can be repeated by hand: wanstream-export {spec.id} --demo."
             )
-        self._stamp(spec).write_text(source_version(*_SOURCES), encoding="ascii")
+        self._stamp(spec, adapters).write_text(source_version(*_SOURCES), encoding="ascii")
 
     async def _follow(self, process: asyncio.subprocess.Process, on_stage: StageCallback) -> list[str]:
         """Log what the export says until it ends, turn its steps into stages; returns the lines."""
@@ -96,8 +100,8 @@ class DemoEngines:
                 said.append(line)
         return said
 
-    def _stamp(self, spec: PipelineSpec) -> Path:
-        return self._engines / f".demo-{spec.id}"
+    def _stamp(self, spec: PipelineSpec, adapters: bool) -> Path:
+        return self._engines / f".demo-{spec.id}{'-adapters' * adapters}"
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

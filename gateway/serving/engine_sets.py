@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gateway.serving.adapters import live_adapters
 from gateway.serving.demo import DemoEngines
 from gateway.serving.interface import Availability, Combination, ServingError, StageCallback, fp8_remedy
 from streaming.engines.demo import DEMO_PIPELINES
@@ -70,7 +71,8 @@ class EngineSets:
             for s in sets
             for v in s.vae
         ]
-        return replace(_servable(combinations), note=sets[0].note, examples=sets[0].examples)
+        servable = _servable(combinations, runtime_loras=self.takes_adapters(spec))
+        return replace(servable, note=sets[0].note, examples=sets[0].examples)
 
     def opening(self) -> PipelineSpec | None:
         """The pipeline that a server begins with if nobody names one: a demonstration, or none.
@@ -82,23 +84,29 @@ class EngineSets:
                 return spec
         return None
 
-    async def prepare(self, spec: PipelineSpec, on_stage: StageCallback) -> None:
+    async def prepare(self, spec: PipelineSpec, on_stage: StageCallback, *, adapters: bool = False) -> None:
         """Make the demonstration engines if these are what `spec` is served by, and they are not there yet.
 
-        Raises ServingError. May be cancelled.
+        adapters: those that take LoRA files beside their weights. Raises ServingError. May be cancelled.
         """
-        if self._demo is not None and self.waits_for_demo(spec):
-            await self._demo.make(spec, on_stage)
+        if self._demo is not None and self.waits_for_demo(spec, adapters=adapters):
+            await self._demo.make(spec, on_stage, adapters=adapters)
 
-    def waits_for_demo(self, spec: PipelineSpec) -> bool:
+    def waits_for_demo(self, spec: PipelineSpec, *, adapters: bool = False) -> bool:
         """Whether the engines of `spec` are those of the demonstration, and have to be made first."""
         if self._demo is None or not self._demo.offers(spec) or self.has_real(spec):
             return False
-        return not self._of(spec) or not self._demo.is_current(spec)
+        return not self._of(spec, adapters) or not self._demo.is_current(spec, adapters=adapters)
 
     def has_real(self, spec: PipelineSpec) -> bool:
         """Whether there are engines with real weights."""
         return any(not found.content.demo for found in self._of(spec))
+
+    def takes_adapters(self, spec: PipelineSpec) -> bool:
+        """Whether there are engines that take LoRA files beside their weights, or will be."""
+        return bool(self._of(spec, adapters=True)) or (
+            self._demo is not None and self._demo.offers(spec) and not self.has_real(spec)
+        )
 
     def has_plans(self, spec: PipelineSpec) -> bool:
         """Whether real weights are built for a GPU that Triton can use."""
@@ -108,7 +116,14 @@ class EngineSets:
     def find(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> FoundSet:
         """The set for these load parameters. Raises ServingError that says what to export."""
         quantized = load_params.get("quantization")
-        sets = [found for found in self._of(spec) if (found.content.precision == FP8) == bool(quantized)]
+        adapters = live_adapters(load_params)
+        there = self._of(spec, adapters)
+        if adapters and not there:
+            raise ServingError(
+                f"The engines of '{spec.id}' take no LoRA files beside their weights. Run: wanstream-export "
+                f"{spec.id} --adapters, or load with merge_mode permanent_merge."
+            )
+        sets = [found for found in there if (found.content.precision == FP8) == bool(quantized)]
         if quantized and not sets:
             raise ServingError(
                 f"There are no engines of '{spec.id}' with {quantized}. {fp8_remedy(spec.id)}, "
@@ -122,12 +137,16 @@ class EngineSets:
         raise ServingError(
             f"There are no engines of '{spec.id}' for {wanted[0]}x{wanted[1]} (height x width) with "
             f"vae_type {load_params['vae_type']}. Run: wanstream-export {spec.id} --size "
-            f"{wanted[0]}x{wanted[1]} --vae-type {load_params['vae_type']}."
+            f"{wanted[0]}x{wanted[1]} --vae-type {load_params['vae_type']}{' --adapters' * adapters}."
         )
 
-    def _of(self, spec: PipelineSpec) -> list[FoundSet]:
-        """Readable sets of a pipeline: real weights before demonstrations, then what runs best here."""
-        sets = [found for found in self._all() if found.content.pipeline == spec.id]
+    def _of(self, spec: PipelineSpec, adapters: bool = False) -> list[FoundSet]:
+        """Readable sets of a pipeline: real weights before demonstrations, then what runs best here.
+
+        adapters: those that take LoRA files beside their weights, or those that do not, and are faster
+        """
+        wanted = (spec.id, adapters)
+        sets = [found for found in self._all() if (found.content.pipeline, found.content.adapters) == wanted]
         order = ("fp32", "fp16", "bf16", FP8) if self.on_cpu else ("bf16", "fp16", "fp32", FP8)
         return sorted(sets, key=lambda f: (f.content.demo, order.index(f.content.precision)))
 
@@ -175,7 +194,7 @@ def _read(directory: Path) -> FoundSet | None:
         return None
 
 
-def _servable(combinations: list[Combination]) -> Availability:
+def _servable(combinations: list[Combination], *, runtime_loras: bool = True) -> Availability:
     quantizations = (c.quantization for c in combinations)
     return Availability(
         True,
@@ -183,7 +202,7 @@ def _servable(combinations: list[Combination]) -> Availability:
         vae_types=tuple(dict.fromkeys(c.vae_type for c in combinations)),
         needs_models=False,
         loras=True,
-        runtime_loras=False,
+        runtime_loras=runtime_loras,
         quantizations=tuple(dict.fromkeys(name for name in quantizations if name is not None)),
         combinations=tuple(dict.fromkeys(combinations)),
         vace=False,

@@ -4,7 +4,7 @@
 behaviour (states, errors, limits) can be tested with a serving side that is slow or fails on demand.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -219,6 +219,14 @@ class Serving(Protocol):
 
         on_stage: called with a short English text when a new stage begins ("Loading text encoder...").
         Raises ServingError; nothing stays loaded then. May be cancelled, with the same result.
+        """
+
+    async def adapt(self, loras: Sequence[Mapping[str, Any]]) -> None:
+        """Let what is loaded go on with these LoRA files beside its weights; streams meet them in their next
+        chunks.
+
+        loras: entries as load parameter `loras` has them; one that is loaded stays as it is, whatever has
+        become of its file. Raises ServingError; those of before stay then.
         """
 
     async def unload(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.serving.adapters import Adapters
+from gateway.serving.adapters import Adapters, live_adapters
 from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import checked_manifests
 from gateway.serving.engine_sets import EngineSets, FoundSet
@@ -40,6 +40,11 @@ class EngineLoad:
     def on_gpu(self) -> bool:
         return placement_of(self.plan).on_gpu
 
+    @property
+    def transformer(self) -> TransformerConfig | None:
+        """Its sizes; None: nobody can tell."""
+        return self.engines.model.transformer()
+
     def fit(self, free: int | None, free_on_cpu: int | None) -> Fit:
         """How it goes into so many bytes. Raises DoesNotFitError with the numbers."""
         loop = self.engines.built_for(self.loop.chosen(self.plan.loop))
@@ -68,6 +73,11 @@ class CheckpointLoad:
     @property
     def on_gpu(self) -> bool:
         return self.plan.pytorch is not None and self.plan.pytorch.on_gpu
+
+    @property
+    def transformer(self) -> TransformerConfig | None:
+        """Its sizes."""
+        return self.sizes.transformer
 
     def fit(self, free: int | None, free_on_cpu: int | None) -> Fit:
         """How it goes into so many bytes, of a GPU and of the machine.
@@ -131,7 +141,9 @@ class LoadPlanner:
         if not self.sets.has_real(spec):
             return sets
         vae_types = tuple(dict.fromkeys((*sets.vae_types, *weights.vae_types)))
-        return replace(sets, supported_resolutions=None, vae_types=vae_types, combinations=None)
+        return replace(
+            sets, supported_resolutions=None, vae_types=vae_types, combinations=None, runtime_loras=True
+        )
 
     def opening(self) -> PipelineSpec | None:
         """The pipeline that a server begins with if nobody names one: a demonstration, or none."""
@@ -143,7 +155,7 @@ class LoadPlanner:
         backend: BackendChoice = load_params.get("backend", "auto")
         if backend == "pytorch" or (backend == "auto" and self._prefers_checkpoint(spec)):
             return False
-        return self.sets.waits_for_demo(spec)
+        return self.sets.waits_for_demo(spec, adapters=live_adapters(load_params))
 
     def decide(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> Load:
         """How a load is served, before memory is looked at.
@@ -202,21 +214,22 @@ class LoadPlanner:
         self, plan: LoadPlan, load_params: Mapping[str, Any], config: TransformerConfig | None
     ) -> LoadPlan:
         """The plan with the LoRA files of the load. config: of the transformer; None: nobody can tell."""
-        if not load_params.get("loras"):
+        if not load_params.get("loras") and not live_adapters(load_params):
             return plan
         if self.adapters is None:
             raise ServingError("This server has no directory of LoRA files: load without 'loras'.")
-        if plan.backend == "triton":
-            raise ServingError(
-                "LoRA files cannot be merged into engines that Triton runs: load with 'backend' pytorch or "
-                "onnxruntime."
-            )
         if config is None:
             raise ServingError(
                 f"The engines '{plan.set_directory.name}' were exported by a version without LoRA. Run "
                 "wanstream-export again, or load without 'loras'."
             )
-        return plan.model_copy(update={"adapters": self.adapters.planned(load_params, config)})
+        adapters = self.adapters.planned(load_params, config)
+        if plan.backend == "triton" and not all(adapter.runtime for adapter in adapters):
+            raise ServingError(
+                "LoRA files cannot be merged into engines that Triton runs: load with merge_mode "
+                "runtime_peft, or with 'backend' pytorch or onnxruntime."
+            )
+        return plan.model_copy(update={"adapters": adapters, "adapted": live_adapters(load_params)})
 
 
 _ASKED = "the load asks for it"

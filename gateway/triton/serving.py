@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from gateway.embedded.server import EmbeddedTriton
-from gateway.serving.adapters import Adapters
+from gateway.serving.adapters import TAKES_NONE, AdaptedLoad, Adapters, live_adapters
 from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import why_refused
 from gateway.serving.engine_sets import EngineSets
@@ -52,7 +52,7 @@ from gateway.triton.session import TritonSession, dead_models, user_text
 from gateway.triton.shared_frames import BESIDE, SharedFrames, remove_left_frames
 from gateway.waiting import end, to_the_end, within
 from streaming.engines.engine_config import engine_config
-from streaming.engines.load_plan import BackendChoice, LoadPlan
+from streaming.engines.load_plan import BackendChoice, LoadPlan, PlannedAdapter
 from streaming.engines.manifest import CONFIG, EngineManifest
 from streaming.memory.machine import gpu_memory_bytes
 from streaming.specs import SPECS, PipelineSpec
@@ -107,6 +107,7 @@ class TritonServing:
             self.gpu_memory_bytes, on_cpu=embedded is not None, limit_bytes=memory_limit_bytes
         )
         self._served: ServedPlan | None = None  # of the newest load, None without engines
+        self._adapted: AdaptedLoad | None = None  # of what is loaded, where LoRA files may be put beside it
         self._loaded: list[str] = []  # models that are or may be on the server, in the order of loading
         self._model: str | None = None  # the pipeline's, while it can be used
         self._watched: list[str] = []  # models that have to answer as long as the pipeline is loaded
@@ -182,7 +183,7 @@ class TritonServing:
                 await self._unload()
             await self._unload_leftovers(client)  # of a gateway that came and went since this one connected
             parameters: Mapping[str, str] = {}  # a pipeline without engines has nothing to be told
-            plan, self._served = None, None
+            plan, self._served, self._adapted = None, None, None
             if spec.loop is not None:
                 plan = await self._load_engines(client, spec, load_params, on_stage)
                 parameters = plan.as_parameters()
@@ -217,7 +218,7 @@ class TritonServing:
         planner = self._planner
         assert planner is not None
         if planner.makes_demo(spec, load_params):
-            await planner.sets.prepare(spec, on_stage)
+            await planner.sets.prepare(spec, on_stage, adapters=live_adapters(load_params))
         load = await asyncio.to_thread(planner.decide, spec, load_params)
         chosen = await self._memory.fit(load)
         on_stage(chosen.summary)
@@ -226,6 +227,8 @@ class TritonServing:
         if planner.adapters is not None and plan.adapters:
             kept = await asyncio.to_thread(planner.adapters.keep, plan.adapters)
             plan = plan.model_copy(update={"adapters": kept})
+        if planner.adapters is not None and plan.adapted and load.transformer is not None:
+            self._adapted = AdaptedLoad(planner.adapters, load.transformer, plan.adapters)
         if isinstance(load, EngineLoad) and plan.backend == "triton":
             await self._load_models(client, load, plan, on_stage)
         return self._for_models(plan)
@@ -261,10 +264,7 @@ class TritonServing:
         changes: dict[str, Any] = {"models": embedded.path_for_models(plan.models.absolute())}
         if plan.engine_set is not None:
             changes["engine_set"] = embedded.path_for_models(plan.engine_set.absolute())
-        changes["adapters"] = tuple(
-            adapter.model_copy(update={"path": embedded.path_for_models(adapter.path.absolute())})
-            for adapter in plan.adapters
-        )
+        changes["adapters"] = self._adapters_for_models(plan.adapters)
         if plan.preprocessors is not None:
             changes["preprocessors"] = embedded.path_for_models(plan.preprocessors.absolute())
         if plan.pytorch is not None:
@@ -272,11 +272,37 @@ class TritonServing:
             changes["pytorch"] = plan.pytorch.model_copy(update={"checkpoints": checkpoints})
         return plan.model_copy(update=changes)
 
+    def _adapters_for_models(self, adapters: Sequence[PlannedAdapter]) -> tuple[PlannedAdapter, ...]:
+        embedded = self._server.embedded
+        if embedded is None:
+            return tuple(adapters)
+        return tuple(
+            adapter.model_copy(update={"path": embedded.path_for_models(adapter.path.absolute())})
+            for adapter in adapters
+        )
+
+    async def adapt(self, loras: Sequence[Mapping[str, Any]]) -> None:
+        client, model, adapted = self._server.client, self._model, self._adapted
+        if client is None or model is None or adapted is None:
+            raise ServingError(TAKES_NONE)
+        wanted = await asyncio.to_thread(adapted.with_files, loras)
+        beside = self._adapters_for_models([adapter for adapter in wanted.files if adapter.runtime])
+        session = TritonSession(client, model, partial(self._model_died, client))
+        try:
+            await session.adapt([adapter.model_dump(mode="json") for adapter in beside])
+            self._adapted = wanted
+        except ChunkFailed as error:
+            raise ServingError(str(error)) from error
+        finally:
+            await session.close()
+            kept = adapted if self._adapted is not wanted else wanted
+            await asyncio.to_thread(kept.forget_others)
+
     async def unload(self) -> None:
         await to_the_end(self._unload())
 
     async def _unload(self) -> None:
-        self._model, self._watched = None, []
+        self._model, self._watched, self._adapted = None, [], None
         client, names = self._server.client, list(dict.fromkeys(self._loaded[::-1]))
         if client is None:
             self._loaded.clear()

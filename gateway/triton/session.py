@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -85,6 +85,7 @@ class TritonSession:
         self._outdated = False  # newer parameters than those of the chunk in the making wait
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._lora_scales: dict[str, float] = {}  # that the sequence was told
 
     async def generate(
         self, parameters: Mapping[str, Any], video: Images | None
@@ -107,15 +108,19 @@ class TritonSession:
     ) -> AsyncGenerator[Chunk, None]:
         """The answer of a sequence, which begins afresh if it is lost."""
         self._outdated = False
+        told = {entry["path"]: entry["scale"] for entry in parameters.get("lora_scales", ())}
         try:
             async with contextlib.aclosing(self._chunk(op, parameters, video)) as parts:
                 async for part in parts:
                     yield part
         except _SequenceLost as lost:
             self._forget_sequence(lost)
-            async with contextlib.aclosing(self._chunk(op, parameters, video)) as parts:
+            scales = [{"path": path, "scale": scale} for path, scale in {**self._lora_scales, **told}.items()]
+            again = {**parameters, "lora_scales": scales} if scales else parameters
+            async with contextlib.aclosing(self._chunk(op, again, video)) as parts:
                 async for part in parts:
                     yield part
+        self._lora_scales |= told
 
     @property
     def closed(self) -> bool:
@@ -140,9 +145,17 @@ class TritonSession:
         """Let the model run everything once. In place of a stream. Raises ChunkFailed, ServingLost."""
         await self._run(Op.WARMUP)
 
-    async def _run(self, op: Op) -> None:
+    async def adapt(self, adapters: Sequence[Mapping[str, Any]]) -> None:
+        """Let the model go on with these LoRA files beside its weights, as `PlannedAdapter` has them.
+
+        In place of a stream. Raises ChunkFailed, after which those of before are there, and ServingLost.
+        """
+        await self._run(Op.ADAPT, {"adapters": list(adapters)})
+
+    async def _run(self, op: Op, parameters: Mapping[str, Any] | None = None) -> None:
         """A command that is a sequence of its own."""
-        async with contextlib.aclosing(self._request(_inputs(op), start=True, end=True)) as parts:
+        payload = _inputs(op, parameters)
+        async with contextlib.aclosing(self._request(payload, start=True, end=True)) as parts:
             async for _ in parts:
                 pass
 

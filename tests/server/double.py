@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import copy
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,6 +256,10 @@ class DoubleServing:
             raise ServingError(self.faults.load_error)
         self._size = int(load_params["height"]), int(load_params["width"])
         self.load_plan = None if spec.loop is None else SERVED
+
+    async def adapt(self, loras: Sequence[Mapping[str, Any]]) -> None:
+        if self.faults.load_error is not None:
+            raise ServingError(self.faults.load_error)
 
     async def unload(self) -> None:
         self._size = self.load_plan = None

@@ -70,6 +70,17 @@ async def test_steps_of_the_export_are_stages_and_its_end_is_remembered(tmp_path
     assert not demo.is_current(MEMFLOW)
 
 
+async def test_engines_that_take_adapters_are_made_when_somebody_asks(tmp_path: Path) -> None:
+    demo = export_script(tmp_path, "print('[1/1]', *(a for a in sys.argv if 'adapt' in a))")
+
+    await demo.make(LONGLIVE, lambda stage: None)
+    plain = demo.is_current(LONGLIVE, adapters=True)
+    await demo.make(LONGLIVE, lambda stage: None, adapters=True)
+
+    assert not plain
+    assert demo.is_current(LONGLIVE, adapters=True)
+
+
 async def test_a_failed_export_says_why_and_is_tried_again(tmp_path: Path) -> None:
     demo = export_script(tmp_path, "sys.exit('Error: The export needs 5 GB of disk; 1 GB are free.')")
 

@@ -96,6 +96,29 @@ def test_quantized_engines_are_taken_when_they_are_asked_for(store: EngineStore)
     assert found_name(store, on_cpu=False, quantization="fp8_e4m3fn") == quantized
 
 
+RUNTIME = {"lora_merge_mode": "runtime_peft"}
+
+
+def test_engines_that_take_adapters_are_taken_when_they_are_asked_for_and_not_otherwise(
+    store: EngineStore,
+) -> None:
+    full = read_engine_set(next(store.sets.iterdir())).name
+    with pytest.raises(
+        ServingError, match=r"take no LoRA files .* Run: wanstream-export longlive --adapters"
+    ):
+        found_name(store, on_cpu=True, **RUNTIME)
+    before = EngineSets(store.root, on_cpu=True).availability(LONGLIVE).runtime_loras
+    adapted = add_set(store, name="a_adapters", adapters=True)
+
+    assert found_name(store, on_cpu=True) == full
+    assert found_name(store, on_cpu=True, **RUNTIME) == adapted
+    assert found_name(store, on_cpu=True, loras=[{"merge_mode": "runtime_peft"}]) == adapted
+    assert found_name(store, on_cpu=True, loras=[{"merge_mode": "permanent_merge"}]) == full
+    assert (before, EngineSets(store.root, on_cpu=True).availability(LONGLIVE).runtime_loras) == (False, True)
+    with pytest.raises(ServingError, match=r"--size 96x96 --vae-type wan --adapters\."):
+        found_name(store, on_cpu=True, height=96, width=96, **RUNTIME)
+
+
 def test_only_what_one_set_has_goes_together(store: EngineStore) -> None:
     small = read_engine_set(next(store.sets.iterdir()))
     other = small.vae[0].model_copy(update={"height": 96, "width": 96})

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -91,6 +91,12 @@ class SlowServing:
         if self.failure is not None:
             self.models.clear()
             raise ServingError(self.failure)
+
+    async def adapt(self, loras: Sequence[Mapping[str, Any]]) -> None:
+        await self.release.wait()
+        if self.failure is not None:
+            raise ServingError(self.failure)
+        self.calls.append(f"adapt {[lora['path'] for lora in loras]}")
 
     async def unload(self) -> None:
         self.calls.append("unload")
@@ -263,6 +269,52 @@ async def test_unloading_waits_for_sessions_to_let_go(pipelines: Pipelines, serv
     await watching
 
     assert order == ["session closed", "unloaded"]
+
+
+def lora(path: str) -> dict[str, Any]:
+    return {"path": path, "scale": 1.0, "merge_mode": "runtime_peft"}
+
+
+async def test_files_beside_the_weights_change_without_a_load(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    await loaded_with(pipelines, serving, request("longlive", loras=[lora("a")]))
+    before = pipelines.loaded
+    pipelines.note_lora_scales([{"path": "a", "scale": 0.5}])
+
+    after = await pipelines.adapt(lambda loaded: [*loaded.params["loras"], lora("b")])
+    both = after.lora_adapters() or []
+    await pipelines.adapt(lambda loaded: [lora("b")])
+    await pipelines.adapt(lambda loaded: [*loaded.params["loras"], lora("a")])
+    again = after.lora_adapters() or []
+
+    assert after is before is pipelines.loaded
+    assert [(a["path"], a["scale"]) for a in both] == [("a", 0.5), ("b", 1.0)]
+    assert [(a["path"], a["scale"]) for a in again] == [("b", 1.0), ("a", 1.0)]
+    assert serving.calls == ["load longlive", "adapt ['a', 'b']", "adapt ['b']", "adapt ['b', 'a']"]
+
+
+async def test_files_that_are_refused_change_nothing(pipelines: Pipelines, serving: SlowServing) -> None:
+    await loaded_with(pipelines, serving, request("longlive", loras=[lora("a")]))
+    serving.failure = "LoRA 'b' (rank_budget): too much"
+
+    with pytest.raises(ServingError, match="rank_budget"):
+        await pipelines.adapt(lambda loaded: [lora("a"), lora("b")])
+
+    assert pipelines.status()["load_params"] == {"loras": [lora("a")]}
+    assert pipelines.state is State.LOADED
+
+
+async def test_no_files_are_changed_while_something_else_is_on_its_way(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    with pytest.raises(NothingLoaded):
+        await pipelines.adapt(lambda loaded: [])
+    await loaded_with(pipelines, serving, request("longlive"))
+    pipelines.request_load(request("memflow"))
+
+    with pytest.raises(NothingLoaded):
+        await pipelines.adapt(lambda loaded: [])
 
 
 async def test_waiting_for_a_pipeline_that_failed_tells_why(

@@ -77,7 +77,8 @@ class ParameterState:
         self._shown: dict[str, Any] | None = None  # the view of the stream's last good chunk
         self._taken: _Taken | None = None
         self._reset = False
-        self._lora_scales: dict[str, float] = {}
+        self._lora_scales: dict[str, float] = {}  # for the next chunk
+        self._scales_told: dict[str, float] = {}  # of the stream's good chunks
         self._images: dict[str, Any] = {}
         self._wishes: dict[str, Any] = {}
         self.timing: dict[str, Any] = {}  # `quantize_mode` and `lookahead_ms`, once they are set
@@ -166,6 +167,8 @@ class ParameterState:
     def rebase(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
         """Go on with another pipeline, or with a new stream on the same: the next chunk is its first."""
         self._put_back()
+        again = _as_loaded_before(self._scales_told, self._context.load_params, load_params)
+        self._lora_scales, self._scales_told = {**again, **self._lora_scales}, {}
         self._context = replace(self._context, spec=spec, load_params=load_params)
         self._shown = None
 
@@ -193,6 +196,7 @@ class ParameterState:
         if taken is None:
             return
         self._shown, self._good = taken.view, taken.stored
+        self._scales_told |= taken.lora_scales
         transition = taken.stored.get("transition")
         if transition is not None and not meta.get("transition_active"):
             for values in (self._stored, self._good):
@@ -279,6 +283,15 @@ class ParameterState:
                 target = normalised(view["transition"]["target_prompts"])
                 view["transition"] = {**view["transition"], "target_prompts": target}
         return view
+
+
+def _as_loaded_before(
+    scales: Mapping[str, float], before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, float]:
+    """The scales of those adapters that a new load has as the one before had them: others have new ones."""
+    known = before.get("loras") or ()
+    kept = {entry["path"] for entry in now.get("loras") or () if entry in known}
+    return {path: scale for path, scale in scales.items() if path in kept}
 
 
 def parameters_of(context: ParameterContext) -> list[str]:
