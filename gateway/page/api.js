@@ -26,6 +26,8 @@ const STATUS_TIMEOUT_MS = 3_000; // asked again and again: what it says must be 
 const LOAD_TIMEOUT_MS = 10_000;
 const OFFER_TIMEOUT_MS = 15_000;
 const UNLOAD_TIMEOUT_MS = 90_000;
+const ADAPT_TIMEOUT_MS = 60_000; // between two chunks, and a large file is read
+const INSTALL_TIMEOUT_MS = 3_600_000;
 const UPLOAD_BYTES_PER_MS = 50; // a slow line
 const NO_SERVER = [502, 503, 504]; // what routers say when they reach none; the server's own 503 has a JSON body
 
@@ -146,6 +148,17 @@ export const api = {
   stopCues: (id) => request("DELETE", ofStream(id, "cues")),
   createStream: (options) => request("POST", "/api/v1/streams", { body: options, timeoutMs: LOAD_TIMEOUT_MS }),
   deleteStream: (id) => request("DELETE", named("streams", id), { keepalive: true }),
+  loras: async () => (await request("GET", "/api/v1/loras")).lora_files,
+  installLora: (url) => request("POST", "/api/v1/loras", { body: { url }, timeoutMs: INSTALL_TIMEOUT_MS }),
+  uploadLora: (file) =>
+    request("POST", `/api/v1/lora/upload?filename=${encodeURIComponent(file.name)}`, {
+      file,
+      timeoutMs: TIMEOUT_MS + file.size / UPLOAD_BYTES_PER_MS,
+    }),
+  addLora: (path, scale) =>
+    request("POST", "/api/v1/pipeline/loras", { body: { path, scale }, timeoutMs: ADAPT_TIMEOUT_MS }),
+  removeLora: (path) =>
+    request("DELETE", `/api/v1/pipeline/loras?path=${encodeURIComponent(path)}`, { timeoutMs: ADAPT_TIMEOUT_MS }),
   images: async () => (await request("GET", "/api/v1/assets?type=image")).assets,
   uploadImage: (file) =>
     request("POST", `/api/v1/assets?filename=${encodeURIComponent(file.name)}`, {

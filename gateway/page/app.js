@@ -4,6 +4,7 @@ import { api, problemText, Unreachable } from "./api.js";
 import { ControlView } from "./control.js";
 import { Controls } from "./controls.js";
 import { ReferenceImages } from "./images.js";
+import { Loras } from "./loras.js";
 import { isNetworkFull, Meter } from "./meter.js";
 import { Models } from "./models.js";
 import { dismiss, notify } from "./notices.js";
@@ -38,6 +39,7 @@ const stream = new Stream();
 const models = new Models();
 const images = new ReferenceImages();
 const controlView = new ControlView();
+const loras = new Loras(settings);
 new Share(stream);
 const takes = new Takes((recording) => stream.send({ recording }, { now: true }));
 const progress = new Progress();
@@ -107,6 +109,7 @@ function render() {
   models.choose(entry);
   images.show(entry?.supports_vace, entry && controls.values.vace_enabled);
   renderVace();
+  loras.show(entry, loaded);
   if (!entry) {
     showPlaceholder(
       online === false ? "Server unreachable" : online ? "No pipeline available" : "",
@@ -138,7 +141,7 @@ function renderVace() {
 function renderLoaded(entry) {
   const params = loaded?.load_params;
   const isChosen = Boolean(loaded) && loaded.pipeline_id === entry?.id;
-  const changed = isChosen && controls.differsFrom(params);
+  const changed = isChosen && (controls.differsFrom(params) || loras.differs);
   const size = isChosen && params?.width && entry.requires_models ? `, ${params.width} × ${params.height}` : "";
   const plan = describePlan(loaded?.load_plan);
   const held = loaded
@@ -260,7 +263,7 @@ async function makePlan() {
     return {
       pipelineId: entry.id,
       mode: controls.mode,
-      loadParams: controls.loadParams(),
+      loadParams: { ...controls.loadParams(), ...loras.loadParams },
       track,
       parameters: streamParameters,
     };
@@ -274,7 +277,7 @@ async function makePlan() {
 }
 
 function streamParameters() {
-  return { ...controls.streamParameters(), ...streamImages() };
+  return { ...controls.streamParameters(), ...loras.streamParameters, ...streamImages() };
 }
 
 function streamImages() {
@@ -295,7 +298,7 @@ async function load() {
     return;
   }
   dismiss("problem", "warnings");
-  const params = controls.loadParams();
+  const params = { ...controls.loadParams(), ...loras.loadParams };
   const { entry, mode } = controls;
   await stream.load({ pipelineId: entry.id, mode, loadParams: params, track: null, parameters: () => ({}) });
 }
@@ -452,6 +455,8 @@ images.addEventListener("choose", () => {
   if (controls.values.vace_enabled) stream.send(images.update, { now: true });
   renderVace();
 });
+loras.addEventListener("scale", ({ detail }) => stream.send(detail));
+loras.addEventListener("load", render);
 models.addEventListener("downloaded", () => readPipelines().then(render, showProblem));
 controls.addEventListener("source", changeInput);
 controls.addEventListener("load", render);

@@ -25,6 +25,9 @@ class LoraBody(BaseModel):
     provenance: dict[str, Any] | None
     read_only: bool
     problem: str | None = Field(description="why the file cannot be loaded")
+    title: str | None = Field(description="as the training program noted it, as the next two")
+    description: str | None
+    trigger_words: list[str] = Field(description="for the prompt")
 
 
 class LorasBody(BaseModel):

@@ -3,17 +3,19 @@
 A new server exports it by itself; prompts, their changes and the camera come from aiortc peers and Chromium.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from playwright.async_api import Page
 
-from export.nano.measure import Images, Seen, look, object_mask, place, velocity
+from export.nano.measure import Images, Seen, look, object_mask, place, rim_part, tile_contrast, velocity
 from export.nano.world import PALETTE, Scene
 from tests.server.browser import chromium, field, opened, pixels, start
 from tests.server.camera import PlainCamera
-from tests.server.gateway_calls import load, wait_status
+from tests.server.gateway_calls import load, pipeline_status, wait_status
 from tests.server.peer import Peer, until
 from tests.server.processes import ServerProcess
 
@@ -189,3 +191,127 @@ async def test_in_the_browser_a_prompt_and_an_example_become_the_picture(server:
         note = await page.locator("#examples-note").inner_text()
 
     assert "tiny demonstration model" in note
+
+
+BESIDE = {"lora_merge_mode": "runtime_peft"}
+RIMS, TILES = "outlined-shapes.safetensors", "checkered-background.safetensors"
+SCENE = "a large red square stays still on a blue background"
+
+
+@pytest.fixture
+async def adapted(server: ServerProcess) -> AsyncIterator[ServerProcess]:
+    """The server with the demonstration's engines that take LoRA files, and none of these yet."""
+    await load(server.client, "longlive", BESIDE, within_s=400)  # they are exported now
+    yield server
+    for adapter in (await pipeline_status(server.client))["loaded_lora_adapters"]:
+        await server.client.call("DELETE", f"{LIVE_LORAS}?path={adapter['path']}")
+
+
+LIVE_LORAS = "/api/v1/pipeline/loras"
+
+
+async def until_measured(peer: Peer, measure: Callable[[Images], float], least: float, most: float) -> None:
+    """Wait for a picture of which `measure` is within these bounds."""
+    await until(
+        lambda: bool(peer.pictures) and least <= measure(peer.pictures[-1]) <= most,
+        120,
+        f"{measure.__name__} from {least} to {most}",
+    )
+
+
+async def test_files_come_and_go_beside_the_weights_while_streams_go_on(adapted: ServerProcess) -> None:
+    """Two viewers: one turns a file up and down, the other has it as it was loaded."""
+    async with (
+        Peer(adapted.client, keep_pictures=True) as one,
+        Peer(adapted.client, keep_pictures=True) as other,
+    ):
+        for peer in (one, other):
+            await peer.connect({"prompts": SCENE, "manage_cache": False})
+            await until_measured(peer, rim_part, 0, 0.004)
+            await until_measured(peer, tile_contrast, 0, 0.005)
+
+        added = await adapted.client.call("POST", LIVE_LORAS, json_body={"path": TILES})
+        for peer in (one, other):
+            await until_measured(peer, tile_contrast, 0.02, 1)
+        one.send({"lora_scales": [{"path": TILES, "scale": 0.0}]})
+        await until_measured(one, tile_contrast, 0, 0.005)
+        await until_measured(other, tile_contrast, 0.02, 1)
+        both = await adapted.client.call("POST", LIVE_LORAS, json_body={"path": RIMS, "scale": 1.0})
+        await until_measured(other, rim_part, 0.02, 1)
+        gone = await adapted.client.call("DELETE", f"{LIVE_LORAS}?path={TILES}")
+        await until_measured(other, tile_contrast, 0, 0.005)
+        await until_measured(other, rim_part, 0.02, 1)
+        messages = [
+            m for peer in (one, other) for m in peer.messages if m["type"] in ("stream_stopped", "error")
+        ]
+
+    assert [answer.status for answer in (added, both, gone)] == [200] * 3
+    names = [[a["path"] for a in answer.json()["loaded_lora_adapters"]] for answer in (added, both, gone)]
+    assert names == [[TILES], [TILES, RIMS], [RIMS]]
+    assert messages == []
+
+
+async def test_what_cannot_be_put_beside_the_weights_is_refused_with_its_reason(
+    adapted: ServerProcess,
+) -> None:
+    (adapted.home / "models" / "lora" / "torn.safetensors").write_bytes(b"no tensors")
+    await adapted.client.call("POST", LIVE_LORAS, json_body={"path": RIMS})
+    cases: list[tuple[str, str, dict[str, Any] | None, int, str]] = [
+        ("POST", "", {"path": "absent.safetensors"}, 400, "file_not_found"),
+        ("POST", "", {"path": "../secret.safetensors"}, 400, "path_not_allowed"),
+        ("POST", "", {"path": "torn.safetensors"}, 400, "unreadable"),
+        ("POST", "", {"path": RIMS}, 400, "duplicate"),
+        ("POST", "", {"path": TILES, "scale": 11}, 422, "less than or equal to 10"),
+        ("DELETE", "?path=never.safetensors", None, 404, "is not loaded"),
+        ("DELETE", "", None, 422, "Field required"),
+    ]
+
+    answers = [
+        await adapted.client.call(method, LIVE_LORAS + query, json_body=body)
+        for method, query, body, *_ in cases
+    ]
+
+    for answer, (*_, status, text) in zip(answers, cases, strict=True):
+        assert (answer.status, text in answer.text) == (status, True), answer.text
+    loaded = (await pipeline_status(adapted.client))["loaded_lora_adapters"]
+    assert [adapter["path"] for adapter in loaded] == [RIMS]
+
+
+async def test_what_was_loaded_without_takes_no_files(server: ServerProcess) -> None:
+    answer = await server.client.call("POST", LIVE_LORAS, json_body={"path": RIMS})
+
+    assert answer.status == 400
+    assert "load the pipeline with lora_merge_mode runtime_peft" in answer.text
+
+
+async def test_in_the_browser_a_slider_turns_a_file_while_the_stream_goes_on(adapted: ServerProcess) -> None:
+    async with chromium() as browser, opened(browser, adapted.url) as page:
+        await field(page, "Prompt 1").fill(SCENE)
+        await page.get_by_label("Manage cache").uncheck()
+        await start(page, "LongLive", within_s=60)
+        plain = await steady(page)
+        row = page.locator("[data-lora=checkered-background]")
+        await row.get_by_role("checkbox").check()
+        await until(lambda: differs(page, plain, least=8), 120, "another background")
+        await field(page, "Strength of Checkered background").fill("0")
+        await until(lambda: differs(page, plain, most=4), 120, "the plain background again")
+        session = await page.evaluate("window.wanstream.sessionId")
+        names = await page.locator(".lora-name").all_inner_texts()
+
+    assert session is not None
+    assert {"Checkered background", "Outlined shapes"} <= set(names)
+
+
+async def steady(page: Page) -> Images:
+    """A picture that shows the prompt's scene."""
+
+    async def shows() -> bool:
+        return names(look((await pixels(page)).astype(np.uint8))) == ("blue", "red")
+
+    await until(shows, 60, "a red shape on blue")
+    return await pixels(page)
+
+
+async def differs(page: Page, before: Images, least: float = 0, most: float = 255) -> bool:
+    """Whether the picture differs from one of before by so much, on average over its pixels."""
+    return least <= float(np.abs((await pixels(page)) - before).mean()) <= most

@@ -127,6 +127,9 @@ async def test_both_lists_show_safetensors_files_by_folder_and_name(place: Place
         "provenance": None,
         "read_only": False,
         "problem": None,
+        "title": None,
+        "description": None,
+        "trigger_words": [],
     }
 
 
@@ -312,6 +315,9 @@ async def test_installed_file_is_listed_with_its_provenance(place: Place) -> Non
         },
         "read_only": False,
         "problem": None,
+        "title": None,
+        "description": None,
+        "trigger_words": [],
     }
     assert await place.listed() == [answer.json()["file"]]
     assert (place.directory / "x.safetensors").read_bytes() == CONTENT

@@ -14,6 +14,7 @@ from gateway.errors import ApiError
 from gateway.files.loras.check import problem_of
 from gateway.files.loras.download import LoraDownloader, store
 from gateway.files.loras.manifest import Entries, change_manifest, read_manifest
+from gateway.files.loras.notes import Notes, notes_of
 from gateway.files.loras.sources import LoraEndpoints, LoraSource, without_token
 from gateway.http.client_names import target_inside
 from gateway.http.uploads import not_stalled
@@ -45,6 +46,8 @@ class LoraFile:
         entry = {} if self.read_only else manifest.get(self.relative.as_posix(), {})
         if entry.get("size_bytes") != self.size_bytes:  # somebody replaced the file
             entry = {}
+        problem = problem_of(self.path)
+        notes = Notes() if problem else notes_of(self.path)
         return {
             "name": self.path.stem,
             "path": str(self.path),
@@ -53,7 +56,10 @@ class LoraFile:
             "sha256": entry.get("sha256"),
             "provenance": entry.get("provenance"),
             "read_only": self.read_only,
-            "problem": problem_of(self.path),
+            "problem": problem,
+            "title": notes.title,
+            "description": notes.description,
+            "trigger_words": list(notes.trigger_words),
         }
 
 
