@@ -93,6 +93,17 @@ def luma_of(frame: VideoFrame) -> Luma:
     return _samples(frame.planes[0])
 
 
+def spread(frame: VideoFrame) -> float:
+    """How far a yuv420p picture is from one colour all over: the largest standard deviation of its planes.
+
+    Of every fourth pixel, and of all planes: red is as bright as blue.
+    """
+    return max(
+        float(_samples(plane)[::step, ::step].std())
+        for plane, step in zip(frame.planes, (4, 2, 2), strict=True)
+    )
+
+
 def _samples(plane: Any) -> Luma:
     rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
     return rows[:, : plane.width]  # lines are padded

@@ -31,7 +31,7 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError
 
-from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo, luma_of, read_number
+from benchmarks.frame_numbers import CLOCK_RATE, NumberedVideo, luma_of, read_number, spread
 from gateway.webrtc.aiortc_patches.jitter_buffer import install_jitter_buffer
 
 START_TIMEOUT_S = 120.0
@@ -69,7 +69,7 @@ class StreamRecord:
     stalled: int = 0  # frames by which the client fell behind its own rate
     bytes_received: int = 0
     messages: list[Any] = field(default_factory=list)  # what the server said on the data channel
-    spreads: list[float] = field(default_factory=list)  # standard deviation of each received picture's luma
+    spreads: list[float] = field(default_factory=list)  # of each received picture, see `spread`
     samples: list[Any] = field(default_factory=list)  # the last received pictures, uint8 [H, W, 3] RGB
 
 
@@ -354,5 +354,5 @@ class Stream:
                 has_numbers = self._camera is not None or self._join is not None
                 number = read_number(luma) if has_numbers else None
                 self.record.received.append((number, now))
-                self.record.spreads.append(float(luma[::4, ::4].std()))
+                self.record.spreads.append(spread(frame))
                 self._samples.append(frame)

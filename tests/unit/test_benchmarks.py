@@ -1,8 +1,11 @@
 """The arithmetic of the benchmarks: where a chunk's time goes, and what a long stream is judged by."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -21,12 +24,14 @@ from benchmarks.chunk_times import (
     split,
 )
 from benchmarks.common import Server
-from benchmarks.endurance import grown, judge
+from benchmarks.endurance import BLANK, grown, judge, new_prompts
+from benchmarks.frame_numbers import spread
 from benchmarks.latency import table
 from benchmarks.latency_runs import CHANGED, TimedEngine, Window, Workload, chunk_numbers, delays, watch
 from benchmarks.peer import StreamRecord
 from benchmarks.viewers import Audience, delays_ms, with_ratios
 from benchmarks.viewers import table as viewers_table
+from streaming.engines.demo import trained_info
 from streaming.specs import SPECS, TEXT, VIDEO
 
 LONGLIVE = SPECS["longlive"]
@@ -203,6 +208,32 @@ def test_a_long_stream_fails_for_each_thing_that_went_wrong() -> None:
         "failed_chunks",
         "growth_of_gateway_mb",
     }
+    assert report["blank_at_s"] == [60.0]
+
+
+def test_a_long_stream_asks_for_what_the_demonstration_knows() -> None:
+    """Of other words it makes a plane, which is no fault of the stream."""
+    texts = [entry["text"] for (entry,) in itertools.islice(new_prompts(), 4032)]
+    sides = [
+        re.fullmatch(r"a (?:small |large )?(\w+) \w+ [a-z ]+ on a (\w+) background", text) for text in texts
+    ]
+
+    assert len(set(texts)) == len(texts)
+    assert all(found is not None and found[1] != found[2] for found in sides)
+    assert trained_info().examples[0] in texts
+
+
+def test_a_picture_is_blank_in_one_colour_and_not_in_two_of_the_same_brightness() -> None:
+    red_on_blue = np.full((96, 96, 3), (40, 80, 225), np.uint8)
+    red_on_blue[30:60, 30:60] = (220, 40, 40)
+    grain = np.random.default_rng(0).integers(100, 103, (96, 96, 3), np.uint8)
+
+    seen, plane = (
+        spread(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p"))
+        for picture in (red_on_blue, grain)
+    )
+
+    assert plane < BLANK < seen
 
 
 def test_a_table_and_a_picture_are_made_of_what_was_measured(tmp_path: Path) -> None:
