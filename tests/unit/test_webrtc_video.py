@@ -272,6 +272,22 @@ def frame_of(image: np.ndarray, pts: int) -> av.VideoFrame:
     return Picture.of(image, YuvConverter(), pts).frame()
 
 
+def test_chroma_is_the_mean_of_the_pixels_that_it_covers() -> None:
+    """BT.601 in limited range, to the rounding; libswscale's default errs by 20 and more here."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    red, green, blue = np.moveaxis(image / 255, -1, 0)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = [(blue - luma) / 1.772, (red - luma) / 1.402]
+
+    planes = YuvConverter().planes(image).astype(float)
+
+    halves = planes[64:].reshape(2, 32, 48)
+    assert np.abs(planes[:64] - (16 + 219 * luma)).max() < 1
+    for plane, exact in zip(halves, chroma, strict=True):
+        mean = exact.reshape(32, 2, 48, 2).mean(axis=(1, 3))
+        assert np.abs(plane - (128 + 224 * mean)).max() < 1.5
+
+
 def textured(index: int, height: int = 128, width: int = 160) -> av.VideoFrame:
     y, x = np.mgrid[:height, :width]
     image = np.stack([(x + 5 * index) % 256, (y * 2) % 256, (x + y) % 256], axis=-1).astype(np.uint8)
