@@ -224,7 +224,7 @@ class StreamWorker:
             frames = self._input.take(wanted)
             if frames is not None:
                 self._input_is_back()
-                return await in_media_thread(stack, frames)
+                return frames[0][None] if wanted == 1 else await in_media_thread(stack, frames)
             try:
                 await within(self._input.wait(), _NO_INPUT_REPORT_S)
             except asyncio.TimeoutError:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import math
 import mmap
 import os
 import re
@@ -117,7 +118,7 @@ class SharedFrames:
     def get(self, shape: list[int]) -> Images:
         """A copy of the output pictures of that shape."""
         assert self._memory is not None
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         return np.frombuffer(self._memory, np.uint8, size, offset=self.bytes_each).reshape(shape).copy()
 
     async def close(self) -> None:

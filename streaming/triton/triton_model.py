@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -48,9 +48,13 @@ _GIVEN_UP = Meta(last=True, given_up=True)
 
 
 class StreamingModel:
-    """Base of every pipeline's `TritonPythonModel`; a subclass names its pipeline and nothing else."""
+    """Base of every pipeline's `TritonPythonModel`; a subclass names its pipeline and little else.
+
+    instant: whether a chunk is made at once, in Triton's thread: it takes less than to wake another one.
+    """
 
     pipeline: Callable[[LoadContext], Pipeline]
+    instant: ClassVar[bool] = False
 
     def initialize(self, args: dict[str, str]) -> None:
         """Called by Triton once per load; what it raises is the answer to the load request."""
@@ -111,10 +115,13 @@ class StreamingModel:
     def _obey(self, command: ParsedCommand, session: StreamSession, request: Any, reply: "_Reply") -> None:
         if command.op is Op.GENERATE:
             parameters = unpack_images(command.parameters, _input(request, IMAGES_INPUT))
-            make = partial(self._make_chunk, session, parameters, _video(request), reply)
-            self._turns.put(
-                Turn(session, lambda turn: reply.guard(partial(make, turn)), partial(reply.end, _GIVEN_UP))
-            )
+            video = _input(request, VIDEO_INPUT) if self.instant else _video(request)
+            make = partial(self._make_chunk, session, parameters, video, reply)
+            turn = Turn(session, lambda turn: reply.guard(partial(make, turn)), partial(reply.end, _GIVEN_UP))
+            if self.instant:
+                turn.serve(turn)
+            else:
+                self._turns.put(turn)
         elif command.op is Op.PREPROCESS:
             work = partial(self._preprocess, session, command.parameters, _video(request), reply)
             self._turns.put(Turn(session, lambda turn: reply.guard(work), partial(reply.end, _GIVEN_UP)))
@@ -286,7 +293,7 @@ def _video(request: Any) -> Images | None:
 
 
 def _input(request: Any, name: str) -> Images | None:
-    """An input as it lies in Triton's memory; None when the request has none of the name."""
+    """An input as it lies in Triton's memory, while the request lives; None when it has none of the name."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 

@@ -6,3 +6,4 @@ from streaming.triton.triton_model import StreamingModel
 
 class TritonPythonModel(StreamingModel):
     pipeline = Passthrough
+    instant = True
