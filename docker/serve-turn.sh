@@ -19,7 +19,9 @@ fingerprint
 no-cli
 no-tls
 no-dtls
+no-tcp-relay
 no-multicast-peers
+denied-peer-ip=169.254.0.0-169.254.255.255
 min-port=49160
 max-port=49359
 log-file=stdout

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -54,14 +55,15 @@ def chart() -> Iterator[Chart]:
 
 
 def rendered(chart: Chart, values: Mapping[str, Any]) -> Objects:
-    """What is installed in namespace `video` as release `demo`, by kind."""
+    """What is installed in namespace `video` as release `demo`, by kind; `TurnKIND` for the TURN server's."""
     chart.validate_schema(dict(values))
     found: Objects = {}
     for name, text in chart.render(dict(values), name="demo", namespace="video").items():
         if name.endswith(".yaml"):
             for document in filter(None, yaml.safe_load_all(text)):
                 headless = document.get("spec", {}).get("clusterIP") == "None"
-                found["Headless" * headless + document["kind"]] = document
+                of_turn = document["metadata"]["name"].endswith("-turn")
+                found["Headless" * headless + "Turn" * of_turn + document["kind"]] = document
     return found
 
 
@@ -105,7 +107,8 @@ def test_helm_has_nothing_to_say(values: dict[str, Any]) -> None:
 def test_everything_rendered_is_valid_in_old_and_new_kubernetes(chart: Chart, values: dict[str, Any]) -> None:
     objects = rendered(chart, values)
 
-    for kind, document in objects.items():
+    for document in objects.values():
+        kind = document["kind"]
         if kind in CUSTOM:
             CUSTOM[kind].model_validate(document)
         elif kind not in UNCHECKED:
@@ -141,6 +144,7 @@ def test_the_checks_see_what_is_wrong(chart: Chart) -> None:
         {"autoscaling": {"mode": "keda"}},
         {"engines": {"buildJob": {"enabled": True, "engineSet": "longlive_bf16_wan"}}},
         {"engines": {"createClaim": True, "buildJob": {"enabled": True}}},
+        {"turn": {"enabled": True}},
     ],
     ids=lambda values: json.dumps(values),
 )
@@ -345,6 +349,40 @@ def test_a_pod_loads_what_its_operator_chose_and_uses_the_ports_that_are_open(ch
     assert config.turn_urls == ("turn:a", "turns:b")
     assert [str(address) for address in config.public_ips] == ["203.0.113.7"]
     assert config.media_ports == range(media["port"], media["endPort"] + 1) == range(50000, 50200)
+
+
+def test_the_relay_knows_the_secret_and_reaches_gateways_alone(chart: Chart, tmp_path: Path) -> None:
+    """A program in coturn's place says what it was told."""
+    objects = rendered(chart, example("cloud-turn"))
+    deployment, policy = objects["TurnDeployment"]["spec"], objects["TurnNetworkPolicy"]["spec"]
+    (relay,) = deployment["template"]["spec"]["containers"]
+    program = tmp_path / "turnserver"
+    program.write_text('#!/bin/sh\necho "$*"\ncat "$2"\n')
+    program.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TURN_SECRET": "geheim", "POD_IP": "10.1.2.3"}
+
+    done = subprocess.run(relay["command"], capture_output=True, text=True, env=env, check=True)
+
+    options, *lines = done.stdout.splitlines()
+    assert "geheim" not in options
+    assert {"use-auth-secret", "static-auth-secret=geheim", "relay-ip=10.1.2.3", "no-tcp-relay"} < set(lines)
+    secrets = {entry["name"]: entry["valueFrom"] for entry in relay["env"] if entry["name"] == "TURN_SECRET"}
+    assert secrets["TURN_SECRET"]["secretKeyRef"] == {"name": "wanstream", "key": "WANSTREAM_TURN_SECRET"}
+    labels = deployment["template"]["metadata"]["labels"]
+    assert objects["TurnService"]["spec"]["selector"].items() <= labels.items()
+    assert {port["protocol"] for port in objects["TurnService"]["spec"]["ports"]} == {"UDP", "TCP"}
+    # Who lets in what the relay sends, and whom it may send to, mean each other.
+    (media,) = (
+        rule
+        for rule in objects["NetworkPolicy"]["spec"]["ingress"]
+        if "from" in rule and "endPort" in rule["ports"][0]
+    )
+    assert media["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    gateways = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    (out,) = policy["egress"]
+    assert out["to"][0]["podSelector"]["matchLabels"].items() <= gateways.items()
+    assert out["ports"] == media["ports"]
+    assert not objects["Service"]["spec"]["selector"].items() <= labels.items()
 
 
 def test_the_host_s_network_is_used_only_where_it_was_asked_for(chart: Chart) -> None:

@@ -10,6 +10,16 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "wanstream.turnLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}-turn
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- /* UDP ports of the gateway's media: FIRST-LAST */ -}}
+{{- define "wanstream.mediaPorts" -}}
+{{ default "32768-60999" .Values.media.ports }}
+{{- end }}
+
 {{- define "wanstream.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
