@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 
 from benchmarks.results import add_out_option, write_result
-from tests.routing.gateways import PROMPTS
-from tests.routing.test_envoy import CookieClient, Routed, moved, routed, show
+from tests.fleet.gateways import PROMPTS
+from tests.fleet.test_losses import moved, show
+from tests.routing.test_envoy import CookieClient, Routed, routed
 from tests.server.browser import chromium, opened
 from tests.server.client import HttpClient
 from tests.server.peer import Peer

@@ -10,7 +10,7 @@ from playwright.async_api import Browser
 from gateway.config import Config
 from gateway.fleet.owners import Owners
 from streaming.errors import WanstreamError
-from tests.routing.gateways import PROMPTS, fleet, loaded
+from tests.fleet.gateways import PROMPTS, fleet, loaded
 from tests.server.browser import opened
 from tests.server.client import Answer, HttpClient
 from tests.server.double_process import DoubleProcess
