@@ -46,6 +46,13 @@ class Metrics:
             buckets=_INPUT_SECONDS,
             registry=self._registry,
         )
+        self._change = Histogram(
+            "wanstream_change_to_picture_seconds",
+            "Time from a change of parameters until the first picture with it is shown",
+            ["pipeline"],
+            buckets=_INPUT_SECONDS,
+            registry=self._registry,
+        )
         self.encoding = EncodingMetrics(self._registry)
 
     def chunk_done(self, pipeline: str, seconds: float) -> None:
@@ -56,6 +63,9 @@ class Metrics:
 
     def input_shown(self, seconds: float) -> None:
         self._input.observe(seconds)
+
+    def change_shown(self, pipeline: str, seconds: float) -> None:
+        self._change.labels(pipeline).observe(seconds)
 
     def add(self, collector: Collector) -> None:
         """Read `collector`, too, at each scrape."""

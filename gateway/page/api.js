@@ -146,6 +146,24 @@ export const api = {
   playCues: (id, name, options) => request("POST", ofStream(id, `cues/${encodeURIComponent(name)}`), { body: options }),
   playing: (id) => request("GET", ofStream(id, "cues")),
   stopCues: (id) => request("DELETE", ofStream(id, "cues")),
+  midi: () => request("GET", "/api/v1/midi"),
+  putMidi: (midi) => request("PUT", "/api/v1/midi", { body: { midi } }),
+  tempo: () => request("GET", "/api/v1/tempo/status"),
+  enableTempo: (tempo) => request("POST", "/api/v1/tempo/enable", { body: tempo }),
+  disableTempo: () => request("POST", "/api/v1/tempo/disable"),
+  setTempo: (tempo) => request("POST", "/api/v1/tempo/set_tempo", { body: tempo }),
+  tapTempo: () => request("POST", "/api/v1/tempo/tap"),
+  /** lines: as of a take; by the chunk. What was replayed before ends. */
+  replay: async (id, lines) => {
+    await request("DELETE", ofStream(id, "replay"));
+    return request("POST", ofStream(id, "replay"), { body: { events: lines, clock: "chunk" } });
+  },
+  /** With the same seed, size and engines a take made from text is shown again picture by picture. */
+  replayTake: async (id, take) => {
+    await request("DELETE", ofStream(id, "replay"));
+    return request("POST", ofStream(id, "replay"), { body: { take, clock: "chunk", reset: true } });
+  },
+  stopReplay: (id) => request("DELETE", ofStream(id, "replay")),
   createStream: (options) => request("POST", "/api/v1/streams", { body: options, timeoutMs: LOAD_TIMEOUT_MS }),
   deleteStream: (id) => request("DELETE", named("streams", id), { keepalive: true }),
   loras: async () => (await request("GET", "/api/v1/loras")).lora_files,

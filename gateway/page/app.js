@@ -11,6 +11,7 @@ import { dismiss, notify } from "./notices.js";
 import { bindFullscreen, saveSnapshot } from "./screen.js";
 import { Share } from "./share.js";
 import { Settings } from "./settings.js";
+import { Examples } from "./stage/examples.js";
 import { Show } from "./stage/show.js";
 import { Takes } from "./takes.js";
 import { listCameras, openCamera, openFile, SourceError } from "./source.js";
@@ -41,9 +42,11 @@ const images = new ReferenceImages();
 const controlView = new ControlView();
 const loras = new Loras(settings);
 new Share(stream);
-const takes = new Takes((recording) => stream.send({ recording }, { now: true }));
+const takes = new Takes((recording) => stream.send({ recording }, { now: true }), stream);
 const progress = new Progress();
 const [output, preview] = [$("output"), $("preview")];
+const examples = new Examples(stream, showExample);
+$("models").after(examples.element);
 const show = new Show(stream, controls, output, {
   pause: () => stream.isLive && togglePause(),
   record: () => $("record").click(),
@@ -107,6 +110,7 @@ function render() {
   $("server-log").hidden = locked;
   renderLoaded(entry);
   models.choose(entry);
+  examples.show(entry);
   images.show(entry?.supports_vace, entry && controls.values.vace_enabled);
   renderVace();
   loras.show(entry, loaded);
@@ -289,6 +293,17 @@ async function start() {
   const plan = await makePlan();
   if (plan) await stream.start(plan);
   else if (!stream.isBusy) closeInput();
+}
+
+/** An example of the chosen pipeline; resolves when its picture is there, or it has failed. */
+async function showExample(example) {
+  controls.use(example);
+  const { entry, mode } = controls;
+  const inUse = stream.isLive && stream.plan.pipelineId === entry.id;
+  if (!inUse) await (stream.isConnected ? load() : start());
+  else if (stream.plan.mode === mode) stream.send({ ...streamParameters(), reset_cache: true }, { now: true });
+  else await applyMode();
+  while (stream.isBusy && !stream.isLive) await new Promise((resolve) => stream.addEventListener("state", resolve, { once: true }));
 }
 
 async function load() {

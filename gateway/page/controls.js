@@ -2,6 +2,7 @@
 
 import { fieldsOf, loadParams, promptRows, promptUpdate, snap, streamParameters } from "./fields.js";
 import { PromptEditor } from "./prompts.js";
+import { firstPrompt } from "./stage/examples.js";
 import { StepEditor } from "./steps.js";
 
 const $ = (id) => document.getElementById(id);
@@ -77,6 +78,26 @@ export class Controls extends EventTarget {
     return streamParameters(this.fields, this.values, this.mode, this.#settings.prompts);
   }
 
+  /** Use an example's mode and prompts, as if they had been chosen and written. */
+  use({ mode, prompts }) {
+    this.#settings.modes[this.entry.id] = mode;
+    if (prompts.length) this.#prompts.replace(prompts);
+    this.#settings.save();
+    this.refresh();
+  }
+
+  /** Writes a first prompt for somebody who has not written any. */
+  #suggest() {
+    const [first, ...others] = this.#settings.prompts;
+    const { filled } = this.#settings;
+    const isOwn = others.length > 0 || (filled === null ? first.text !== "" : first.text !== filled);
+    const text = firstPrompt(this.entry);
+    if (isOwn || !text || text === first.text) return;
+    this.#settings.filled = text;
+    this.#prompts.replace([{ text, weight: 100 }]);
+    this.#settings.save();
+  }
+
   /** Take over parameters that a running stream got from elsewhere. */
   adopt(parameters) {
     const overrides = this.#settings.overrides(this.entry.id, this.mode);
@@ -150,6 +171,7 @@ export class Controls extends EventTarget {
   refresh() {
     $("controls").classList.toggle("empty", !this.entry);
     if (!this.entry) return;
+    this.#suggest();
     const { entry, fields, mode, values } = this;
     const visible = {
       size: "height" in fields,

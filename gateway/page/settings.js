@@ -7,6 +7,7 @@ const FRESH = {
   modes: {}, // pipeline id -> "text" or "video"
   values: {}, // "pipeline/mode" -> changed settings; what is absent follows the pipeline's defaults
   prompts: [{ text: "", weight: 100 }],
+  filled: null, // the first prompt as the page has suggested it
   source: "camera",
   cameraId: "",
 };

@@ -1,19 +1,31 @@
 // Recordings: the button that begins and ends one, and what the server has, to play, download and delete.
 
-import { api, ApiError, at } from "./api.js";
+import { api, ApiError, at, problemText } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
 export class Takes {
   #send;
+  #stream;
+  #afresh = false; // begin the recording with fresh caches
+  #replaying = null; // label of what is replayed
   #playing = null; // id of the take in the player
   #own = new Set(); // ids of takes that were begun here
   #mayChange = true;
 
-  /** send(recording): ask the server to record this page's stream, or to end that. */
-  constructor(send) {
+  /** send(recording): ask the server to record this page's stream, or to end that. stream: takes are replayed to it. */
+  constructor(send, stream) {
     this.#send = send;
-    $("record").addEventListener("click", () => this.#send($("record").getAttribute("aria-pressed") !== "true"));
+    this.#stream = stream;
+    stream.addEventListener("show", ({ detail }) => detail.type === "replay_changed" && this.#follow(detail));
+    stream.addEventListener("state", () => {
+      for (const button of $("takes-list").querySelectorAll(".take-replay")) button.disabled = !stream.isLive;
+    });
+    $("record").addEventListener("click", () => {
+      const begins = $("record").getAttribute("aria-pressed") !== "true";
+      this.#afresh = begins && $("record-afresh").checked;
+      this.#send(begins);
+    });
     $("takes").addEventListener("toggle", () => $("takes").open && this.#refresh());
     this.#refresh();
   }
@@ -22,6 +34,8 @@ export class Takes {
   changed({ state, take }) {
     if (take) this.#own.add(take);
     this.#show(state === "recording");
+    if (state === "recording" && this.#afresh) this.#stream.send({ reset_cache: true }, { now: true });
+    this.#afresh = false;
     this.#refresh();
   }
 
@@ -65,8 +79,15 @@ export class Takes {
     item.querySelector(".take-name").textContent = name;
     item.querySelector(".take-facts").textContent = facts(take);
     item.querySelector(".take-facts").title = take.error ?? "";
-    const [play, download, remove] = [".take-play", ".take-download", ".take-delete"].map((c) => item.querySelector(c));
-    for (const element of [play, download, remove]) {
+    const parts = [".take-play", ".take-download", ".take-delete", ".take-data", ".take-replay"];
+    const [play, download, remove, data, replay] = parts.map((c) => item.querySelector(c));
+    const replays = this.#replaying === take.take;
+    replay.textContent = replays ? "End replay" : "Replay";
+    replay.disabled = !this.#stream.isLive;
+    replay.addEventListener("click", () => this.#replay(replays ? null : take.take));
+    data.href = at(`/api/v1/takes/${encodeURIComponent(take.take)}/data`);
+    data.download = `${take.take}.json`;
+    for (const element of [play, download, remove, data, replay]) {
       element.hidden = running;
       element.setAttribute("aria-label", `${element.textContent} ${name}`);
     }
@@ -75,6 +96,24 @@ export class Takes {
     play.addEventListener("click", () => this.#play(take.take));
     remove.addEventListener("click", () => this.#delete(take.take));
     return item;
+  }
+
+  /** Set again what was set in a take, chunk by chunk: with the same seed it is the same film. */
+  async #replay(take) {
+    $("takes-error").textContent = "";
+    const { streamId } = this.#stream;
+    try {
+      if (take === null) return await api.stopReplay(streamId);
+      const { errors } = await api.replayTake(streamId, take);
+      $("takes-error").textContent = errors.map(problemText).join("\n");
+    } catch (error) {
+      $("takes-error").textContent = error.message;
+    }
+  }
+
+  #follow({ state, of }) {
+    this.#replaying = state === "running" ? of : null;
+    this.#refresh();
   }
 
   #play(take) {

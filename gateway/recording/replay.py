@@ -249,6 +249,7 @@ class Replays:
         logger.info("[%s] The cue %s", stream.id, replay.label)
         if instead:
             self.stop(stream)
+        stream.worker.note_change()
         if replay.set_first():
             self.stop(stream)
             self._running[stream.id] = replay

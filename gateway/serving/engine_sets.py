@@ -10,7 +10,7 @@ from typing import Any
 from gateway.serving.adapters import live_adapters
 from gateway.serving.demo import DemoEngines
 from gateway.serving.interface import Availability, Combination, ServingError, StageCallback, fp8_remedy
-from streaming.engines.demo import DEMO_PIPELINES
+from streaming.engines.demo import OPENING
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
 from streaming.engines.records import EngineError
 from streaming.specs import SPECS, PipelineSpec
@@ -79,10 +79,9 @@ class EngineSets:
 
         Real weights take long to load and much memory, so they wait until somebody asks.
         """
-        for spec in map(SPECS.__getitem__, DEMO_PIPELINES if self._demo is not None else ()):
-            if self.availability(spec).available and not self.has_real(spec):
-                return spec
-        return None
+        spec = SPECS[OPENING]
+        is_demo = self._demo is not None and self.availability(spec).available and not self.has_real(spec)
+        return spec if is_demo else None
 
     async def prepare(self, spec: PipelineSpec, on_stage: StageCallback, *, adapters: bool = False) -> None:
         """Make the demonstration engines if these are what `spec` is served by, and they are not there yet.

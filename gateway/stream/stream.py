@@ -66,7 +66,9 @@ class Stream:
         if pipelines.loaded is not None:
             self.input.expect_for(pipelines.loaded)
         self.output = Hub(
-            lambda: self.input.fps if state.input_mode == "video" else None, observer.input_shown
+            lambda: self.input.fps if state.input_mode == "video" else None,
+            observer.input_shown,
+            lambda seconds: self.worker.change_shown(seconds),
         )
         self.encoders = Encoders(self.output, encoding or Encoding(), on_demand=self.begin)
         self.started = time.monotonic()
@@ -83,7 +85,7 @@ class Stream:
         self.seat = Seat(drivers, lambda: self.controls)
         self._news = ParameterNews(lambda: self.controls)
         self.quantizer = Quantizer(
-            lambda: state.timing, lambda values: self._apply(Validated(values)), self.notify
+            lambda: state.timing, lambda values: self._apply_now(Validated(values)), self.notify
         )
         self._holders: dict[object, Callable[[], bool]] = {}
         self._on_closed: list[Callable[[], object]] = []
@@ -390,7 +392,11 @@ class Stream:
             return [self.seat.refusal(by)]
         self.changed_by |= dict.fromkeys(validated.values, _way_of(by))
         now = self.quantizer.hold(validated.values, by)
-        return problems + self._apply(replace(validated, values=now))
+        return problems + self._apply_now(replace(validated, values=now))
+
+    def _apply_now(self, validated: Validated) -> list[Problem]:
+        self.worker.note_change()
+        return self._apply(validated)
 
     def _apply(self, validated: Validated) -> list[Problem]:
         problems = self.state.apply(validated)
@@ -531,6 +537,7 @@ class Stream:
             "failed_chunks": stats.failed_chunks,
             "last_chunk_ms": stats.last_chunk_ms,
             "timings_ms": stats.timings_ms,
+            "change_to_picture_ms": stats.change_to_picture_ms,
         }
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -46,6 +47,9 @@ class StreamObserver(Protocol):
     def input_shown(self, seconds: float) -> None:
         """A chunk is shown so long after its newest input picture had come."""
 
+    def change_shown(self, pipeline: str, seconds: float) -> None:
+        """The first picture with changed parameters is shown so long after these were changed."""
+
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -66,6 +70,16 @@ class WorkerStats:
     failed_chunks: int = 0
     last_chunk_ms: float | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    change_ms: deque[float] = field(default_factory=lambda: deque(maxlen=20))  # from changes to pictures
+
+    @property
+    def change_to_picture_ms(self) -> dict[str, float] | None:
+        """Median and spread (of nine in ten) of the last delays, and their number; None: no change yet."""
+        if not self.change_ms:
+            return None
+        delays = sorted(self.change_ms)
+        low, middle, high = (delays[round(share * (len(delays) - 1))] for share in (0.05, 0.5, 0.95))
+        return {"median": round(middle, 1), "spread": round(high - low, 1), "count": len(delays)}
 
 
 class StreamWorker:
@@ -103,6 +117,7 @@ class StreamWorker:
         self._give_up: Callable[[], None] | None = None  # ends the chunk in the making; None: it stays
         self._silent = False  # the peer was told that its pictures do not come
         self.control: Images | None = None  # the newest control pictures, uint8 [T, H, W, 3]
+        self._changed_at: float | None = None  # when somebody changed what no chunk has taken yet
         self.listeners: list[Listener] = []
         self.stats = WorkerStats()
 
@@ -115,6 +130,16 @@ class StreamWorker:
     def load_plan(self) -> ServedPlan | None:
         """How it is served; None: nothing is loaded, or a pipeline without engines."""
         return None if self.loaded is None else self._pipelines.serving.load_plan
+
+    def note_change(self) -> None:
+        """Somebody changes parameters: the time from here to the picture is measured."""
+        if self._changed_at is None and self._output.wanted and not self._output.paused:
+            self._changed_at = time.monotonic()
+
+    def change_shown(self, seconds: float) -> None:
+        """The first picture with changed parameters is shown."""
+        self.stats.change_ms.append(1000 * seconds)
+        self._observer.change_shown(self._pipeline_id, seconds)
 
     def begin_again(self) -> None:
         """The chunk in the making has old parameters: unless it is on its way to the peer, begin it again."""
@@ -255,6 +280,7 @@ class StreamWorker:
     async def _chunk(self, session: ServingSession, video: Images | None, *, may_give_up: bool) -> bool:
         """Make one chunk. False: it was given up, since its parameters changed before its first picture."""
         chunk = self._take_parameters()
+        changed_at, self._changed_at = self._changed_at, None
         self._log_changes(chunk)
         if chunk.parameters["init_cache"]:
             self._output.clear()
@@ -264,11 +290,13 @@ class StreamWorker:
         self._give_up = session.give_up if may_give_up else None
         try:
             newest_input = None if video is None else self._input.taken_at
-            count, meta = await self._show(session.generate(parameters, video), newest_input)
+            pictures = session.generate(parameters, video)
+            count, meta = await self._show(pictures, newest_input, changed_at if chunk.changed else None)
         finally:
             self._give_up = None
         if meta.get("given_up"):
             logger.info("[%s] Chunk %d begins again", self._id, self.stats.chunks)
+            self._changed_at = changed_at or self._changed_at
             return False
         seconds = time.monotonic() - started
         self._output.chunk_done(seconds, count)
@@ -317,10 +345,13 @@ class StreamWorker:
         self.control = video
         return video
 
-    async def _show(self, chunk: AsyncGenerator[Chunk, None], newest_input: float | None) -> tuple[int, Meta]:
+    async def _show(
+        self, chunk: AsyncGenerator[Chunk, None], newest_input: float | None, changed_at: float | None
+    ) -> tuple[int, Meta]:
         """Queue a chunk's pictures as they come; returns their number and what was told about the chunk.
 
         newest_input: when the newest of its input pictures came, monotonic seconds; None: it has none.
+        changed_at: when its parameters were changed; None: they are as before.
         """
         count, meta = 0, Meta()
         async with contextlib.aclosing(chunk) as parts:
@@ -330,8 +361,8 @@ class StreamWorker:
                 if len(part.frames):
                     self._give_up = None  # on its way
                     if not self._output.paused:
-                        self._output.put(part.frames, newest_input)
-                    newest_input = None  # the first picture counts
+                        self._output.put(part.frames, newest_input, changed_at)
+                    newest_input = changed_at = None  # the first picture counts
         return count, meta
 
     def _log_changes(self, chunk: ChunkParameters) -> None:

@@ -7,7 +7,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from streaming.errors import WanstreamError
 
-DEMO_PIPELINES: Final = ("longlive",)  # what a server exports by itself when it has no engines
+OPENING: Final = "longlive"  # the demonstration that a server without engines begins with
+DEMO_PIPELINES: Final = (  # what it exports by itself, when somebody chooses it
+    OPENING,
+    "streamdiffusionv2",
+    "reward-forcing",
+    "memflow",
+    "krea-realtime-video",
+)
 DEMO_MODELS: Final = "demo-models"  # directory of the checkpoint, below the home directory
 DEMO: Final = "demo.json"  # in the checkpoint's directory
 TRAINED_CONFIG: Final = "config.json"  # in the directory of the trained weights that come with the package

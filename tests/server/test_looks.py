@@ -52,10 +52,19 @@ async def test_looks_are_kept_moved_and_recalled_by_name_number_and_osc(server: 
         await until(lambda: server.prompts() == ["a lake"], 30, "the look by OSC")
         refused = await call(server, "POST", f"{recall}/nothing", 404)
 
+        async def measured() -> bool:
+            metrics = (await call(server, "GET", "/api/v1/session/metrics", 200))["sessions"]
+            delay = metrics[peer.session_id]["change_to_picture_ms"]
+            return bool(delay and delay["count"] >= 3 and delay["median"] > 0 and delay["spread"] >= 0)
+
+        await until(measured, 30, "the delay from change to picture")
+        scrape = (await server.client.call("GET", "/metrics")).text
+
     assert [look["name"] for look in moved["looks"]] == ["end", "lake", "storm"]
     assert kept["midi"][0]["target"]["look"] == "lake"
     assert answer == {"status": "recalled", "errors": []}
     assert "no look 'nothing'" in refused["detail"]
+    assert 'wanstream_change_to_picture_seconds_count{pipeline="longlive"}' in scrape
     await call(server, "DELETE", f"{LOOKS}/end", 204)
 
 

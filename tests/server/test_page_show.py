@@ -75,7 +75,7 @@ async def test_a_look_is_saved_named_moved_exported_and_a_bad_file_refused_with_
         await page.get_by_role("radio", name="LongLive", exact=True).check()
         await field(page, "Prompt 1").fill("blue hour")
         await page.keyboard.press("Tab")
-        await page.get_by_label("Save with transition of").fill("2")
+        await page.get_by_label("Reached in").fill("2")
         await page.get_by_role("button", name="Save look").click()
         await expect(page.get_by_role("button", name="blue hour")).to_be_visible()
         await page.get_by_role("button", name="Edit", exact=True).click()
@@ -271,3 +271,88 @@ async def test_a_look_is_previewed_in_a_second_stream_where_there_is_room(
         await page.get_by_role("button", name="Close preview").click()
         await until(one_is_left, 30, "the preview's stream has ended")
     await asyncio.to_thread(roomy.stop)
+
+
+FAKE_MIDI = """
+window.fakePort = { name: "Fake pads", onmidimessage: null };
+navigator.requestMIDIAccess = async () => ({ inputs: new Map([["1", fakePort]]), onstatechange: null });
+window.midi = (bytes, time = performance.now()) => fakePort.onmidimessage({ data: bytes, timeStamp: time });
+"""
+
+
+async def test_a_midi_controller_is_learned_and_moves_sliders_looks_cues_and_the_tempo(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    await put(show, "/api/v1/cues/evening", {"clock": "time", "lines": [{"look": "blue"}]})
+    async with opened(browser, "about:blank") as page:
+        await page.context.add_init_script(FAKE_MIDI)
+        await page.goto(show.url)
+        await start(page, "LongLive")
+        await page.locator("#midi summary").click()
+        await page.locator("#cues summary").click()
+        await page.get_by_role("button", name="Use MIDI").click()
+        await expect(page.locator("#midi-state")).to_have_text("(Fake pads)")
+        await page.get_by_role("button", name="Learn").click()
+        for control, message in (
+            (field(page, "VACE strength"), [0xB2, 7, 1]),
+            (page.get_by_role("button", name="Green", exact=True), [0x99, 36, 100]),
+            (page.locator("#cue-play"), [0x99, 37, 100]),
+            (page.locator("#blackout"), [0xB2, 20, 127]),
+        ):
+            await control.focus()
+            count = await page.locator(".mappings li").count()
+            await page.evaluate("bytes => midi(bytes)", message)
+            await expect(page.locator(".mappings li")).to_have_count(count + 1)
+        await page.get_by_role("button", name="Red", exact=True).click()  # chooses, and recalls nothing
+        await page.locator("#midi-learn").click()
+
+        await page.reload()  # the mappings are the server's
+        await start(page, "LongLive")
+        await page.locator("#midi summary").click()
+        await page.get_by_role("button", name="Use MIDI").click()
+        await page.evaluate("() => { for (let value = 0; value <= 127; value += 1) midi([0xb2, 7, value]); }")
+        await until(lambda: show.chunks()[-1]["parameters"]["vace_context_scale"] == 2, 30, "the slider")
+        await page.evaluate("() => { midi([0x99, 36, 90]); midi([0x89, 36, 0]); }")
+        await colour(page, "green")
+        await page.evaluate("() => midi([0x99, 37, 90])")
+        await colour(page, "blue")
+        await page.evaluate("() => midi([0xb2, 20, 127])")
+        await expect(page.locator("#blackout")).to_have_attribute("aria-pressed", "true")
+        # Two beats and one more of a clock at 150 BPM.
+        await page.evaluate(
+            "() => { midi([0xfa]); for (let n = 0; n <= 72; n += 1) midi([0xf8], n * 400 / 24); }"
+        )
+        await expect(page.locator("#tempo-state")).to_contain_text("150 BPM, MIDI clock")
+        said = (await show.client.call("GET", "/api/v1/midi")).json()["midi"]
+
+    assert [mapping["type"] for mapping in said] == ["continuous", "trigger", "trigger", "trigger"]
+    assert said[0]["source"] == {"midi_cc": 7, "midi_note": None, "channel": 2}
+    assert "red" not in show.prompts()
+
+
+async def test_changes_wait_for_the_beat_of_the_page_and_the_delay_is_shown_and_made_up_for(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    async with opened(browser, show.url) as page:
+        await start(page, "LongLive")
+        await page.locator("#tempo summary").click()
+        await field(page, "BPM").fill("240")
+        await field(page, "BPM").press("Enter")
+        await expect(page.locator("#tempo-on")).to_have_attribute("aria-pressed", "true")
+        await page.keyboard.press("Tab")
+        await page.get_by_label("Changes and cues wait for").select_option("bar")
+        await page.get_by_role("button", name="Tap", exact=True).focus()
+        await page.keyboard.press("1")
+        await colour(page, "red")
+        await expect(page.locator("#cue-delay")).to_contain_text("varying by", timeout=30_000)
+        await page.get_by_label("Begin earlier by the delay to the picture").check()
+
+        async def compensates() -> bool:
+            timing = (await show.client.call("GET", "/api/v1/tempo/status")).json()
+            return bool(timing["enabled"] and timing["bpm"] == 240)
+
+        await until(compensates, 30, "the tempo")
+        for _ in range(3):
+            await page.keyboard.press("t")
+        await expect(page.locator("#trust")).to_contain_text("Change to picture")
+        await expect(page.locator("#trust")).to_contain_text("TensorRT")

@@ -127,6 +127,9 @@ async def test_a_demonstration_is_offered_until_there_are_real_engines(tmp_path:
     assert opening is LONGLIVE
     assert sets.availability(LONGLIVE).supported_resolutions == [(320, 576)]
     assert sets.opening() is None  # real weights are loaded when somebody asks
+    others = [spec for spec in SPECS.values() if spec.loop is not None and spec is not LONGLIVE]
+    assert [sets.availability(spec).examples for spec in others] == [about.examples] * 4
+    assert all(sets.waits_for_demo(spec) for spec in others)
     await sets.prepare(LONGLIVE, pytest.fail)
 
 

@@ -30,6 +30,8 @@ class Nobody:
 
     def input_shown(self, seconds: float) -> None: ...
 
+    def change_shown(self, pipeline: str, seconds: float) -> None: ...
+
 
 @pytest.mark.parametrize("steps", range(4))
 async def test_a_peer_ends_once_although_its_closer_is_cancelled(steps: int, tmp_path: Path) -> None:

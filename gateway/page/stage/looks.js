@@ -31,7 +31,7 @@ export class Looks extends EventTarget {
         "div",
         { className: "part-head" },
         el("h2", { id: "h-looks" }, "Looks"),
-        field("Save with transition of", this.#seconds, "s"),
+        field("Reached in", this.#seconds, "s"),
         button("Save look", () => this.save(), { id: "look-save", className: "accent" }),
         this.#edit,
       ),

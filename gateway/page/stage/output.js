@@ -86,6 +86,12 @@ export class Output {
       { className: "row output-keys", role: "group", "aria-label": "Output" },
       this.#freeze,
       this.#black,
+      el(
+        "label",
+        { className: "inline", title: "From there on a replay shows the same pictures" },
+        el("input", { type: "checkbox", id: "record-afresh" }),
+        el("span", {}, "Begin afresh when recording"),
+      ),
       button("Clean feed", () => this.open(), { id: "open-view", title: "A window with nothing but the picture, for the projector" }),
     );
     this.#state.addEventListener("change", () => this.#show());

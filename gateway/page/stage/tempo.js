@@ -110,7 +110,7 @@ export class Tempo {
   measured(delay) {
     this.#measured = delay;
     const text = delay
-      ? `From a change to its picture: ${Math.round(delay.median)} ms, varying by ${Math.round(delay.spread)} ms (${delay.count} changes, measured on the server).`
+      ? `From a change to its picture: ${Math.round(delay.median)} ms, varying by ${Math.round(delay.spread)} ms (of the last ${delay.count}, measured on the server).`
       : "The delay from a change to its picture is measured while the stream runs.";
     if (this.#delay.textContent !== text) this.#delay.textContent = text;
     if (this.#compensate.checked && Math.abs(this.#wanted() - this.#lookahead) > 20) this.#send();

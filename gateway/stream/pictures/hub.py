@@ -72,13 +72,19 @@ class Hub:
         self,
         input_fps: Callable[[], float | None],
         on_input_shown: Callable[[float], object] = lambda _: None,
+        on_change_shown: Callable[[float], object] = lambda _: None,
     ) -> None:
-        """on_input_shown(seconds): so old is the input of a picture when it is shown; see `put`."""
+        """on_input_shown(seconds): so old is the input of a picture when it is shown; see `put`.
+
+        on_change_shown(seconds): so old is the change of parameters that is seen first with it.
+        """
         self._input_fps = input_fps
         self._on_input_shown = on_input_shown
-        self._queue: deque[tuple[Images, float | None]] = deque()
+        self._on_change_shown = on_change_shown
+        self._queue: deque[tuple[Images, float | None, float | None]] = deque()
         self._next: Images | None = None  # left the queue, but is not due yet
         self._next_input: float | None = None  # when its input came
+        self._next_change: float | None = None  # when its parameters were changed
         self._repeat = False  # show the last picture again, unless another one comes
         self._converter = YuvConverter()
         self._origin: float | None = None  # of timestamps, monotonic seconds
@@ -172,12 +178,16 @@ class Hub:
             self._chunk_frames = frames
             self._rates.append((seconds, frames))
 
-    def put(self, images: Images, input_at: float | None = None) -> None:
+    def put(self, images: Images, input_at: float | None = None, changed_at: float | None = None) -> None:
         """Queue uint8 [T, H, W, 3] pictures; beyond the budget whole old chunks go, so motion stays even.
 
         input_at: when the input of the first one came, monotonic seconds; None: it is of no interest.
+        changed_at: the same of a change of its parameters.
         """
-        self._queue.extend((image, None if number else input_at) for number, image in enumerate(images))
+        of_first = (input_at, changed_at)
+        self._queue.extend(
+            (image, *((None, None) if number else of_first)) for number, image in enumerate(images)
+        )
         self._arrived.set()
         limit = max(2, int(_CHUNKS_QUEUED * self._chunk_frames)) + len(images)
         while len(self._queue) > limit:
@@ -209,7 +219,9 @@ class Hub:
             now = time.monotonic()
             if self._next_input is not None:
                 self._on_input_shown(now - self._next_input)
-            self._next = self._next_input = None
+            if self._next_change is not None:
+                self._on_change_shown(now - self._next_change)
+            self._next = self._next_input = self._next_change = None
             period = (1.0 if not self._queue else _CATCH_UP) / self.fps
             self._due = max(self._due, now - period) + period  # no burst after a late picture
 
@@ -233,7 +245,7 @@ class Hub:
     async def _take(self) -> None:
         """Wait for something that may be a picture, and make it the next one to be shown."""
         if self._queue:
-            self._next, self._next_input = self._queue.popleft()
+            self._next, self._next_input, self._next_change = self._queue.popleft()
             self._repeat = False
             self.frames_out += 1
             self._taken.set()
