@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from export.checkpoints.checkpoints import Checkpoint, load_weights, open_checkpoint
 from export.checkpoints.lora_merge import ScaledAdapter, joined, merge, user_adapters
 from export.graphs.transformer import TextKV, Transformer
+from export.graphs.vace import VaceTransformer
 from export.pytorch.engine import ModuleEngine
 from streaming.adapters.files import AdapterError, look_into
 from streaming.adapters.layers import RANKS, adapted_axes, adapted_layers, stacked_rank
 from streaming.adapters.stack import RuntimeAdapter, Stacker, stack
 from streaming.checkpoints.shapes import parameter_shapes
+from streaming.engines.engine import BranchEngines
 from streaming.errors import WanstreamError
 from streaming.specs import LONGLIVE, SPECS, CachedKeys, PipelineSpec
 from streaming.triton.model_pipeline import ModelPipeline
 from streaming.triton.sessions import Images, Stream
-from tests.tiny_pipeline import CONFIG, chunk, modules, tiny_pipeline
+from tests.tiny_pipeline import CONFIG, branch_of, chunk, modules, tiny_pipeline
 
 Files = dict[str, Path]
 PIPELINES = [spec for spec in SPECS.values() if spec.loop is not None]
@@ -61,11 +63,20 @@ def adapted_pipeline(
         plain.model.engines,
         transformer=ModuleEngine(transformer, transformer.signature(0)),
         text_kv=ModuleEngine(text_kv, text_kv.signature()),
+        vace=vace_engines(transformer),
     )
     stacker = Stacker(CONFIG, torch.float32, torch.device("cpu"))
     pipeline = ModelPipeline(spec, replace(plain.model, engines=engines), base_seed=42, stacker=stacker)
     pipeline.put_beside(adapters or [])
     return pipeline
+
+
+def vace_engines(transformer: Transformer) -> BranchEngines:
+    """The transformer with a VACE branch, and branches for adapters where it has them itself."""
+    branch, text = branch_of(transformer)
+    whole = VaceTransformer(CONFIG, branch.vace, transformer.unroped_cache, transformer.adapted)
+    whole.load_state_dict(branch.state_dict())
+    return BranchEngines(ModuleEngine(whole, whole.signature(0)), ModuleEngine(text, text.signature()))
 
 
 def beside(files: Files, **scales: float) -> list[RuntimeAdapter]:
@@ -109,6 +120,7 @@ def merged_pipeline(spec: PipelineSpec, adapters: list[ScaledAdapter], tmp_path:
         plain.model.engines,
         transformer=ModuleEngine(transformer, transformer.signature(0)),
         text_kv=ModuleEngine(text_kv, text_kv.signature()),
+        vace=vace_engines(transformer),
     )
     return ModelPipeline(spec, replace(plain.model, engines=engines), base_seed=42)
 
@@ -127,6 +139,25 @@ def test_both_modes_make_the_same_pictures(spec: PipelineSpec, files: Files, tmp
     for one, other, without in zip(by_branches, by_merge, plain, strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
         assert np.abs(one.astype(int) - without.astype(int)).max() > 30
+
+
+@pytest.mark.parametrize("spec", PIPELINES, ids=lambda spec: spec.id)
+def test_both_modes_make_the_same_pictures_with_vace_at_the_same_time(
+    spec: PipelineSpec, files: Files, tmp_path: Path
+) -> None:
+    image = np.random.default_rng(7).integers(0, 256, (20, 30, 3), np.uint8)
+    chunks: list[dict[str, Any]] = [{"vace_ref_images": [image]}, {}]
+    merged = merged_pipeline(spec, [ScaledAdapter(files["a"], 0.8)], tmp_path)
+
+    by_branches = pictures(adapted_pipeline(spec, beside(files, a=0.8)).open_stream(), *chunks)
+    by_merge = pictures(merged.open_stream(), *chunks)
+    without_image = pictures(merged.open_stream(), {}, {})
+    without_adapter = pictures(adapted_pipeline(spec, beside(files, a=0.0)).open_stream(), *chunks)
+
+    for one, other in zip(by_branches, by_merge, strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
+    for others in (without_image, without_adapter):
+        assert np.abs(by_branches[0].astype(int) - others[0].astype(int)).max() > 30
 
 
 def test_scale_zero_is_bit_equal_to_no_adapter(files: Files) -> None:
