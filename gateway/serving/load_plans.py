@@ -10,6 +10,7 @@ from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import checked_manifests
 from gateway.serving.engine_sets import EngineSets, FoundSet
 from gateway.serving.interface import Availability, ServedEngine, ServedMemory, ServedPlan, ServingError
+from streaming.adapters.layers import MOST_RANK
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.engine_set import EngineSet
@@ -207,6 +208,7 @@ class LoadPlanner:
         plan = self.checkpoints.plan(spec, load_params)
         sizes = self.checkpoints.sizes(spec, load_params["vae_type"])
         plan = self._adapted(plan, load_params, sizes.transformer)
+        sizes = replace(sizes, adapter_rank=MOST_RANK if plan.adapted else 0)
         vae_types = self.checkpoints.availability(spec).vae_types
         return CheckpointLoad(plan, spec, sizes, vae_types, reason)
 

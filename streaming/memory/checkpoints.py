@@ -6,11 +6,13 @@ autoencoders is from the peaks of a run on one H200 (docs/gpu.md 2): bfloat16, w
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
+from streaming.adapters.layers import Network, adapted_axes
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TEXT_ENCODER, TRANSFORMER_FILES, VAE_FILES, read_config
 from streaming.engines.load_plan import TorchPlan, TorchPrecision
@@ -55,11 +57,13 @@ class CheckpointSizes:
 
     text_parameters   of the text encoder
     vae_width         of the autoencoder's channels, as a part of the published ones
+    adapter_rank      of LoRA files beside the weights, as much as there may be
     """
 
     transformer: TransformerConfig
     text_parameters: int = UMT5_XXL_PARAMETERS
     vae_width: float = 1.0
+    adapter_rank: int = 0
 
     @staticmethod
     def of(models: Path, pipeline: str, vae_type: VaeType) -> "CheckpointSizes":
@@ -129,13 +133,21 @@ def checkpoint_memory(
         width=width,
         placement=ON_GPU if plan.on_gpu else ON_CPU,
         weights=checkpoint_weights(sizes, plan, text_encoder=text_encoder),
-        buffers=session["KV cache"] + session["cross attention"] if graph else 0,
+        buffers=_buffers(sizes, session, item, graph=graph),
         activations=max(others, working) + (chunk if graph else 0),  # a recorded call keeps what it needs
         pool=0,
         working=again,
         overhead=(ON_GPU if plan.on_gpu else ON_CPU).base_bytes,
         session=session,
     )
+
+
+def _buffers(sizes: CheckpointSizes, session: Mapping[str, int], item: int, *, graph: bool) -> int:
+    """The factors of LoRA files, and what recorded calls keep copies of."""
+    axes = [adapted_axes(sizes.transformer, network) for network in get_args(Network)]
+    factors = sum(sum(a.values()) for a in axes) * sizes.adapter_rank * item
+    copies = session["KV cache"] + session["cross attention"] + factors if graph else 0
+    return factors + copies
 
 
 def text_memory(name: str, sizes: CheckpointSizes, size: tuple[int, int], plan: TorchPlan) -> MemoryPlan:

@@ -13,6 +13,7 @@ from torch import nn
 from export.checkpoints.load import published_text_encoder, published_vae, transformer_modules
 from export.graphs.vae_graphs import DecoderGraph, EncoderGraph
 from export.pytorch.pipeline import load_pipeline
+from streaming.adapters.stack import no_adapters
 from streaming.checkpoints.config import WAN_1_3B, WAN_14B, TransformerConfig
 from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSwitches
 from streaming.memory.checkpoints import (
@@ -68,6 +69,21 @@ def test_the_transformer_has_as_many_numbers_as_are_counted(config: TransformerC
             if getattr(owner, "float32_parameters", False)
         )
         assert counted["transformer"] == parameters(modules[0]) * item + kept
+
+
+@pytest.mark.parametrize("config", [WAN_1_3B, TRANSFORMER])
+def test_adapters_take_what_their_factors_are(config: TransformerConfig) -> None:
+    assert LONGLIVE.loop is not None
+    factors = no_adapters(config, 2, torch.bfloat16, torch.device("cpu")).factors.values()
+    cpu = ON_GPU.model_copy(update={"device": "cpu"})
+
+    def buffers(plan: TorchPlan, rank: int) -> int:
+        sizes = CheckpointSizes(config, adapter_rank=rank)
+        return checkpoint_memory("a", sizes, LONGLIVE.loop, SMALL, plan, text_encoder=True).buffers
+
+    assert buffers(cpu, 2) == sum(f.down.nbytes + f.up.nbytes for f in factors)
+    assert buffers(cpu, 0) == 0
+    assert buffers(ON_GPU, 2) - buffers(ON_GPU, 0) == 2 * buffers(cpu, 2)  # recorded calls have copies
 
 
 def test_the_text_encoder_has_as_many_numbers_as_are_counted() -> None:
