@@ -97,7 +97,7 @@ CASES = {
     "base_seed": Case({"base_seed": 8}, Effect.NONE),
     "base_seed, with a reset": Case({"base_seed": 8, "reset_cache": True}, Effect.AFRESH),
     "base_seed, its other name": Case({"seed": 8, "reset_cache": True}, Effect.AFRESH),
-    "lora_scales": Case({"lora_scales": [SCALE]}, Effect.NONE),
+    "lora_scales": Case({"lora_scales": [SCALE]}, Effect.NONE, remark="is not loaded"),
     "images": Case({"images": [IMAGE]}, Effect.NONE),
     "vace_ref_images": Case({"vace_ref_images": [IMAGE]}, Effect.NONE, remark=NO_VACE),
     "first_frame_image": Case({"first_frame_image": IMAGE}, Effect.NONE, remark=NO_VACE),

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from streaming.checkpoints.files import TRANSFORMER_FILES, read_config
 from streaming.checkpoints.shapes import parameter_shapes
 from streaming.engines.load_plan import LoadPlan, PlannedAdapter, TorchPlan
 from streaming.specs import SPECS
+from streaming.triton.model_pipeline import ModelPipeline
 
 SIZE, SCALES, PROMPTS, LARGEST = (96, 96), (0.0, 0.5, 1.0), 10, 300_000
 MEASURES: dict[str, Callable[[Images], float]] = {
@@ -48,24 +50,36 @@ def scenes() -> list[Scene]:
     return found
 
 
-def last_pictures(models: Path, path: Path, scale: float, chunks: int) -> list[Images]:
-    """The last picture of each scene's stream with an adapter of this scale."""
-    adapters = (PlannedAdapter(path=path, name=path.name, scale=scale),)
-    plan = LoadPlan(
+@pytest.fixture(scope="module")
+def beside(models: Path) -> ModelPipeline:
+    """Both adapters beside the weights, so that every stream may have scales of its own."""
+    adapters = (
+        PlannedAdapter(path=ADAPTERS / f"{style}.safetensors", name=style, scale=0, runtime=True)
+        for style in STYLES
+    )
+    return load_pipeline(SPECS["longlive"], plan(models, adapters=tuple(adapters), adapted=True))
+
+
+def plan(models: Path, **changes: Any) -> LoadPlan:
+    return LoadPlan(
         models=models.parent / "engines" / "models",
         height=SIZE[0],
         width=SIZE[1],
         backend="pytorch",
         pytorch=TorchPlan(checkpoints=models, vae_type="wan"),
         base_seed=7,
-        adapters=adapters,
+        **changes,
     )
-    pipeline = load_pipeline(SPECS["longlive"], plan)
-    made = []
-    for scene in scenes():
-        stream = Stream(pipeline, seed=7)
-        made.append([stream.chunk(scene.prompt) for _ in range(chunks)][-1][-1])
-    return made
+
+
+def last_picture(pipeline: ModelPipeline, scene: Scene, chunks: int, **parameters: Any) -> Images:
+    """Of a stream of so many chunks."""
+    stream = Stream(pipeline, seed=7, **parameters)
+    return [stream.chunk(scene.prompt) for _ in range(chunks)][-1][-1]
+
+
+def scaled(style: str, scale: float) -> dict[str, Any]:
+    return {"lora_scales": [{"path": style, "scale": scale}]}
 
 
 def test_a_server_with_the_demonstration_offers_them() -> None:
@@ -86,10 +100,11 @@ def test_each_is_a_small_file_for_this_model(style: str, models: Path) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_its_effect_grows_with_the_scale_and_leaves_the_prompt(style: str, models: Path) -> None:
-    path = ADAPTERS / f"{style}.safetensors"
-
-    pictures = [last_pictures(models, path, scale, 2 if scale == 1 else 1) for scale in SCALES]
+def test_its_effect_grows_with_the_scale_and_leaves_the_prompt(style: str, beside: ModelPipeline) -> None:
+    pictures = [
+        [last_picture(beside, scene, 2 if scale == 1 else 1, **scaled(style, scale)) for scene in scenes()]
+        for scale in SCALES
+    ]
 
     none, half, whole = ([MEASURES[style](picture) for picture in row] for row in pictures)
     means = [float(np.mean(row)) for row in (none, half, whole)]
@@ -100,6 +115,17 @@ def test_its_effect_grows_with_the_scale_and_leaves_the_prompt(style: str, model
         look(picture).background == s.background for picture, s in zip(pictures[2], scenes(), strict=True)
     ]
     assert style == "checkered-background" or sum(colours) >= 0.9 * PROMPTS
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_merged_it_makes_the_same_pictures(style: str, models: Path, beside: ModelPipeline) -> None:
+    adapter = PlannedAdapter(path=ADAPTERS / f"{style}.safetensors", name=style, scale=0.8)
+    merged = load_pipeline(SPECS["longlive"], plan(models, adapters=(adapter,)))
+
+    for scene in scenes()[:2]:
+        by_merge = last_picture(merged, scene, 2).astype(int)
+        by_branches = last_picture(beside, scene, 2, **scaled(style, 0.8))
+        assert np.abs(by_branches - by_merge).max() <= 2
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -262,6 +262,21 @@ def test_good_lora_scales_survive_bad_neighbours() -> None:
     assert [p["loc"][:2] for p in validated.problems] == [["lora_scales", i] for i in (0, 2, 4)]
 
 
+def test_scales_that_can_do_nothing_are_left_out_and_said_so() -> None:
+    loras = [{"path": "a", "merge_mode": "runtime_peft"}, {"path": "b", "merge_mode": "permanent_merge"}]
+    entries = [{"path": path, "scale": 0.5} for path in "abc"]
+
+    validated = validate({"lora_scales": entries}, context(loras=loras), strict=True)
+    without = validate({"lora_scales": entries}, context(loras=None), strict=True)
+
+    assert validated.values == {"lora_scales": [{"path": "a", "scale": 0.5}]}
+    assert validated.problems == []
+    assert [p["loc"] for p in validated.remarks] == [["lora_scales", i, "path"] for i in (1, 2)]
+    assert "load it with merge_mode runtime_peft" in validated.remarks[0]["msg"]
+    assert validated.remarks[1]["msg"] == "LoRA 'c' is not loaded"
+    assert len(without.remarks) == 3
+
+
 def test_sinks_and_sources_of_this_machine_are_no_parameters_of_a_chunk() -> None:
     wishes = {
         "spout_sender": {"enabled": True, "name": None},

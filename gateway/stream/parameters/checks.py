@@ -417,7 +417,7 @@ def _accept(
     adapter = FIELDS[name]
     plain = adapter.dump_python(check(adapter, value, key))
     if name == "lora_scales":
-        plain = _lora_scales(key, plain, result)
+        plain = _lora_scales(key, plain, context, result)
     elif name in IMAGE_KEYS:
         plain = _images(key, plain, assets)
         _require_images(key, plain, context)
@@ -454,8 +454,13 @@ def _clamped(key: str, value: Any, result: Validated) -> float:
     return float(clamped)
 
 
-def _lora_scales(key: str, entries: list[Any], result: Validated) -> list[dict[str, Any]]:
-    """The valid entries; each bad one is a problem of its own. A null scale leaves the adapter as it is."""
+def _lora_scales(
+    key: str, entries: list[Any], context: ParameterContext, result: Validated
+) -> list[dict[str, Any]]:
+    """The valid entries; each bad one is a problem of its own, and so is one that can do nothing.
+
+    A null scale leaves the adapter as it is.
+    """
     valid = []
     for i, entry in enumerate(entries):
         try:
@@ -463,9 +468,27 @@ def _lora_scales(key: str, entries: list[Any], result: Validated) -> list[dict[s
         except ValidationFailed as error:
             result.problems.extend(error.problems[:1])
             continue
-        if scale.scale is not None:
+        why_not = _not_turned(scale.path, context)
+        if why_not is not None:
+            result.remarks.append(_problem("unavailable", (key, i, "path"), why_not, scale.path))
+        elif scale.scale is not None:
             valid.append({"path": scale.path, "scale": scale.scale})
     return valid
+
+
+def _not_turned(path: str, context: ParameterContext) -> str | None:
+    """Why a scale for this file would do nothing."""
+    if not context.spec.supports_lora or "loras" not in context.load_params:
+        return None
+    loaded = {entry["path"]: entry["merge_mode"] for entry in context.load_params["loras"] or ()}
+    if path not in loaded:
+        return f"LoRA '{quoted(path, 200)}' is not loaded"
+    if loaded[path] != "runtime_peft":
+        return (
+            f"LoRA '{quoted(path, 200)}' is merged into the weights, so its scale is fixed; load it with "
+            "merge_mode runtime_peft to turn it"
+        )
+    return None
 
 
 def _images(key: str, value: str | list[str], assets: _Assets) -> str | list[str]:
