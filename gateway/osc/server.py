@@ -12,6 +12,7 @@ from gateway.config import Osc
 from gateway.errors import ApiError, Problem
 from gateway.http.validation import quoted
 from gateway.osc import addresses
+from gateway.osc.datagrams import Datagrams
 from gateway.osc.desk import Desk, Surroundings, Values
 from gateway.osc.limits import Limits
 from gateway.osc.wire import Bundle, Impulse, Message, OscError, decode
@@ -86,7 +87,7 @@ class OscServer:
         self._streams = streams
         self._pipelines = pipelines
         self._limits = Limits(settings.allow)
-        self._transport: asyncio.DatagramTransport | None = None
+        self._datagrams: Datagrams | None = None
         self._problem: str | None = None
         self._desks: dict[str, Desk] = {ALL: Desk()}
         self._updates: dict[str, _Update] = {}
@@ -104,9 +105,8 @@ class OscServer:
         if self.address is None:
             return
         host, port = self.address
-        loop = asyncio.get_running_loop()
         try:
-            self._transport, _ = await loop.create_datagram_endpoint(lambda: _Socket(self), self.address)
+            self._datagrams = await Datagrams.listen(host, port, self.receive)
         except OSError as error:
             self._problem = (
                 f"UDP {host}:{port} cannot be had ({error.strerror}): set WANSTREAM_OSC to another port"
@@ -120,9 +120,9 @@ class OscServer:
 
     async def close(self) -> None:
         """Hear nothing more. Idempotent."""
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        if self._datagrams is not None:
+            self._datagrams.close()
+            self._datagrams = None
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -134,7 +134,7 @@ class OscServer:
         host, port = self.address or (None, None)
         return {
             "enabled": self.address is not None,
-            "listening": self._transport is not None,
+            "listening": self._datagrams is not None,
             "host": host,
             "port": port,
             "log_all_messages": self.log_all_messages,
@@ -334,14 +334,3 @@ class OscServer:
 
 def _parameter(problem: Problem) -> str:
     return str(problem["loc"][0]) if problem["loc"] else ""
-
-
-class _Socket(asyncio.DatagramProtocol):
-    def __init__(self, server: OscServer) -> None:
-        self._server = server
-
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        self._server.receive(data, addr[0])
-
-    def error_received(self, exc: Exception) -> None:
-        logger.debug("OSC: %s", exc)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
@@ -536,3 +537,23 @@ def test_osc_is_heard_on_this_machine_unless_a_token_is_asked_for(
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(WanstreamError, match="WANSTREAM_OSC must be off, PORT or HOST:PORT"):
         Config.from_env({"WANSTREAM_OSC": text})
+
+
+async def test_datagrams_that_wait_are_all_read_when_a_busy_loop_comes_to_them(streams: Table) -> None:
+    async def work() -> None:
+        while True:
+            time.sleep(0.002)  # noqa: ASYNC251 - as a loop that sends video does
+            await asyncio.sleep(0)
+
+    async with running(streams) as osc:
+        assert osc.address is not None
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as desk:
+            for step in range(200):  # and nothing else runs meanwhile
+                desk.sendto(message("/wanstream/left/base_seed", step), osc.address)
+        busy = asyncio.create_task(work())
+        stream = streams.streams[0]
+        await until(lambda: stream.updates and stream.updates[-1] == {"base_seed": 199}, 30, "the last one")
+        busy.cancel()
+
+        assert osc.counts == {"applied": 200}
+        assert len(stream.updates) == 1, "all in one reading"
