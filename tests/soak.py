@@ -163,6 +163,7 @@ async def _rest(server: DoubleProcess, started: float, first: Rest | None) -> Re
         await until(as_before, 40, f"no more than {first and first.tasks} tasks")
     except AssertionError as error:
         raise AssertionError(f"{error}: {server.tasks()}") from error
+    server.forget_chunks()
     process = psutil.Process(server.pid)
     sockets, files = _sockets(server)
     memory_mb = process.memory_info().rss / 1e6

@@ -150,6 +150,7 @@ class DoubleSession:
 
     def __init__(self, faults: Faults, height: int, width: int) -> None:
         self.chunks: list[ChunkRecord] = []
+        self.forgotten = 0  # chunks before those
         self.video: Images | None = None  # the input of the newest one
         self.closed = False
         self._faults = faults
@@ -168,7 +169,7 @@ class DoubleSession:
             self.given_up += 1
             yield Chunk(NO_PICTURES, Meta(last=True, given_up=True))
             return
-        number = len(self.chunks)
+        number = self.forgotten + len(self.chunks)
         self.video = video
         self.chunks.append(record)  # one that was given up before is no chunk
         if self._faults.chunk_errors > 0:
@@ -184,6 +185,11 @@ class DoubleSession:
             self._faults.chunk_errors -= 1
             raise ChunkFailed(self._faults.chunk_error, fatal=self._faults.fatal)
         return 255 - video
+
+    def forget(self) -> None:
+        """Keep no record of the chunks so far."""
+        self.forgotten += len(self.chunks)
+        self.chunks.clear()
 
     def give_up(self) -> None:
         self._given_up.set()

@@ -56,6 +56,10 @@ class DoubleProcess(ServerProcess):
         sessions = self.sessions()
         return list(sessions[session]["chunks"]) if sessions else []
 
+    def forget_chunks(self) -> None:
+        """Keep no record of the chunks so far, which would grow for as long as the server runs."""
+        self._control("DELETE", "/chunks")
+
     def prompts(self) -> list[str]:
         """Texts under which the newest chunk was made; none before the first."""
         return [prompt["text"] for chunk in self.chunks()[-1:] for prompt in chunk["active_prompts"]]

@@ -119,6 +119,13 @@ def control_blueprint(double: DoubleServing, directories: Directories) -> Bluepr
         own = [work for work in works if not re.search("hypercorn|quart", work.cr_code.co_filename)]
         return sorted(work.__qualname__ for work in own)
 
+    @bp.delete("/chunks")
+    @hide
+    async def forget() -> dict[str, Any]:
+        for session in double.sessions:
+            session.forget()
+        return {}
+
     @bp.get("/sessions")
     @hide
     async def sessions() -> list[dict[str, Any]]:

@@ -2,17 +2,21 @@
 
 import socket
 import threading
+from collections import Counter
 from types import TracebackType
 
 from aioice import stun
 
 
 class SilentStun:
-    """`stun:` server on the loopback interface. requests: how many came. alive: whether it answers them."""
+    """`stun:` server on the loopback interface. senders: how many requests came, by the port that sent them.
+
+    alive: whether it answers them.
+    """
 
     def __init__(self) -> None:
         self.alive = True
-        self.requests = 0
+        self.senders: Counter[int] = Counter()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"stun:127.0.0.1:{self._socket.getsockname()[1]}"
@@ -31,7 +35,7 @@ class SilentStun:
                 data, address = self._socket.recvfrom(2048)
             except OSError:
                 return
-            self.requests += 1
+            self.senders[address[1]] += 1
             if self.alive:
                 request = stun.parse_message(data)
                 answer = stun.Message(request.message_method, stun.Class.RESPONSE, request.transaction_id)

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -215,17 +216,26 @@ async def test_another_picture_size_begins_a_part(server: DoubleProcess, tmp_pat
 async def test_a_pause_leaves_no_gap_in_a_take_that_is_to_have_none(
     server: DoubleProcess, tmp_path: Path
 ) -> None:
-    pause_s = 2.5  # longer than a picture ever takes
+    pause_s = 2.5
     async with await Peer(server.client).connect(PROMPTS) as peer:
         path = f"/api/v1/streams/{peer.session_id}/recordings"
+        began = time.monotonic()
         take = (await call(server, "POST", path, 201, {"trim_pauses": True}))["take"]
         await recorded(server, take, 8)
         peer.send({"paused": True})
+
+        async def is_paused() -> bool:
+            return bool(
+                (await call(server, "GET", f"/api/v1/streams/{peer.session_id}", 200))["state"] == "paused"
+            )
+
+        await until(is_paused, 30, "the pause")
         await asyncio.sleep(pause_s)
         before = (await call(server, "GET", f"/api/v1/takes/{take}", 200))["frames"]
         peer.send({"paused": False})
         await recorded(server, take, before + 8)
         await call(server, "POST", f"{path}/stop", 200)
+        lasted_s = time.monotonic() - began
 
     lines = (await call(server, "GET", f"/api/v1/takes/{take}/data", 200))["lines"]
     pictures = shown(await saved(server, f"/api/v1/takes/{take}/video", tmp_path))
@@ -234,7 +244,7 @@ async def test_a_pause_leaves_no_gap_in_a_take_that_is_to_have_none(
     assert at_s["resume"] == at_s["pause"]
     assert len(pictures) >= before + 8
     assert min(steps) > 0
-    assert max(steps) < pause_s - 1
+    assert pictures[-1][0] < lasted_s - pause_s  # however long a picture takes on this machine
 
 
 async def test_a_take_ends_at_its_own_limit_and_the_stream_goes_on(server: DoubleProcess) -> None:

@@ -1,6 +1,7 @@
 """Several viewers of one stream, real peers all: one encoder, and key frames for all."""
 
 import itertools
+import time
 from contextlib import AsyncExitStack
 
 from tests.server.double_process import DoubleProcess
@@ -40,12 +41,14 @@ async def test_eight_viewers_are_served_by_one_encoder_and_lost_pictures_cost_fe
         seen = [len(await viewer.wait_frames(5)) for viewer in viewers]
         begun = scrape(double_server)
 
+        began = time.monotonic()
         await ask_for_key_frames(viewers[0], 40)
         asked = "wanstream_pli_total"
         await until(lambda: scrape(double_server)[asked] >= begun.get(asked, 0) + 40, 30, "40 requests")
         for viewer in viewers:
             await viewer.wait_frames(10)
         after = scrape(double_server)
+        half_seconds = int(2 * (time.monotonic() - began))
         path = f"/api/v1/streams/{owner.session_id}"
         sinks = (await double_server.client.call("GET", path)).json()["sinks"]
 
@@ -55,7 +58,7 @@ async def test_eight_viewers_are_served_by_one_encoder_and_lost_pictures_cost_fe
     longest = max(len(peer.frames) for peer in (owner, *viewers))
     assert after[ENCODED] - before.get(ENCODED, 0) < 2 * longest  # eight encoders would be near eight times
     key_frames = "wanstream_keyframes_total{reason=pli}"
-    assert 1 <= after[key_frames] - begun.get(key_frames, 0) <= 5
+    assert 1 <= after[key_frames] - begun.get(key_frames, 0) <= half_seconds + 1  # one in half a second
     assert after["wanstream_egress_bytes_total"] > begun["wanstream_egress_bytes_total"]
     assert all(a.pts < b.pts for peer in viewers for a, b in itertools.pairwise(peer.frames))
     assert gone[ENCODERS] == 0

@@ -238,11 +238,12 @@ async def test_a_kept_stream_waits_for_another_pipeline_and_goes_on(server: Doub
 
 
 async def test_a_leased_stream_ends_when_nobody_has_looked_for_that_long(server: DoubleProcess) -> None:
-    await made(server, name="show", lease_s=0.5)
     async with Peer(server.client, direction="recvonly") as viewer:
+        await viewer.offer_sdp()  # what takes its time is done before
+        await made(server, name="show", lease_s=2.0)
         await join(viewer, "show")
         await viewer.wait_frames(1)
-        await asyncio.sleep(1.0)  # two leases
+        await asyncio.sleep(2.5)  # more than a lease
         watched = (await call(server, "GET", "show")).status
 
     await until(lambda: _is_gone(server), 30, "the end of the lease")

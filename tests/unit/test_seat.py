@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,19 +122,20 @@ async def test_others_are_told_of_changes_at_most_ten_times_a_second_with_the_ne
 ) -> None:
     driver, viewer = joined(stream, "a"), joined(stream, "v", "viewer")
 
+    began = time.monotonic()
     for seed in range(200):
         await say(stream, driver, base_seed=seed)
     await stream.update({"noise_scale": 0.5})
     await until(
         lambda: any("noise_scale" in m["parameters"] for m in viewer.told("parameters_updated")),
-        5,
+        30,
         "news",  # type: ignore[operator]
     )
     await asyncio.sleep(0)
 
     told = [message["parameters"] for message in viewer.told("parameters_updated")]
     assert told[0] == {"base_seed": 0}
-    assert len(told) < 100
+    assert len(told) <= 10 * (time.monotonic() - began) + 2
     newest: dict[str, object] = {}
     for parameters in told:
         assert isinstance(parameters, dict)
