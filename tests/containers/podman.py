@@ -25,7 +25,7 @@ class Podman:
         """Fails the test when a program is missing, or the user is not root."""
         missing = [name for name in _PROGRAMS if shutil.which(name) is None]
         if missing or not any(path.exists() for path in _NETWORK):
-            pytest.fail(f"Not installed: {', '.join(missing) or _NETWORK}. Run: scripts/setup.sh test")
+            pytest.fail(f"Not installed: {', '.join(missing) or _NETWORK}. Run: scripts/setup.sh containers")
         if os.geteuid() != 0:
             pytest.fail(
                 "Building and running images needs root. Leave these tests out with: -m 'not containers'"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.containers.podman import Podman
 from tests.odd_paths import ODD
 
 ROOT = Path(__file__).parents[2]
@@ -45,3 +46,12 @@ def test_setup_refuses_a_checkout_that_no_environment_can_be_in(name: str, tmp_p
 
     assert ended.returncode == 1
     assert "move it" in ended.stderr
+
+
+def test_the_containers_tests_fail_where_a_tool_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(pytest.fail.Exception, match=r"podman, buildah, runc, .*scripts/setup.sh containers"):
+        Podman(tmp_path / "podman")
