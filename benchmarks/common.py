@@ -51,10 +51,11 @@ def gateway(
     home: Path | None = None,
     env: Mapping[str, str] | None = None,
     python: str = sys.executable,
+    checkout: Path = REPOSITORY,
 ) -> Iterator[Server]:
     """Our server: the one at `url`, or a new one with `home` or an empty home of its own.
 
-    env, python: further settings, and the interpreter, of a new one
+    env, python, checkout: further settings, the interpreter and the source of a new one
     """
     if url is not None:
         yield Server(url.rstrip("/"), None)
@@ -66,7 +67,7 @@ def gateway(
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wanstream-benchmark-")))
         # As in the echo: no STUN server, peers on one machine need none.
         own = {"WANSTREAM_HOME": str(home), "WANSTREAM_ICE_SERVERS": "[]", "WANSTREAM_DEMO": "off"}
-        yield stack.enter_context(_process(command, port, own | dict(env or {})))
+        yield stack.enter_context(_process(command, port, own | dict(env or {}), checkout))
 
 
 def load_pipeline(server: Server, pipeline: str = "passthrough", **parameters: object) -> dict[str, Any]:
@@ -95,9 +96,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], port: int, env: Mapping[str, str]) -> Iterator[Server]:
+def _process(
+    command: Sequence[str], port: int, env: Mapping[str, str], directory: Path = REPOSITORY
+) -> Iterator[Server]:
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | env, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=directory, env=os.environ | env, stdout=log, stderr=log)
         try:
             server = Server(f"http://127.0.0.1:{port}", process.pid)
             try:

@@ -4,15 +4,18 @@ Peers in their own processes send numbered frames and read the numbers that come
 are measured in turns, so that the ratio holds on a machine that does other work too.
 
     python -m benchmarks.passthrough --sessions 1,2,4,8 --seconds 20
+    python -m benchmarks.passthrough --sessions 1 --rounds 4 --beside DIRECTORY   # and another commit
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -45,7 +48,7 @@ def main() -> None:
         runs = _measure_all(options)
     except (BenchmarkError, PeerError) as error:
         sys.exit(f"The benchmark failed: {error}")
-    summary = [_summary(runs, sessions) for sessions in options.sessions]
+    summary = [summarized(runs, sessions) for sessions in options.sessions]
     warnings = _warnings(runs)
     settings = {
         "sessions": options.sessions,
@@ -54,13 +57,14 @@ def main() -> None:
         "size": "{1}x{0}".format(*options.size),
         "fps": options.fps,
         "external_server": options.url is not None,
+        "beside": options.beside is not None,
     }
     result = {"settings": settings, "warnings": warnings, "summary": summary, "runs": runs}
     path = write_result(options.out, "passthrough", result)
     print(f"\n{path}")
     for warning in warnings:
         print(f"Warning: {warning}")
-    print(_table(summary))
+    print(table(summary))
 
 
 def _options() -> argparse.Namespace:
@@ -72,6 +76,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="turns of echo and ours per number of sessions")
     parser.add_argument(
         "--url", help="measure this running server instead of starting one (no server CPU then)"
+    )
+    parser.add_argument(
+        "--beside", type=Path, help="another checkout of ours, set up with its own .venv, to measure in turns"
     )
     add_common_options(parser)
     return parser.parse_args()
@@ -89,13 +96,19 @@ def _measure_all(options: argparse.Namespace) -> list[Run]:
     peers: list[PeerProcess] = []
     peer_options = PeerOptions(height=options.size[0], width=options.size[1], fps=options.fps)
     try:
-        with echo_server() as echo, gateway(options.url) as ours:
-            load_pipeline(ours)
+        with contextlib.ExitStack() as stack:
+            servers = {"echo": stack.enter_context(echo_server())}
+            servers["ours"] = stack.enter_context(gateway(options.url))
+            if options.beside is not None:
+                python, checkout = str(options.beside / ".venv/bin/python"), options.beside
+                servers["beside"] = stack.enter_context(gateway(python=python, checkout=checkout))
+            for name in servers.keys() - {"echo"}:
+                load_pipeline(servers[name])
             for sessions in sorted(options.sessions):
                 while len(peers) < sessions:
                     peers.append(PeerProcess(peer_options))
                 for turn in range(options.rounds):
-                    for name, server in (("echo", echo), ("ours", ours)):
+                    for name, server in servers.items():
                         run = measure(server, peers[:sessions], options.seconds)
                         runs.append({"server": name, "sessions": sessions, "round": turn} | run)
                         print(_progress(runs[-1]), flush=True)
@@ -193,18 +206,20 @@ def matches(record: StreamRecord) -> Iterator[tuple[int | None, float]]:
         yield (None if number is None else latest.get(number)), t
 
 
-def _summary(runs: Sequence[Run], sessions: int) -> Run:
-    """Medians over the rounds, and ours / echo."""
+def summarized(runs: Sequence[Run], sessions: int) -> Run:
+    """Medians over the rounds, and how many times the echo's each server's are."""
     rows = {
         server: _medians([_figures(r) for r in runs if r["server"] == server and r["sessions"] == sessions])
-        for server in ("echo", "ours")
+        for server in dict.fromkeys(run["server"] for run in runs)
     }
-    ratio = {
-        key: round(rows["ours"][key] / echo, 2)
-        for key, echo in rows["echo"].items()
-        if echo and key in rows["ours"]
+    ratios = {
+        f"{server}_to_echo": {
+            key: round(row[key] / echo, 2) for key, echo in rows["echo"].items() if echo and key in row
+        }
+        for server, row in rows.items()
+        if server != "echo"
     }
-    return {"sessions": sessions, **rows, "ours_to_echo": ratio}
+    return {"sessions": sessions, **rows, **ratios}
 
 
 def _medians(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
@@ -280,13 +295,13 @@ COLUMNS = {
 }
 
 
-def _table(summary: Sequence[Run]) -> str:
+def table(summary: Sequence[Run]) -> str:
     lines = [
         "| sessions | server | " + " | ".join(COLUMNS.values()) + " |",
         "|---" * (len(COLUMNS) + 2) + "|",
     ]
     for entry in summary:
-        for name in ("echo", "ours", "ours_to_echo"):
+        for name in [key for key in entry if key != "sessions"]:
             cells = [str(entry[name].get(key, "")) for key in COLUMNS]
             lines.append(
                 f"| {entry['sessions']} | {name.replace('_to_', ' / ')} | " + " | ".join(cells) + " |"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import latency_runs
+from benchmarks import latency_runs, passthrough
 from benchmarks.chunk_plot import plot_chunks
 from benchmarks.chunk_times import (
     ChunkSample,
@@ -255,6 +255,38 @@ def test_a_table_and_a_picture_are_made_of_what_was_measured(tmp_path: Path) -> 
     assert "not loaded" in lines[3]
     with Image.open(tmp_path / "chunks.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 4
+
+
+def test_each_server_is_compared_with_the_echo_of_the_same_run() -> None:
+    def run(server: str, turn: int, cpu_ms: float) -> dict[str, Any]:
+        spread_ms = {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}
+        counts = {"lost": 0, "unreadable": 0, "received_kbit_per_s": 2400}
+        return {
+            "server": server,
+            "sessions": 1,
+            "round": turn,
+            "fps": {"median": 30.0, "min": 30.0},
+            "first_frame_ms": {"p50": 100.0},
+            "cpu_ms_per_frame": {"server": cpu_ms},
+            "delay_ms": spread_ms,
+            "gap_ms": spread_ms,
+            **counts,
+        }
+
+    costs = {"echo": (4.0, 6.0), "ours": (9.0, 11.0), "beside": (12.0, 13.0)}
+    runs = [run(name, turn, ms) for name, both in costs.items() for turn, ms in enumerate(both)]
+
+    summary = passthrough.summarized(runs, sessions=1)
+
+    assert summary["ours_to_echo"]["cpu_server_ms_per_frame"] == 2.0
+    assert summary["beside_to_echo"]["cpu_server_ms_per_frame"] == 2.5
+    assert [line.split("|")[2].strip() for line in passthrough.table([summary]).splitlines()[2:]] == [
+        "echo",
+        "ours",
+        "beside",
+        "ours / echo",
+        "beside / echo",
+    ]
 
 
 def test_a_viewers_delay_is_from_the_latest_picture_of_that_number_in_the_window() -> None:
