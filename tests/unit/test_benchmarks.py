@@ -3,6 +3,7 @@
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -63,8 +64,9 @@ def test_overhead_is_what_a_chunk_takes_beside_its_engines() -> None:
 
 def test_a_window_begins_and_ends_with_a_finished_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else calls of a chunk are counted that is not, or the other way round."""
-    monkeypatch.setattr(latency_runs, "POLL_S", 0.0)
     stream = SteadyStream()
+    clock = SimpleNamespace(monotonic=lambda: stream.calls / 1000, sleep=lambda _: None)  # a call takes 1 ms
+    monkeypatch.setattr(latency_runs, "time", clock)
     with httpx.Client(base_url="http://stream", transport=httpx.MockTransport(stream.answer)) as client:
         window = watch(Server("http://stream", None), client, stream, seconds=0.05)
 
