@@ -111,6 +111,19 @@ install_ndi() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -r scripts/ndi.txt
 }
 
+# Its compiler needs no GPU (tests/rtx). Beside the tests' packages, not among them: pins of its own, and none for
+# Python 3.10.
+install_rtx() {
+    local rtx=$venv/rtx
+    rm -rf "$rtx"
+    "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || return 0
+    command -v cc >/dev/null || apt_install gcc libc6-dev
+    echo "setup: installing TensorRT for RTX in $rtx, under NVIDIA's licence (scripts/rtx.txt)"
+    "$venv/bin/python" -m venv --without-pip "$rtx"
+    "$venv/bin/python" -m pip --python "$rtx/bin/python" install --quiet --disable-pip-version-check --no-deps \
+        -r scripts/rtx.txt
+}
+
 test_tools() {
     command -v chromium && command -v turnserver && command -v tc && command -v iptables && command -v promtool \
         && has_gstreamer && has_npm_clients
@@ -144,10 +157,10 @@ if [ "$role" = containers ]; then
 fi
 
 stamp=$venv/.wanstream-$role
-wanted=$(cat pyproject.toml constraints.txt scripts/modelopt.txt scripts/ndi.txt scripts/setup.sh | sha256sum)
+wanted=$(cat pyproject.toml constraints.txt scripts/modelopt.txt scripts/ndi.txt scripts/rtx.txt scripts/setup.sh | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     install_environment
-    if [ "$role" = test ]; then install_modelopt; install_ndi; fi
+    if [ "$role" = test ]; then install_modelopt; install_ndi; install_rtx; fi
     install_libraries
     echo "$wanted" > "$stamp"
 elif [ "$role" = test ] && ! test_tools >/dev/null 2>&1; then
