@@ -17,11 +17,14 @@ from typing import Any
 import click
 
 from gateway import proxies
-from gateway.app import VERSION, create_app
+from gateway.app import VERSION, create_app, tools_of
 from gateway.config import Config
 from gateway.embedded.server import EmbeddedTriton, model_repository
+from gateway.files.models.models import Models
 from gateway.logs import setup_logging
+from gateway.pipelines import prepare_cli
 from gateway.pipelines.load_params import find_lora
+from gateway.pipelines.preparation import CHOICES, PreparedChoice, Tools, Wish, wish_of
 from gateway.server import bind, serve
 from gateway.serving.adapters import Adapters
 from gateway.serving.checkpoints import Checkpoints
@@ -29,6 +32,7 @@ from gateway.serving.demo import DemoEngines
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
 from gateway.serving.load_plans import LoadPlanner
+from gateway.serving.memory import Memory
 from gateway.serving.recipes import recipes
 from gateway.triton.serving import TritonServing
 from streaming.engines.demo import demo_adapters
@@ -107,6 +111,40 @@ def pipelines() -> None:
 def print_recipes() -> None:
     """Tell what GPUs of the usual sizes can stream without engines, by the memory plan."""
     click.echo(recipes())
+
+
+@main.command(name="prepare")
+@click.argument("pipeline", type=click.Choice(prepare_cli.PIPELINES))
+@click.option("--backend", type=click.Choice(CHOICES), default="auto", show_default=True)
+@click.option("--size", metavar="HEIGHTxWIDTH", help="Of the pictures.  [default: the pipeline's own]")
+@click.option("--vae-type", help="Autoencoder.  [default: wan]")
+def prepare_pipeline(pipeline: str, backend: PreparedChoice, size: str | None, vae_type: str | None) -> None:
+    """Download the weights of PIPELINE, and make engines of them if BACKEND runs those.
+
+    What is complete is kept: it goes on where it stopped. auto is the fastest backend of this machine.
+    """
+    try:
+        config = Config.from_env()
+        config.directories.create()
+        engines = engine_sets(config)
+        checkpoints = checkpoints_of(config, engines)
+        tools = tools_of(config, on_gpu=checkpoints.has_gpu)
+        wish = wish_of(SPECS[pipeline], tools, backend, prepare_cli.size_of(size), vae_type)
+        asyncio.run(_prepare(config, wish, tools, LoadPlanner(engines, checkpoints)))
+    except KeyboardInterrupt:
+        click.echo("Interrupted; the next time goes on from here.", err=True)
+        sys.exit(130)
+    except WanstreamError as error:
+        raise click.ClickException(str(error)) from error
+
+
+async def _prepare(config: Config, wish: Wish, tools: Tools, planner: LoadPlanner) -> None:
+    async def used_and_total() -> tuple[int, int] | None:
+        return await asyncio.to_thread(gpu_memory_bytes)
+
+    limit = None if config.memory_limit_mb is None else config.memory_limit_mb * 1_000_000
+    memory = Memory(used_and_total, on_cpu=not tools.on_gpu, limit_bytes=limit)
+    await prepare_cli.run(wish, Models.from_config(config, lambda spec: False), tools, planner, memory)
 
 
 def git_commit() -> str:

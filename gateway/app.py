@@ -1,6 +1,7 @@
 """The gateway as a Quart app: services are made here and handed to the blueprints."""
 
 import importlib.metadata
+import importlib.util
 import logging
 import re
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from gateway.osc.paths import SCRIPT, STYLE
 from gateway.osc.server import OscServer, Show
 from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
+from gateway.pipelines.preparation import Preparations, Tools
 from gateway.pipelines.state import Pipelines
 from gateway.recording.collector import RecordingCollector
 from gateway.recording.recordings import Recordings
@@ -53,6 +55,7 @@ from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
 from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
+from gateway.routes.preparation import preparation_blueprint
 from gateway.routes.recordings import (
     recordings_blueprint,
     replays_blueprint,
@@ -106,6 +109,7 @@ class Services:
     assets: Assets
     loras: Loras
     models: Models
+    preparations: Preparations
     ice: IceServers
     logs: Logs
     osc: OscServer
@@ -151,7 +155,8 @@ def create_app(config: Config, serving: Serving) -> Quart:
         pipelines_blueprint(services.pipelines, services.loader, access),
         assets_blueprint(services.assets),
         loras_blueprint(services.loras),
-        models_blueprint(services.models),
+        models_blueprint(services.models, serving),
+        preparation_blueprint(services.preparations, services.models, services.pipelines),
         ice_blueprint(services.ice),
         webrtc_blueprint(services.streams, services.sessions, access, forwarding),
         local_video_blueprint(services.local_video, services.streams),
@@ -224,6 +229,7 @@ def _services(config: Config, serving: Serving) -> Services:
     publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
     players = Players(streams, pipelines, ice, config.connect_timeout_s)
     metrics.add(PublisherCollector(publishers))
+    models = Models.from_config(config, lambda spec: serving.availability(spec).available)
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
         config=config,
@@ -238,7 +244,8 @@ def _services(config: Config, serving: Serving) -> Services:
         metrics=metrics,
         assets=Assets(config.directories.assets, quota_bytes),
         loras=Loras.from_config(config, loader.loras_in_use),
-        models=Models.from_config(config, lambda spec: serving.availability(spec).available),
+        models=models,
+        preparations=Preparations(models, tools_of(config, on_gpu=serving.on_gpu)),
         ice=ice,
         logs=Logs(config.directories.logs),
         osc=osc,
@@ -247,6 +254,17 @@ def _services(config: Config, serving: Serving) -> Services:
         replays=replays,
         looks=looks,
         cues=cues,
+    )
+
+
+def tools_of(config: Config, *, on_gpu: bool) -> Tools:
+    """What prepares pipelines for this server."""
+    return Tools(
+        models=config.directories.models,
+        engines=config.directories.engines,
+        on_gpu=on_gpu,
+        embedded=config.triton_url is None,
+        has_tensorrt=importlib.util.find_spec("tensorrt") is not None,
     )
 
 
@@ -325,6 +343,7 @@ def _run_with_app(app: Quart, services: Services, forwarding: Forwarding) -> Non
             services.publishers.close,
             services.players.close,
             services.pipelines.close,
+            services.preparations.close,
             services.models.close,
             services.ice.close,
             services.pipelines.serving.close,

@@ -128,6 +128,7 @@ export const api = {
   session: (id) => request("GET", `/api/v1/session/${encodeURIComponent(id)}/metrics`, { timeoutMs: STATUS_TIMEOUT_MS }),
   metrics: () => request("GET", "/api/v1/session/metrics"),
   modelStatus: (id) => request("GET", `/api/v1/models/status?pipeline_id=${encodeURIComponent(id)}`),
+  preparation: (id) => request("GET", `/api/v1/pipeline/prepare?pipeline_id=${encodeURIComponent(id)}`),
   downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),
   takes: async () => (await request("GET", "/api/v1/recordings")).takes,
   take: (id) => request("GET", `/api/v1/takes/${encodeURIComponent(id)}`),

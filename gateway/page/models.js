@@ -10,6 +10,7 @@ class ModelFiles {
   #onDone;
   #polling = false;
   #wasMissing = false;
+  #askedNeeds = false;
 
   constructor(entry, onDone) {
     this.#entry = entry;
@@ -75,7 +76,21 @@ class ModelFiles {
     if (running) this.#part("progress").value = progress.total_percentage ?? 0;
     if (downloaded && this.#wasMissing) this.#onDone();
     this.#wasMissing = !downloaded;
+    this.#showNeeds(downloaded);
     return running;
+  }
+
+  /** What a download brings, and what this machine has room for. Asked once, as long as it is not here. */
+  async #showNeeds(downloaded) {
+    const place = this.#part(".models-needs");
+    if (downloaded) place.textContent = "";
+    if (downloaded || this.#askedNeeds) return;
+    this.#askedNeeds = true;
+    try {
+      place.textContent = needs(await api.preparation(this.#entry.id));
+    } catch {
+      this.#askedNeeds = false; // the state, which is asked for again, says what is wrong
+    }
   }
 
   #showError(text) {
@@ -91,6 +106,16 @@ class ModelFiles {
 function detail({ current_artifact: artifact, downloaded_mb: done, total_mb: total, total_percentage: share }) {
   const size = total ? `${Math.round(done)} of ${Math.round(total)} MB` : "";
   return [`${Math.floor(share ?? 0)} %`, size, artifact].filter(Boolean).join(", ");
+}
+
+function needs({ download, room }) {
+  const size = download ? `${inUnits(download.missing_bytes)} to download.` : "How large the download is, the hub does not tell.";
+  return [size, room?.text].filter(Boolean).join(" ");
+}
+
+function inUnits(bytes) {
+  const [unit, name] = bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
+  return `${(bytes / unit).toFixed(1)} ${name}`;
 }
 
 /** The blocks of all pipelines that need model files. */

@@ -13,6 +13,8 @@ from gateway.http.bodies import Message
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses
 from gateway.http.validation import check
+from gateway.serving.interface import Serving, ServingError
+from streaming.specs import SPECS
 
 
 class ModelsQuery(BaseModel):
@@ -21,6 +23,7 @@ class ModelsQuery(BaseModel):
 
 class DownloadBody(BaseModel):
     pipeline_id: str = Field(examples=["longlive"])
+    anyway: bool = Field(False, description="also what no GPU of this server has room for (ours)")
 
 
 class ModelsStatusBody(BaseModel):
@@ -36,7 +39,7 @@ class ModelsStatusBody(BaseModel):
 _DOWNLOAD: TypeAdapter[DownloadBody] = TypeAdapter(DownloadBody)
 
 
-def models_blueprint(models: Models) -> Blueprint:
+def models_blueprint(models: Models, serving: Serving) -> Blueprint:
     bp = Blueprint("models", __name__, url_prefix="/api/v1/models")
 
     @bp.get("/status")
@@ -63,7 +66,24 @@ def models_blueprint(models: Models) -> Blueprint:
         body = check(_DOWNLOAD, await json_object(request), "body")
         if not body.pipeline_id:
             raise ApiError(400, "pipeline_id is required")
+        if not body.anyway:
+            await _require_room(serving, body.pipeline_id)
         models.start(body.pipeline_id)
         return Message(message=f"Model download started for {body.pipeline_id}")
 
     return bp
+
+
+async def _require_room(serving: Serving, pipeline_id: str) -> None:
+    """Raises ApiError 400 for weights that the GPU could not hold at any of the usual sizes."""
+    spec = SPECS.get(pipeline_id)
+    try:
+        room = None if spec is None or not serving.on_gpu else await serving.room(spec)
+    except ServingError:  # a damaged file that a download mends
+        return
+    if room is not None and room.free_bytes is not None and not room.offers:
+        raise ApiError(
+            400,
+            f"{pipeline_id} is not downloaded. {room.text} Choose another pipeline, or send 'anyway': true "
+            "if the files are for another machine.",
+        )

@@ -7,10 +7,19 @@ from typing import Any
 
 from gateway.serving.engine_sets import missing_packages, packages_reason
 from gateway.serving.interface import Availability, ServingError
-from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES, require_file
+from gateway.serving.room import Room
+from streaming.checkpoints.files import (
+    DOWNLOADED_VAE,
+    TEXT_ENCODER,
+    TOKENIZER,
+    TRANSFORMER_FILES,
+    VAE_FILES,
+    require_file,
+)
 from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSettings
 from streaming.errors import WanstreamError
-from streaming.memory.checkpoints import CheckpointSizes
+from streaming.memory.checkpoints import ON_CPU, ON_GPU, CheckpointSizes
+from streaming.memory.offers import offers
 from streaming.specs import LOAD_CHOICES, PipelineSpec, VaeType
 
 _PACKAGES = ("torch", "tokenizers", "ftfy", "safetensors")  # of a pipeline without engines
@@ -69,17 +78,22 @@ class Checkpoints:
 
         Raises ServingError for what PyTorch cannot do, and for files that are absent or something else.
         """
+        plan = self.planned(spec, load_params)
+        try:
+            for name in (*self._files(spec), VAE_FILES[load_params["vae_type"]]):
+                require_file(self.directory / name)
+        except WanstreamError as error:
+            raise ServingError(str(error)) from error
+        return plan
+
+    def planned(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> LoadPlan:
+        """The same for weights that may not be here yet. Raises ServingError for what PyTorch cannot do."""
         if load_params.get("quantization"):
             raise ServingError(
                 f"{load_params['quantization']} needs engines, which backend pytorch does without. Load with "
                 "'quantization' null, or without the parameter 'backend'."
             )
         vae_type: VaeType = load_params["vae_type"]
-        try:
-            for name in (*self._files(spec), VAE_FILES[vae_type]):
-                require_file(self.directory / name)
-        except WanstreamError as error:
-            raise ServingError(str(error)) from error
         precision = self.settings.precision
         if precision == "auto":
             precision = "bf16" if self.on_gpu else "fp32"
@@ -108,6 +122,21 @@ class Checkpoints:
             return CheckpointSizes.of(self.directory, spec.id, vae_type)
         except WanstreamError as error:
             raise ServingError(str(error)) from error
+
+    def room(self, spec: PipelineSpec, free: int | None, free_on_cpu: int | None) -> Room:
+        """What fits into so many bytes, of the device and of the machine beside a GPU; None: nobody can tell.
+
+        Raises ServingError for a damaged config.json.
+        """
+
+        def plan_of(vae_type: VaeType, size: tuple[int, int]) -> tuple[LoadPlan, CheckpointSizes]:
+            params = {"height": size[0], "width": size[1], "vae_type": vae_type, "base_seed": 0}
+            return self.planned(spec, params), self.sizes(spec, vae_type)
+
+        kind = (ON_GPU if self.on_gpu else ON_CPU).memory
+        others = (name for name in VAE_FILES if name != DOWNLOADED_VAE)
+        absent = tuple(name for name in others if not (self.directory / VAE_FILES[name]).is_file())
+        return Room(kind, free, offers(spec, plan_of, free, free_on_cpu), absent)
 
     def _missing(self, spec: PipelineSpec) -> list[str]:
         names = [name for name in self._files(spec) if not (self.directory / name).is_file()]

@@ -4,17 +4,14 @@ Exporting needs PyTorch, so it happens in a process of its own: `wanstream-expor
 has finished is kept, so an export that was cut short goes on where it stopped.
 """
 
-import asyncio
-import contextlib
 import importlib.util
 import logging
-import os
 import re
-import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from gateway.serving.commands import run_command
 from gateway.serving.interface import ServingError, StageCallback
 from streaming.engines.demo import DEMO_MODELS, DEMO_PIPELINES, DemoInfo, demo_info
 from streaming.source_version import source_version
@@ -26,7 +23,6 @@ _PACKAGES = ("onnx", "onnxscript")  # beside those that streaming needs
 _SOURCES = ("export", "streaming")
 _STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _LAST_LINES = 5
-_LONGEST_LINE = 8 << 10  # bytes
 
 
 class DemoEngines:
@@ -64,22 +60,17 @@ class DemoEngines:
         on_stage("Preparing the demonstration model; this happens only once...")
         arguments = [spec.id, "--demo", "--wait", "--home", str(self._home), "--out", str(self._engines)]
         arguments += ["--adapters"] if adapters else []
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=self._home,
-            start_new_session=True,  # it has worker processes; all of them end together
-        )
-        try:
-            said = await self._follow(process, on_stage)
-            code = await process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        said: list[str] = []
+
+        def follow(line: str) -> None:
+            """Log it, and turn steps into stages."""
+            logger.info("Export: %s", line)
+            if step := _STEP.match(line):
+                on_stage(f"Preparing the demonstration model: {step[1]} of {step[2]} engines are ready...")
+            else:
+                said.append(line)
+
+        code = await run_command([*self._command, *arguments], self._home, follow)
         if code != 0:
             reason = " ".join(said[-_LAST_LINES:]).removeprefix("Error: ") or f"exit code {code}"
             raise ServingError(
@@ -88,30 +79,5 @@ class DemoEngines:
             )
         self._stamp(spec, adapters).write_text(source_version(*_SOURCES), encoding="ascii")
 
-    async def _follow(self, process: asyncio.subprocess.Process, on_stage: StageCallback) -> list[str]:
-        """Log what the export says until it ends, turn its steps into stages; returns the lines."""
-        assert process.stdout is not None
-        said = []
-        async for line in _lines(process.stdout):
-            logger.info("Export: %s", line)
-            if step := _STEP.match(line):
-                on_stage(f"Preparing the demonstration model: {step[1]} of {step[2]} engines are ready...")
-            elif line:
-                said.append(line)
-        return said
-
     def _stamp(self, spec: PipelineSpec, adapters: bool) -> Path:
         return self._engines / f".demo-{spec.id}{'-adapters' * adapters}"
-
-
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """What comes, line by line; of a very long line, which a reader would refuse, only its beginning."""
-    line = b""
-    while piece := await stream.read(_LONGEST_LINE):
-        *whole, rest = piece.split(b"\n")
-        for end in whole:
-            yield (line + end)[:_LONGEST_LINE].decode(errors="replace").strip()
-            line = b""
-        line = (line + rest)[:_LONGEST_LINE]
-    if line:
-        yield line.decode(errors="replace").strip()

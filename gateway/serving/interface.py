@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gateway.serving.room import Room
 from streaming.engines.load_plan import Backend, BackendChoice
 from streaming.errors import WanstreamError
 from streaming.specs import PipelineSpec
@@ -213,6 +214,15 @@ class Serving(Protocol):
 
         Memory is judged as it will be when what is loaded now is gone. Raises ServingError.
         """
+
+    async def room(self, spec: PipelineSpec) -> Room | None:
+        """What of its weights would fit here, whether they are here or not; None: it has none.
+
+        Memory is judged as for `check`. Raises ServingError for a damaged config.json.
+        """
+
+    async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        """Raises ServingError, with what fits instead, unless its weights would, be they here or not."""
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         """Load a pipeline and warm it up; nothing else is loaded at that time.

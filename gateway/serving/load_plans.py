@@ -184,6 +184,14 @@ class LoadPlanner:
         reason = _why_engines(found.content, plan) if backend == "auto" else _ASKED
         return EngineLoad(plan, found.content, manifests, spec.loop, reason)
 
+    def expected(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> CheckpointLoad:
+        """How a checkpoint would be loaded if it were here. Raises ServingError."""
+        if self.checkpoints is None:
+            raise ServingError(_NO_CHECKPOINTS.reason or "")
+        plan = self.checkpoints.planned(spec, load_params)
+        sizes = self.checkpoints.sizes(spec, load_params["vae_type"])
+        return CheckpointLoad(plan, spec, sizes, spec.loop.vae_types if spec.loop else ())
+
     def _prefers_checkpoint(self, spec: PipelineSpec) -> bool:
         checkpoints = self.checkpoints
         if checkpoints is None or not checkpoints.has(spec):

@@ -53,7 +53,7 @@ class Memory:
         Raises ServingError, with the numbers, when it does not fit.
         """
         free = await self._free(load.on_gpu)
-        chosen = self._fit(load, free, await self._beside(load))
+        chosen = _fit(load, self._capped(free), await self._beside(load.on_gpu))
         self._newest, self._free_before = chosen, free
         for line in chosen.plan.lines():
             logger.info("%s", line)
@@ -64,17 +64,20 @@ class Memory:
 
         in_use: the newest load is in memory, and will be gone by then
         """
-        free = await self._free(load.on_gpu)
-        if in_use and free is not None:
-            free += self._taken(load.on_gpu, free)
-        self._fit(load, free, await self._beside(load))
+        _fit(load, *await self.free(load.on_gpu, in_use=in_use))
 
-    def _fit(self, load: Load, free: int | None, free_on_cpu: int | None) -> Fit:
-        known = [size for size in (free, self._limit) if size is not None]
-        try:
-            return load.fit(min(known, default=None), free_on_cpu)
-        except WanstreamError as error:
-            raise ServingError(str(error)) from error
+    async def free(self, on_gpu: bool, *, in_use: bool) -> tuple[int | None, int | None]:
+        """Bytes that a load may take, and those of the machine beside a GPU; None: nobody can tell.
+
+        in_use: as of `check`
+        """
+        free = await self._free(on_gpu)
+        if in_use and free is not None:
+            free += self._taken(on_gpu, free)
+        return self._capped(free), await self._beside(on_gpu)
+
+    def _capped(self, free: int | None) -> int | None:
+        return min((size for size in (free, self._limit) if size is not None), default=None)
 
     def _taken(self, on_gpu: bool, free: int) -> int:
         """Bytes of what is loaded: what has gone since before it was, as far as that can be its own."""
@@ -90,6 +93,13 @@ class Memory:
             return None if gpu is None else gpu[1] - gpu[0]
         return await asyncio.to_thread(available_memory) if self._on_cpu else None
 
-    async def _beside(self, load: Load) -> int | None:
+    async def _beside(self, on_gpu: bool) -> int | None:
         """Free memory of the machine, for a load on a GPU that may leave a part there."""
-        return await self._free(on_gpu=False) if load.on_gpu else None
+        return await self._free(on_gpu=False) if on_gpu else None
+
+
+def _fit(load: Load, free: int | None, free_on_cpu: int | None) -> Fit:
+    try:
+        return load.fit(free, free_on_cpu)
+    except WanstreamError as error:
+        raise ServingError(str(error)) from error

@@ -7,11 +7,11 @@ from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.load_plan import LoadPlan, TorchPlan
 from streaming.memory.checkpoints import CheckpointSizes
 from streaming.memory.fit import Fit, fit_checkpoint
+from streaming.memory.offers import SIZES
 from streaming.memory.plan import DoesNotFitError
 from streaming.specs import SPECS, VaeType
 
 CARDS_GB: Final = (8, 12, 16, 24, 32, 80)
-SIZES: Final = ((480, 832), (320, 576), (240, 416), (160, 288))  # height x width, the largest first
 _AUTOENCODERS: Final[tuple[VaeType, ...]] = ("wan", "tae")
 _GB: Final = 1_000_000_000
 _NOTHING: Final = "none"

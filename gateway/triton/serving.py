@@ -35,6 +35,7 @@ from gateway.serving.interface import (
 )
 from gateway.serving.load_plans import EngineLoad, LoadPlanner
 from gateway.serving.memory import Memory
+from gateway.serving.room import Room
 from gateway.triton.models import (
     LOADING,
     READY,
@@ -172,6 +173,19 @@ class TritonServing:
         planner = self._planner
         if spec.loop is not None and planner is not None and not planner.makes_demo(spec, load_params):
             load = await asyncio.to_thread(planner.decide, spec, load_params)
+            await self._memory.check(load, in_use=self._model is not None)
+
+    async def room(self, spec: PipelineSpec) -> Room | None:
+        checkpoints = None if self._planner is None else self._planner.checkpoints
+        if spec.loop is None or checkpoints is None:
+            return None
+        free = await self._memory.free(checkpoints.on_gpu, in_use=self._model is not None)
+        return await asyncio.to_thread(checkpoints.room, spec, *free)
+
+    async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        planner = self._planner
+        if spec.loop is not None and planner is not None:
+            load = await asyncio.to_thread(planner.expected, spec, load_params)
             await self._memory.check(load, in_use=self._model is not None)
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:

@@ -13,6 +13,7 @@ from streaming.specs import VaeType
 _BASE: Final = "Wan2.1-T2V-1.3B"
 TOKENIZER: Final = f"{_BASE}/google/umt5-xxl"
 TEXT_ENCODER: Final = "WanVideo_comfy/umt5-xxl-enc-fp8_e4m3fn.safetensors"
+DOWNLOADED_VAE: Final[VaeType] = "wan"  # comes with the other weights; the others are brought by hand
 VAE_FILES: Final[dict[VaeType, str]] = {
     "wan": f"{_BASE}/Wan2.1_VAE.pth",
     "lightvae": "Autoencoders/lightvaew2_1.pth",

@@ -252,6 +252,10 @@ class DoubleServing:
 
     async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
 
+    async def room(self, spec: PipelineSpec) -> None: ...
+
+    async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Loading plain pictures...")
         began = time.monotonic()

@@ -20,6 +20,7 @@ from gateway.config import Config, Directories
 from gateway.logs import setup_logging
 from gateway.server import bind, serve
 from gateway.serving.interface import Availability, ServedPlan, Serving, ServingSession, StageCallback
+from gateway.serving.room import Room
 from streaming.specs import PipelineSpec
 from tests.server.double import DoubleServing, Faults, named_images
 from tests.server.double_process import CONTROL
@@ -65,6 +66,12 @@ class SplitServing:
 
     async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
         await self._for(spec).check(spec, load_params)
+
+    async def room(self, spec: PipelineSpec) -> Room | None:
+        return await self._for(spec).room(spec)
+
+    async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
+        await self._for(spec).check_room(spec, load_params)
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         self._active = self._for(spec)

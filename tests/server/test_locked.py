@@ -57,6 +57,8 @@ async def test_the_pipeline_is_loaded_with_the_operator_s_parameters(locked: Dou
         ("POST", "/api/v1/pipeline/load", {"pipeline_id": "longlive", "load_params": {"seed": 7}}),
         ("POST", "/api/v1/pipeline/unload", None),
         ("POST", "/api/v1/models/download", {"pipeline_id": "longlive"}),
+        ("POST", "/api/v1/pipeline/prepare", {"pipeline_id": "longlive"}),
+        ("DELETE", "/api/v1/pipeline/prepare?pipeline_id=longlive", None),
         ("POST", "/api/v1/loras", {"url": "https://huggingface.co/a/b/resolve/main/c.safetensors"}),
         ("POST", "/api/v1/lora/upload?filename=a.safetensors", {}),
         ("POST", "/api/v1/lora/download", {"source": "url", "url": "https://example.org/a.safetensors"}),

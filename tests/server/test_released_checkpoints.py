@@ -62,6 +62,7 @@ async def test_the_page_downloads_loads_and_shows_a_pipeline_that_was_never_expo
     async with opened(browser, server.url, record=True) as page:
         await page.locator("#unavailable-summary").click()
         panel = page.get_by_role("group", name="Model files of LongLive")
+        await expect(panel).to_contain_text("MB to download. This machine (", timeout=30_000)
         await panel.get_by_role("button", name="Download models").click()
         await expect(page.locator("#unavailable-list")).not_to_contain_text("LongLive", timeout=20_000)
         await page.get_by_role("radio", name="LongLive", exact=True).check()
@@ -79,6 +80,42 @@ async def test_the_page_downloads_loads_and_shows_a_pipeline_that_was_never_expo
     assert before["supported_resolutions"] is None
     assert pictures.sizes == {(SIZE[1], SIZE[0])}
     assert pictures.thumbnails.std(axis=(1, 2, 3)).min() > 5  # never one colour
+
+
+async def test_engines_are_prepared_while_the_weights_stream_and_the_server_says_when_they_are_ready(
+    server: ServerProcess,
+) -> None:
+    """Download, export and load of files in the released layout; only their size is a stand-in."""
+    await download(server, LONGLIVE)
+    wish = {"pipeline_id": LONGLIVE, "backend": "onnxruntime", "height": SIZE[0], "width": SIZE[1]}
+    await load(server.client, LONGLIVE, SMALL | {"backend": "pytorch"}, within_s=60)
+    begun = await server.client.call("POST", "/api/v1/pipeline/prepare", json_body=wish)
+    async with Peer(server.client) as peer:
+        await peer.connect({"prompts": "a red ball"})
+        await peer.wait_frames(12, within_s=60)
+    await sessions_end(server)  # else the stream would take the processors from the export
+
+    async def prepared() -> bool:
+        preparation = (await progress(server))["preparation"]
+        assert preparation["state"] in ("running", "done"), preparation["error"]
+        return bool(preparation["state"] == "done")
+
+    await until(prepared, 240, "the preparation")
+    said = await progress(server)
+    await load(server.client, LONGLIVE, SMALL, within_s=60)
+    status = await pipeline_status(server.client)
+
+    assert begun.status == 200, begun.text
+    assert "onnxruntime is ready now" in said["note"]
+    assert said["download"]["missing_bytes"] == 0
+    assert status["load_plan"]["engines"][0]["backend"] == "onnxruntime"
+    assert (await progress(server))["note"] == ""
+
+
+async def progress(server: ServerProcess) -> dict[str, Any]:
+    answer = await server.client.call("GET", f"/api/v1/pipeline/prepare?pipeline_id={LONGLIVE}")
+    assert answer.status == 200, answer.text
+    return dict(answer.json())
 
 
 async def test_a_model_process_that_is_killed_is_told_and_a_new_load_heals(server: ServerProcess) -> None:

@@ -16,13 +16,15 @@ import pytest
 from gateway.config import Config
 from gateway.files.models.artifacts import ARTIFACTS, MIRROR
 from gateway.files.models.hub import Hub
-from gateway.files.models.models import DownloadError, Models, Progress
+from gateway.files.models.models import OWNERS, DownloadError, Models, Progress
 from gateway.routes.models import models_blueprint
+from gateway.serving.room import Room
 from streaming.specs import SPECS, PipelineSpec
 from tests.hub_double import HubDouble, Storage
 from tests.local_http import Reply
 from tests.serve_app import make_app, serving
 from tests.server.client import Answer, HttpClient
+from tests.server.double import DoubleServing
 from tests.server.processes import clean_environment
 
 ID = "longlive"
@@ -89,7 +91,7 @@ async def hub() -> AsyncIterator[HubDouble]:
 @pytest.fixture
 async def place(hub: HubDouble, tmp_path: Path) -> AsyncIterator[Place]:
     models = Models(tmp_path / "models", Hub(hub.url, "hf_top-secret", (0.01, 0.01, 0.01)), never_ready)
-    async with serving(make_app(models_blueprint(models))) as client:
+    async with serving(make_app(models_blueprint(models, DoubleServing()))) as client:
         yield Place(client, models, tmp_path / "models", hub)
     await models.close()
 
@@ -752,3 +754,50 @@ async def test_command_ends_on_interrupt_and_keeps_what_it_has(hub: HubDouble, t
     assert (code, err) == (130, "Interrupted; the next download goes on from here.\n")
     assert part.stat().st_size > 0
     shutil.rmtree(tmp_path / "home")
+
+
+# Sizes and refusals
+
+
+async def test_a_download_tells_its_size_before_it_begins_and_what_is_left_of_it(place: Place) -> None:
+    before = await place.models.size(ID)
+    await place.start()
+    await place.ended()
+    after = await place.models.size(ID)
+
+    assert before.missing_bytes == before.total_bytes == sum(map(len, place.wanted().values()))
+    assert (after.total_bytes, after.missing_bytes) == (before.total_bytes, 0)
+
+
+async def test_who_asks_for_a_size_does_not_wait_for_a_hub_that_fails(hub: HubDouble, tmp_path: Path) -> None:
+    models = Models(tmp_path, Hub(hub.url, None, (3600.0,)), never_ready)
+    hub.refused = dict.fromkeys((a.repository_id(owner) for a in ARTIFACTS[ID] for owner in OWNERS), 503)
+
+    with pytest.raises(DownloadError):
+        await models.size(ID)
+
+    await models.close()
+
+
+class SmallGpu(DoubleServing):
+    """A GPU that nothing fits on."""
+
+    async def room(self, spec: PipelineSpec) -> Room | None:  # type: ignore[override]
+        return Room("GPU memory", 4_000_000_000, [])
+
+
+async def test_what_no_gpu_here_has_room_for_is_downloaded_only_when_asked_twice(
+    hub: HubDouble, tmp_path: Path
+) -> None:
+    models = Models(tmp_path, Hub(hub.url, None, ()), never_ready)
+    body = {"pipeline_id": ID}
+    async with serving(make_app(models_blueprint(models, SmallGpu()))) as client:
+        refused = await client.call("POST", f"{URL}/download", json_body=body)
+        asked_before = len(hub.requests)
+        accepted = await client.call("POST", f"{URL}/download", json_body=body | {"anyway": True})
+    await models.close()
+
+    assert refused.status == 400
+    assert "This GPU (4.0 GB free) has no room for it" in refused.text
+    assert asked_before == 0
+    assert accepted.status == 200

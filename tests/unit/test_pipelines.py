@@ -77,6 +77,10 @@ class SlowServing:
 
     async def check(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
 
+    async def room(self, spec: PipelineSpec) -> None: ...
+
+    async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         self.calls.append(f"load {spec.id}")
         on_stage(f"Loading {spec.name}...")

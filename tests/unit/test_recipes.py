@@ -6,8 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.__main__ import main
-from gateway.serving.recipes import CARDS_GB, SIZES, fit_on_card
+from gateway.serving.recipes import CARDS_GB, fit_on_card
 from streaming.checkpoints.files import TRANSFORMER_FILES
+from streaming.memory.offers import SIZES
 from streaming.memory.plan import DoesNotFitError
 from streaming.specs import VaeType
 

@@ -105,12 +105,16 @@ class Hub:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def files(self, repository: str) -> list[HubFile]:
-        """All files of a repository's main branch. Raises HubError and HubUnreachableError."""
+    async def files(self, repository: str, *, patient: bool = True) -> list[HubFile]:
+        """All files of a repository's main branch. Raises HubError and HubUnreachableError.
+
+        patient: False asks once, for somebody who waits for the answer
+        """
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             raise HubUnreachableError("HF_HUB_OFFLINE forbids to ask the hub.")
         try:
-            return await self._retrying(repository, lambda: self._files(repository))
+            delays_s = self._retry_delays_s if patient else ()
+            return await self._retrying(repository, lambda: self._files(repository), delays_s)
         except _NoConnection as error:
             raise HubUnreachableError(f"{self._endpoint} cannot be reached: {error}.") from None
 
@@ -121,13 +125,13 @@ class Hub:
         HubError and OSError.
         """
         try:
-            await self._retrying(str(file), lambda: self._fetch(file, target, on_bytes))
+            await self._retrying(str(file), lambda: self._fetch(file, target, on_bytes), self._retry_delays_s)
         except _NoConnection as error:
             raise HubError(f"{file}: {error}. {_GO_ON}") from None
 
-    async def _retrying(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _retrying(self, what: str, attempt: Callable[[], Awaitable[T]], delays_s: Sequence[float]) -> T:
         """Raises HubError, and _NoConnection when the last try got no answer."""
-        for delay_s in (*self._retry_delays_s, None):
+        for delay_s in (*delays_s, None):
             connected = True
             try:
                 return await attempt()

@@ -27,6 +27,7 @@ from gateway.files.models.artifacts import (
 from gateway.files.models.hub import INCOMPLETE, Hub, HubError, HubFile, HubUnreachableError
 from gateway.http.paths import PathNotAllowedError, resolve_inside
 from gateway.http.validation import quoted
+from gateway.waiting import end
 from streaming.checkpoints.stand_ins import stand_in
 from streaming.errors import WanstreamError
 from streaming.specs import SPECS, PipelineSpec
@@ -71,6 +72,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadSize:
+    """Of a pipeline's files, in bytes; missing: what a download would still bring."""
+
+    total_bytes: int
+    missing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """What is to be fetched of one repository, and where to; who else may have it."""
 
@@ -106,6 +115,7 @@ class Models:
         self._progress: dict[str, Progress] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
+        self._listed: dict[str, list[_Plan]] = {}  # what the hub has told, for those who only ask
 
     @classmethod
     def from_config(cls, config: Config, engines_ready: Callable[[PipelineSpec], bool]) -> "Models":
@@ -137,6 +147,21 @@ class Models:
             if not _is_present(self._directory / artifact.repository / name, name)
         ]
 
+    async def size(self, pipeline_id: str) -> DownloadSize:
+        """How much a download is. Raises ApiError 404, and DownloadError when the hub does not tell."""
+        _known(pipeline_id)
+        if pipeline_id not in self._listed:
+            try:
+                listings = [
+                    self._plan(artifact, self._owners, patient=False) for artifact in ARTIFACTS[pipeline_id]
+                ]
+                self._listed[pipeline_id] = list(await asyncio.gather(*listings))
+            except (HubError, HubUnreachableError) as error:
+                raise DownloadError(str(error)) from error
+        plans = self._listed[pipeline_id]
+        missing = await asyncio.to_thread(_missing_bytes, plans)
+        return DownloadSize(sum(plan.total_bytes for plan in plans), missing)
+
     def start(self, pipeline_id: str) -> None:
         """Begin a download in the background. Raises ApiError: 404 (unknown), 409 (it runs already)."""
         _known(pipeline_id)
@@ -148,6 +173,29 @@ class Models:
         progress = self._progress[pipeline_id] = Progress()
         task = asyncio.create_task(self._run(pipeline_id, progress), name=f"download-{pipeline_id}")
         self._tasks[pipeline_id] = task
+
+    def progress_of(self, pipeline_id: str) -> Progress | None:
+        """Of the newest download; None: there is none, or it is complete."""
+        return self._progress.get(pipeline_id)
+
+    async def fetch(self, pipeline_id: str) -> None:
+        """Start a download, or join the one that runs, and wait for its end.
+
+        Raises DownloadError. When this is cancelled, a download that it has started is, too.
+        """
+        joined = pipeline_id in self._tasks
+        if not joined:
+            self.start(pipeline_id)
+        task, progress = self._tasks.get(pipeline_id), self._progress.get(pipeline_id)
+        if task is None or progress is None:
+            return  # it has no files
+        try:
+            await asyncio.wait({task})
+        finally:
+            if not joined:
+                await end(task)
+        if progress.error is not None:
+            raise DownloadError(progress.error)
 
     async def download(self, pipeline_id: str, progress: Progress) -> None:
         """Fetch what a pipeline's repositories, or a preprocessor's, hold of its files, unless it is here.
@@ -186,6 +234,9 @@ class Models:
             await self.download(pipeline_id, progress)
             del self._progress[pipeline_id]
             logger.info("The models of %s are complete", pipeline_id)
+        except asyncio.CancelledError:
+            del self._progress[pipeline_id]
+            raise
         except DownloadError as error:
             progress.error = str(error)
             logger.error("Download for %s failed: %s", pipeline_id, error)
@@ -207,13 +258,13 @@ class Models:
             f"and copy into {self._directory}:\n" + "\n".join(lines)
         )
 
-    async def _plan(self, artifact: Artifact, owners: Sequence[str]) -> _Plan:
+    async def _plan(self, artifact: Artifact, owners: Sequence[str], *, patient: bool = True) -> _Plan:
         """Find the artifact's files with the first owner that has them all. Raises HubError."""
         failures = []
         for number, owner in enumerate(owners, start=1):
             repository = artifact.repository_id(owner)
             try:
-                files = await self._hub.files(repository)
+                files = await self._hub.files(repository, patient=patient)
                 targets = self._targets(artifact, repository, files)
                 return _Plan(artifact, repository, targets, owners[number:])
             except HubError as error:
@@ -313,13 +364,18 @@ def _mark_incomplete(plans: Sequence[_Plan]) -> None:
                 _part(target).touch()
 
 
-def _require_space(plans: Sequence[_Plan], directory: Path) -> None:
-    needed = sum(
+def _missing_bytes(plans: Sequence[_Plan]) -> int:
+    """Of what is not complete, beyond its unfinished files."""
+    return sum(
         file.size_bytes - (_part(target).stat().st_size if _part(target).is_file() else 0)
         for plan in plans
         for file, target in plan.files
         if not _is_complete(file, target)
     )
+
+
+def _require_space(plans: Sequence[_Plan], directory: Path) -> None:
+    needed = _missing_bytes(plans)
     room = room_bytes(directory)
     if needed and room < needed:
         raise DownloadError(
