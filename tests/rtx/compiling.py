@@ -106,7 +106,7 @@ def problems_of(compiled: Compiled, path: Path, manifest: EngineManifest) -> lis
     nodes = onnx.load(str(path), load_external_data=False).graph.node
     expected = sum(node.op_type == "Softmax" for node in nodes)
     if manifest.kind in ATTENTIONS:
-        expected = ATTENTIONS[manifest.kind] * (manifest.layers or 0)
+        expected = ATTENTIONS[manifest.kind] * ((manifest.layers or 0) + (manifest.vace_blocks or 0))
     checks = {
         f"not one node, but {compiled.nodes}": compiled.nodes == ("EPContext",),
         f"{compiled.left} weights are left outside the engine": compiled.left == 0,

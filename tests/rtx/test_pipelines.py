@@ -13,6 +13,7 @@ from streaming.engines.manifest import Kind, engine_directory, read_manifest
 from streaming.network.inputs import GROUPS, group_of
 from tests.rtx.compiling import Compiler
 from tests.rtx.conftest import OpenSet
+from tests.rtx.variants import VARIANTS, signatures
 
 ADA, BLACKWELL = "sm89", "sm120"
 ROWS = [*((pipeline, ADA) for pipeline in TRANSFORMER_FILES), ("longlive", BLACKWELL)]
@@ -31,8 +32,9 @@ def test_every_engine_of_a_pipeline_compiles_whole(
 
 
 def test_no_kind_of_engine_and_no_group_of_inputs_is_left_out(small_sets: OpenSet) -> None:
-    """Who adds one lets `tests.engines` export it, or this fails; then it is compiled above."""
-    kinds, groups = set(), set()
+    """Who adds one lets `tests.engines` or `tests.rtx.variants` export it, or this fails."""
+    inputs = [s for variant in VARIANTS for signature in signatures(variant) for s in signature.inputs]
+    kinds, groups = set(), {group_of(tensor.name) for tensor in inputs}
     for pipeline in TRANSFORMER_FILES:
         store, engines = small_sets(pipeline, "fp32")
         for name in engines.engines():
