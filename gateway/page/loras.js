@@ -42,11 +42,16 @@ export class Loras extends EventTarget {
     return params?.lora_merge_mode === RUNTIME || [...this.#inUse.values()].some(({ merge_mode }) => merge_mode === RUNTIME);
   }
 
-  /** The part of `load_params` that is about LoRA files; none are named when none are chosen. */
+  /**
+   * The part of `load_params` that is about LoRA files; what takes them while it runs goes on doing so.
+   * A file that is loaded keeps its scale of the load: what was turned since is the stream's.
+   */
   get loadParams() {
     if (!this.#entry?.supports_lora) return {};
-    const loras = Object.entries(this.#chosen).map(([path, scale]) => ({ path, scale }));
-    return loras.length ? { loras, lora_merge_mode: RUNTIME } : {};
+    const chosen = Object.entries(this.#chosen);
+    if (!chosen.length && !this.#isLive) return {};
+    const loaded = new Map((this.#isLive && this.#loaded.load_params.loras ? this.#loaded.load_params.loras : []).map((entry) => [entry.path, entry]));
+    return { loras: chosen.map(([path, scale]) => loaded.get(path) ?? { path, scale }), lora_merge_mode: RUNTIME };
   }
 
   /** What a new stream begins with: the scales of this page. */
@@ -145,6 +150,10 @@ export class Loras extends EventTarget {
       try {
         const { loaded_lora_adapters: adapters } = await (use ? api.addLora(path, this.#chosen[path] ?? 1) : api.removeLora(path));
         this.#loaded.loaded_lora_adapters = adapters;
+        const { load_params: params } = this.#loaded;
+        params.loras = use
+          ? [...(params.loras ?? []), { path, scale: this.#chosen[path] ?? 1, merge_mode: RUNTIME }]
+          : params.loras.filter((entry) => entry.path !== path);
       } catch (error) {
         check.checked = !use;
         problem.textContent = error.message;

@@ -292,9 +292,9 @@ async def test_in_the_browser_a_slider_turns_a_file_while_the_stream_goes_on(ada
         plain = await steady(page)
         row = page.locator("[data-lora=checkered-background]")
         await row.get_by_role("checkbox").check()
-        await until(lambda: differs(page, plain, least=8), 120, "another background")
+        await until(lambda: differs(page, plain, least=20), 120, "another background")
         await field(page, "Strength of Checkered background").fill("0")
-        await until(lambda: differs(page, plain, most=4), 120, "the plain background again")
+        await until(lambda: differs(page, plain, most=12), 120, "the plain background again")
         session = await page.evaluate("window.wanstream.sessionId")
         names = await page.locator(".lora-name").all_inner_texts()
 

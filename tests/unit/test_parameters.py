@@ -523,6 +523,24 @@ def test_one_shots_of_a_chunk_that_was_never_reported_are_sent_again(assets: Pat
     assert next_chunk(state) == {}
 
 
+def test_a_new_stream_on_the_same_load_is_told_the_scales_again_and_one_on_another_is_not() -> None:
+    a, b = ({"path": p, "scale": 1.0, "merge_mode": "runtime_peft"} for p in "ab")
+    scales = [{"path": p, "scale": 0.3} for p in "ab"]
+    state = ParameterState(context(loras=[a, b]))
+    state.merge({"lora_scales": scales})
+    next_chunk(state)
+
+    state.rebase(LONGLIVE, {"loras": [a, b]})
+    again = next_chunk(state)
+    state.rebase(LONGLIVE, {"loras": [a, {**b, "scale": 0.9}]})
+    renewed = next_chunk(state)
+    state.rebase(LONGLIVE, {"loras": None})
+
+    assert again["lora_scales"] == scales
+    assert renewed["lora_scales"] == scales[:1]  # the other one's scale is that of the new load
+    assert "lora_scales" not in next_chunk(state)
+
+
 def test_another_pipeline_is_told_everything_and_starts_afresh() -> None:
     state = streaming({"prompts": "a", "noise_scale": 0.2, "input_mode": "video"})
 
