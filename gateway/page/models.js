@@ -118,14 +118,17 @@ function inUnits(bytes) {
   return `${(bytes / unit).toFixed(1)} ${name}`;
 }
 
-/** The blocks of all pipelines that need model files. */
+/** Whether there is something to download: also where a demonstration stands in for it. */
+const hasReleasedWeights = (entry) => Boolean(entry.requires_models || entry.example_prompts?.length);
+
+/** The blocks of all pipelines that have model files. */
 export class Models extends EventTarget {
   #blocks = new Map();
 
   /** pipelines: of the schemas answer. Pipelines that are not available get theirs below their card. */
   setPipelines(pipelines) {
     for (const entry of Object.values(pipelines)) {
-      if (!entry.requires_models) continue;
+      if (!hasReleasedWeights(entry)) continue;
       if (!this.#blocks.has(entry.id)) {
         this.#blocks.set(entry.id, new ModelFiles(entry, () => this.dispatchEvent(new Event("downloaded"))));
       }
@@ -139,7 +142,7 @@ export class Models extends EventTarget {
   /** Shows the block of the chosen pipeline; entry: null for none. */
   choose(entry) {
     const place = document.getElementById("models");
-    const block = entry?.requires_models ? this.#blocks.get(entry.id) : null;
+    const block = entry && hasReleasedWeights(entry) ? this.#blocks.get(entry.id) : null;
     if (place.firstElementChild === (block?.element ?? null)) return;
     place.replaceChildren(...(block ? [block.element] : []));
     block?.refresh();

@@ -16,6 +16,7 @@ async def test_space_in_a_text_field_does_not_pause(browser: Browser, double: Do
     async with opened(browser, double.url) as page:
         await start(page, "LongLive")
 
+        await field(page, "Prompt 1").fill("")
         await field(page, "Prompt 1").press("Space")
         typed = await field(page, "Prompt 1").input_value()
 
