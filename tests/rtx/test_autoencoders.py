@@ -17,6 +17,8 @@ from tests.engines import SIZE, TRANSFORMER
 from tests.random_weights import randomized
 from tests.rtx.compiling import Compiler
 
+pytestmark = pytest.mark.timeout(600)  # exports and compiles of a busy machine
+
 TINY = TinyVaeConfig(encoder_width=4, decoder_widths=(4, 4, 4, 4))
 LIGHT = TinyVaeConfig(encoder_width=4, decoder_widths=(4, 4, 4, 4), normalized=True)
 # Every type compiles, and both networks do in both precisions: the full one, which the small checkpoints

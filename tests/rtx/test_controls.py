@@ -15,6 +15,8 @@ from tests.rtx.compiling import Compiler, problems_of
 from tests.rtx.conftest import OpenSet
 from tests.tiny_pipeline import modules
 
+pytestmark = pytest.mark.timeout(600)  # exports and compiles of a busy machine
+
 FLOAT = TensorProto.FLOAT
 
 

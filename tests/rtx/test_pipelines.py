@@ -15,6 +15,8 @@ from tests.rtx.compiling import Compiler
 from tests.rtx.conftest import OpenSet
 from tests.rtx.variants import VARIANTS, signatures
 
+pytestmark = pytest.mark.timeout(600)  # exports and compiles of a busy machine
+
 ADA, BLACKWELL = "sm89", "sm120"
 ROWS = [*((pipeline, ADA) for pipeline in TRANSFORMER_FILES), ("longlive", BLACKWELL)]
 

@@ -9,6 +9,8 @@ from export.onnx.jobs import Precision, Request
 from tests.rtx.compiling import Compiler
 from tests.rtx.variants import VARIANTS, export_variant
 
+pytestmark = pytest.mark.timeout(600)  # exports and compiles of a busy machine
+
 # Options of an export that add no graph: which checkpoint, sizes, and forms that other tests compile.
 OTHERS = {"pipeline", "models", "sizes", "vae_type", "precision", "window", "demo", "form", "padding_keys"}
 
