@@ -59,8 +59,9 @@ from streaming.specs import SPECS
 )
 @click.option(
     "--vace/--no-vace",
-    default=None,
-    help="Engines of the VACE branch: reference images and control video.  [default: with --demo]",
+    default=False,
+    show_default=True,
+    help="Engines of the VACE branch, too: reference images and control video.",
 )
 @click.option(
     "--adapters",
@@ -156,7 +157,6 @@ def _request(
     *,
     demo: bool,
     form: Form | None,
-    vace: bool | None,
     pipeline: str,
     sizes: Sequence[list[Size]],
     **options: Any,
@@ -170,9 +170,7 @@ def _request(
     named = tuple(dict.fromkeys(size for group in sizes for size in group))
     named = named or ((spec.height, spec.width),)
     form = form or ("cpu" if demo and options["precision"] == "fp32" else "portable")
-    if vace is None:
-        vace = demo and (directory / TRANSFORMER_FILES[pipeline].vace).is_file()
-    return Request(pipeline, directory, named, demo=demo, form=form, vace=vace, **options)
+    return Request(pipeline, directory, named, demo=demo, form=form, **options)
 
 
 def _check_gpu(request: Request, given_gb: float | None) -> None:

@@ -31,6 +31,7 @@ from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FIL
 from streaming.engines.demo import DEMO, TRAINED_CONFIG, DemoInfo, read_demo, trained_directory
 from streaming.engines.manifest import file_info, fingerprint
 
+VACE: Final = "vace.safetensors"  # in the directory of the trained weights
 _SIZE: Final = (128, 192)
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _TRANSFORMER: Final = TransformerConfig(
@@ -72,6 +73,7 @@ class DemoWeights:
     vae: dict[str, Tensor]
     text_encoder: dict[str, Tensor]
     tokenizer: Tokenizer
+    vace: dict[str, Tensor] | None = None  # None: there is no branch
 
 
 def write_demo_models(
@@ -84,6 +86,8 @@ def write_demo_models(
         _save(directory / files.weights, weights.transformer, entry)
         if files.adapter is not None:
             _save(directory / files.adapter[0], _empty_adapter(shapes), "generator_lora")
+        if weights.vace is not None:
+            _save(directory / files.vace, weights.vace)
         _write_json(directory / files.config, _config_json(weights.config))
     _save(directory / VAE_FILES["wan"], weights.vae)
     _save(directory / TEXT_ENCODER, weights.text_encoder)
@@ -107,6 +111,7 @@ def trained_weights(directory: Path | None = None) -> DemoWeights:
         vae=load_file(directory / "vae.safetensors"),
         text_encoder=load_file(directory / "text_encoder.safetensors"),
         tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
+        vace=load_file(directory / VACE) if (directory / VACE).is_file() else None,
     )
 
 

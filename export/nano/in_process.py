@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from export.graphs.transformer import TextKV, Transformer
+from export.graphs.vace import VaceTextKV
 from export.onnx.in_process import in_process as pipeline_of
 from export.onnx.in_process import prompt_encoder
 from export.onnx.jobs import Request, components
@@ -10,11 +11,15 @@ from streaming.engines.demo import read_demo
 from streaming.triton.model_pipeline import ModelPipeline
 
 
-def in_process(models: Path, pipeline: str) -> ModelPipeline:
-    """The pipeline at the demonstration's size, float32, with the directory's weights."""
-    request = Request(pipeline, models, (read_demo(models).size,))
-    _, transformer_files, _ = components(request)
+def in_process(models: Path, pipeline: str, *, vace: bool = False) -> ModelPipeline:
+    """The pipeline at the demonstration's size, float32, with the directory's weights, and with VACE's."""
+    request = Request(pipeline, models, (read_demo(models).size,), vace=vace)
+    _, transformer_files, *others, _ = components(request)
     transformer, text_kv = transformer_files.load()
+    branch_text: VaceTextKV | None = None
+    for branch in others:
+        transformer, branch_text = branch.load()
     assert isinstance(transformer, Transformer)
     assert isinstance(text_kv, TextKV)
-    return pipeline_of(request, transformer, text_kv, prompt_encoder(request, transformer.config.text_len))
+    encoder = prompt_encoder(request, transformer.config.text_len)
+    return pipeline_of(request, transformer, text_kv, encoder, branch_text=branch_text)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 import torch
 from torch import nn
 
-from export.checkpoints.checkpoints import Checkpoint, load_weights, open_checkpoint
+from export.checkpoints.checkpoints import Checkpoint, checkpoint_shapes, load_weights, open_checkpoint
 from export.checkpoints.load import (
     load_text_encoder,
     load_vae,
@@ -298,7 +298,10 @@ def _branch(
         branch, vace = open_vace(path, config)
         modules = branch_modules(config, vace, loop.cached_keys, adapted=request.adapters)
         weights = open_transformer(request.models, files, branch=branch)
-        load_weights(weights, *modules, dtype=DTYPES[precision], unexpected="warn")
+        # The text side of the main blocks is not here, and what else is too much is told of the plain graph.
+        keys = checkpoint_shapes(*modules).keys() & weights.entries.keys()
+        weights = dataclasses.replace(weights, entries={key: weights.entries[key] for key in keys})
+        load_weights(weights, *modules, dtype=DTYPES[precision])
         return modules
 
     def published() -> tuple[VaceTransformer, VaceTextKV]:
@@ -313,10 +316,16 @@ def _branch(
 
     transformer, text_kv = plain.graphs
     facts = {"vace_blocks": blocks()}
+    frames = dict.fromkeys(map(tokens_per_frame, request.sizes))
+    dynamic = {"dynamic_cache": len(frames) > 1, "denoises_only": True}
     graphs = (
         dataclasses.replace(
             transformer,
             label=transformer.label.replace("_transformer", "_vace_transformer"),
+            profiles=tuple(
+                {**plain_sizes, **_profile(loop, tokens, **dynamic)}
+                for plain_sizes, tokens in zip(transformer.profiles, frames, strict=True)
+            ),
             facts={**transformer.facts, **facts},
         ),
         dataclasses.replace(
@@ -340,10 +349,10 @@ def _branch(
 _RANKS: Final = AxisRange(min=RANKS[0], opt=RANKS[1], max=MOST_RANK)  # of all adapters together
 
 
-def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool) -> Profile:
-    """Sizes of one call. A recache computes up to a whole window at once."""
+def _profile(loop: LoopSpec, tokens: int, *, dynamic_cache: bool, denoises_only: bool = False) -> Profile:
+    """Sizes of one call. A recache computes up to a whole window at once, in the plain graph."""
     largest = loop.longest_chunk
-    if loop.on_prompt_change is OnPromptChange.RECACHE:
+    if loop.on_prompt_change is OnPromptChange.RECACHE and not denoises_only:
         largest = max(largest, loop.local_attn_size)
     smallest = min(loop.first_text_frames, loop.first_video_frames, loop.frames_per_chunk, 1)
     cached = loop.cache_tokens(tokens)

@@ -16,7 +16,7 @@ from streaming.checkpoints.files import (
     VAE_FILES,
     require_file,
 )
-from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSettings
+from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSettings, VacePlan
 from streaming.errors import WanstreamError
 from streaming.memory.checkpoints import ON_CPU, ON_GPU, CheckpointSizes
 from streaming.memory.offers import offers
@@ -67,7 +67,7 @@ class Checkpoints:
             needs_models=False,
             loras=True,
             quantizations=(),
-            vace=False,
+            vace=self._has_branch(spec),
         )
 
     def has(self, spec: PipelineSpec) -> bool:
@@ -114,12 +114,16 @@ class Checkpoints:
             ),
             base_seed=load_params["base_seed"],
             loop={name: load_params[name] for name in LOAD_CHOICES if name in load_params},
+            vace=VacePlan() if load_params.get("vace_enabled") and self._has_branch(spec) else None,
         )
 
-    def sizes(self, spec: PipelineSpec, vae_type: VaeType) -> CheckpointSizes:
-        """Raises ServingError for a damaged config.json."""
+    def _has_branch(self, spec: PipelineSpec) -> bool:
+        return (self.directory / TRANSFORMER_FILES[spec.id].vace).is_file()
+
+    def sizes(self, spec: PipelineSpec, vae_type: VaeType, *, vace: bool = False) -> CheckpointSizes:
+        """vace: with the VACE branch. Raises ServingError for a damaged config.json."""
         try:
-            return CheckpointSizes.of(self.directory, spec.id, vae_type)
+            return CheckpointSizes.of(self.directory, spec.id, vae_type, vace=vace)
         except WanstreamError as error:
             raise ServingError(str(error)) from error
 

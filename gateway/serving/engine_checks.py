@@ -18,14 +18,15 @@ _MOVED = "No module named 'streaming."  # an exported model imports ours by name
 
 
 def checked_manifests(
-    engines: EngineSet, models: Path, size: tuple[int, int], variant: Variant
+    engines: EngineSet, models: Path, size: tuple[int, int], variant: Variant, *, vace: bool = True
 ) -> Mapping[str, EngineManifest]:
     """Manifests of the engines of one size of picture, by name, in the order of loading.
 
     Raises EngineError unless they are undamaged and `variant` can run them. models: their Triton models.
+    vace: with the branch, if there is one.
     """
     manifests = {}
-    for name in engines.engines(size):
+    for name in engines.engines(size, vace=vace):
         directory = engine_directory(models, name)
         manifest = manifests[name] = read_manifest(directory)
         check_files(directory, manifest, hashes=False)

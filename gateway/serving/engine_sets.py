@@ -57,7 +57,7 @@ class EngineSets:
             )
         if self._demo is not None and self.waits_for_demo(spec):
             about = self._demo.info
-            servable = _servable([Combination(*about.size, "wan", None)])
+            servable = _servable([Combination(*about.size, "wan", None)], vace=about.vace)
             return replace(servable, note=about.note, examples=about.examples)
         sets = [found.content for found in self._of(spec)]
         if not sets:
@@ -71,7 +71,9 @@ class EngineSets:
             for s in sets
             for v in s.vae
         ]
-        servable = _servable(combinations, runtime_loras=self.takes_adapters(spec))
+        same = [s for s in sets if s.demo == sets[0].demo]
+        vace = all(s.branch is not None for s in same)
+        servable = _servable(combinations, vace=vace, runtime_loras=self.takes_adapters(spec))
         return replace(servable, note=sets[0].note, examples=sets[0].examples)
 
     def opening(self) -> PipelineSpec | None:
@@ -193,7 +195,7 @@ def _read(directory: Path) -> FoundSet | None:
         return None
 
 
-def _servable(combinations: list[Combination], *, runtime_loras: bool = True) -> Availability:
+def _servable(combinations: list[Combination], *, vace: bool, runtime_loras: bool = True) -> Availability:
     quantizations = (c.quantization for c in combinations)
     return Availability(
         True,
@@ -204,5 +206,5 @@ def _servable(combinations: list[Combination], *, runtime_loras: bool = True) ->
         runtime_loras=runtime_loras,
         quantizations=tuple(dict.fromkeys(name for name in quantizations if name is not None)),
         combinations=tuple(dict.fromkeys(combinations)),
-        vace=False,
+        vace=vace,
     )

@@ -14,7 +14,7 @@ from streaming.adapters.layers import MOST_RANK
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.engine_set import EngineSet
-from streaming.engines.load_plan import Backend, BackendChoice, LoadPlan
+from streaming.engines.load_plan import Backend, BackendChoice, LoadPlan, VacePlan
 from streaming.engines.manifest import EngineManifest
 from streaming.engines.records import EngineError
 from streaming.memory.checkpoints import CheckpointSizes, checkpoint_weights
@@ -177,7 +177,9 @@ class LoadPlanner:
         plan = plan_load(found, self.sets.models, load_params, on_cpu=self.sets.on_cpu)
         plan = self._adapted(plan, load_params, found.content.model.transformer())
         try:
-            manifests = checked_manifests(found.content, self.sets.models, plan.size, plan.variant)
+            manifests = checked_manifests(
+                found.content, self.sets.models, plan.size, plan.variant, vace=plan.vace is not None
+            )
         except EngineError as error:
             raise ServingError(str(error)) from error
         assert spec.loop is not None, f"pipeline '{spec.id}' has no engines"
@@ -214,7 +216,7 @@ class LoadPlanner:
         if self.checkpoints is None:
             raise ServingError(_NO_CHECKPOINTS.reason or "")
         plan = self.checkpoints.plan(spec, load_params)
-        sizes = self.checkpoints.sizes(spec, load_params["vae_type"])
+        sizes = self.checkpoints.sizes(spec, load_params["vae_type"], vace=plan.vace is not None)
         plan = self._adapted(plan, load_params, sizes.transformer)
         sizes = replace(sizes, adapter_rank=MOST_RANK if plan.adapted else 0)
         vae_types = self.checkpoints.availability(spec).vae_types
@@ -275,6 +277,7 @@ def plan_load(found: FoundSet, models: Path, load_params: Mapping[str, Any], *, 
         gpus=found.content.gpus if has_plans and backend == "triton" else (),
         base_seed=load_params["base_seed"],
         loop={name: load_params[name] for name in LOAD_CHOICES if name in load_params},
+        vace=VacePlan() if load_params.get("vace_enabled") and found.content.branch else None,
     )
 
 

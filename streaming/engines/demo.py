@@ -26,6 +26,7 @@ class DemoInfo(BaseModel):
     height, width   of the pictures that the checkpoint is meant for, in pixels
     note            a line for users about what it is
     examples        prompts that it understands
+    vace            it has a VACE branch
     version         of the package's own weights that were written; empty for weights of somebody else
     """
 
@@ -35,6 +36,7 @@ class DemoInfo(BaseModel):
     width: int
     note: str = ""
     examples: tuple[str, ...] = ()
+    vace: bool = False
     version: str = ""
 
     @property

@@ -58,26 +58,29 @@ class CheckpointSizes:
     text_parameters   of the text encoder
     vae_width         of the autoencoder's channels, as a part of the published ones
     adapter_rank      of LoRA files beside the weights, as much as there may be
+    vace_parameters   of the VACE branch; 0: it is not loaded
     """
 
     transformer: TransformerConfig
     text_parameters: int = UMT5_XXL_PARAMETERS
     vae_width: float = 1.0
     adapter_rank: int = 0
+    vace_parameters: int = 0
 
     @staticmethod
-    def of(models: Path, pipeline: str, vae_type: VaeType) -> "CheckpointSizes":
+    def of(models: Path, pipeline: str, vae_type: VaeType, *, vace: bool = False) -> "CheckpointSizes":
         """Of the files in the directory of models; of the published ones where there are none.
 
-        Raises WanstreamError for a damaged config.json.
+        vace: with the branch, whose file is there. Raises WanstreamError for a damaged config.json.
         """
         files = TRANSFORMER_FILES[pipeline]
         config = models / files.config
-        encoder, vae = models / TEXT_ENCODER, models / VAE_FILES[vae_type]
+        encoder, autoencoder = models / TEXT_ENCODER, models / VAE_FILES[vae_type]
         return CheckpointSizes(
             read_config(config) if config.is_file() else files.published,
             _safetensors_parameters(encoder) if encoder.is_file() else UMT5_XXL_PARAMETERS,
-            _vae_width(vae.stat().st_size, vae_type) if vae.is_file() else 1.0,
+            _vae_width(autoencoder.stat().st_size, vae_type) if autoencoder.is_file() else 1.0,
+            vace_parameters=_safetensors_parameters(models / files.vace, "vace_") if vace else 0,
         )
 
 
@@ -178,6 +181,8 @@ def checkpoint_weights(sizes: CheckpointSizes, plan: TorchPlan, *, text_encoder:
         "text_kv": text_kv * item,
         "vae": int(vae) * ITEM_BYTES[plan.vae_precision],
     }
+    if sizes.vace_parameters:
+        weights["vace"] = sizes.vace_parameters * item
     if text_encoder:
         weights["text_encoder"] = sizes.text_parameters * ITEM_BYTES[plan.text_precision]
     return weights
@@ -194,15 +199,22 @@ def transformer_parameters(config: TransformerConfig) -> tuple[int, int]:
     return config.num_layers * block + embeddings + head, text
 
 
-def _safetensors_parameters(path: Path) -> int:
-    """How many numbers a file holds, by its header. Of an unreadable one, as many as it has bytes."""
+def _safetensors_parameters(path: Path, prefix: str = "") -> int:
+    """How many numbers a file holds, by its header, in tensors whose names begin so.
+
+    Of an unreadable one, as many as it has bytes.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, path.stat().st_size)))
-        return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+        return sum(prod(entry["shape"]) for key, entry in header.items() if _counts(key, prefix))
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return path.stat().st_size
+
+
+def _counts(key: str, prefix: str) -> bool:
+    return key != "__metadata__" and key.startswith(prefix)
 
 
 def _vae_width(file_bytes: int, vae_type: VaeType) -> float:

@@ -1,0 +1,155 @@
+"""The exported VACE branch: manifests of the released sizes, and engines that do what the modules do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from export.checkpoints.checkpoints import checkpoint_shapes
+from export.checkpoints.demo import random_state
+from export.checkpoints.vace import branch_modules
+from export.graphs.vace import VaceConfig
+from export.nano.in_process import in_process
+from export.onnx.jobs import Request
+from export.onnx.outline import Outline, outline
+from export.onnx.run import export_pipeline
+from export.onnx.store import EngineStore
+from gateway.serving.checkpoints import Checkpoints
+from gateway.serving.engine_sets import FoundSet
+from gateway.serving.load_plans import plan_load
+from streaming.checkpoints.files import TRANSFORMER_FILES
+from streaming.engines.load_plan import TorchSettings, VacePlan
+from streaming.engines.records import EngineError
+from streaming.engines.served import InProcess, open_model
+from streaming.network.inputs import group_of
+from streaming.specs import LONGLIVE, SPECS, CachedKeys
+from streaming.triton.model_pipeline import ModelPipeline
+from tests.engines import SIZE, TRANSFORMER, small_request
+
+PIPELINES = sorted(TRANSFORMER_FILES)
+
+
+def published(pipeline: str) -> Outline:
+    spec = SPECS[pipeline]
+    size = (512, 512) if pipeline == "krea-realtime-video" else (spec.height, spec.width)
+    return outline(Request(pipeline, Path("nowhere"), (size,), precision="bf16", vace=True))
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_graph_with_the_branch_has_the_plain_one_s_cache(pipeline: str) -> None:
+    found = published(pipeline)
+    branch = found.engines.branch
+    assert branch is not None
+    plain, guided = found.manifests[found.engines.transformer], found.manifests[branch.transformer]
+    of_vace = [tensor for tensor in guided.inputs if group_of(tensor.name) == "vace"]
+
+    assert [t for t in guided.inputs if t not in of_vace] == list(plain.inputs)
+    assert guided.outputs == plain.outputs
+    assert len([t for t in of_vace if t.name.startswith("vace_cross_kv")]) == branch.blocks
+    assert of_vace[0].shape[2] == 96 * 4
+    assert guided.vace_blocks == branch.blocks == (8 if pipeline == "krea-realtime-video" else 15)
+    loop = SPECS[pipeline].loop
+    assert loop is not None
+    assert all(profile["F"].max == loop.longest_chunk for profile in guided.profiles)
+
+
+def test_the_branch_has_the_parameters_of_the_released_modules_and_counts_in_the_memory_plan() -> None:
+    for pipeline, wanted in (("longlive", 0.73e9), ("krea-realtime-video", 3.0e9)):
+        found = published(pipeline)
+        branch = found.engines.branch
+        assert branch is not None
+        plain, guided = (
+            sum(found.manifests[name].bytes for name in names)
+            for names in (
+                (found.engines.transformer, found.engines.text_kv),
+                (branch.transformer, branch.text_kv),
+            )
+        )
+        text = found.manifests[found.engines.text_kv].bytes
+        assert (guided - (plain - text)) / 2 == pytest.approx(wanted, rel=0.1)
+        (memory,) = found.memory()
+        without = {k: v for k, v in found.manifests.items() if k not in (branch.transformer, branch.text_kv)}
+        (smaller,) = replace(found, manifests=without).memory()
+        assert memory.total() - smaller.total() > guided
+
+
+def write_branch(models: Path) -> Path:
+    """A branch of one block, of random weights, for the small stand-ins."""
+    shapes = checkpoint_shapes(*branch_modules(TRANSFORMER, VaceConfig((0,)), CachedKeys.ROTATED))
+    path = models / TRANSFORMER_FILES["longlive"].vace
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(random_state({k: s for k, s in shapes.items() if k.startswith("vace_")}, 5), path)
+    return path
+
+
+def streamed(pipeline: ModelPipeline) -> list[Any]:
+    """A chunk with a reference, one with a control video, one with neither, one that an image ends."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    video = rng.integers(0, 256, (12, 40, 50, 3), np.uint8)
+    stream, chunks = pipeline.open_stream(), []
+    for sent, frames in (
+        ({"vace_ref_images": [image]}, None),
+        ({"vace_context_scale": 0.7, "input_mode": "video"}, video),
+        ({}, None),
+        ({"last_frame_image": image}, None),
+    ):
+        parameters = {"prompts": "a", "denoising_step_list": [1000, 500], "input_mode": "text", **sent}
+        chunks.append(np.concatenate([p for p, _ in stream.next_chunk(parameters, frames, lambda: False)]))
+    return chunks
+
+
+def test_engines_of_the_branch_make_what_its_modules_make(tmp_path: Path) -> None:
+    request = small_request(tmp_path / "models")
+    write_branch(request.models)
+    store = EngineStore(tmp_path / "engines")
+    engines = export_pipeline(replace(request, vace=True), store, lambda line: None, workers=2)
+    directory = store.sets / engines.name
+
+    guided = open_model(directory, LONGLIVE, InProcess(store.models), vace=VacePlan())
+    plain = open_model(directory, LONGLIVE, InProcess(store.models))
+    found = streamed(ModelPipeline(LONGLIVE, guided, 42))
+
+    for image, expected in zip(
+        found, streamed(in_process(request.models, "longlive", vace=True)), strict=True
+    ):
+        assert np.abs(image.astype(int) - expected.astype(int)).max() <= 2
+    assert not np.array_equal(found[0], streamed(ModelPipeline(LONGLIVE, plain, 42))[0])
+    assert engines.branch is not None
+    assert set(engines.engines()) - set(engines.engines(vace=False)) == {
+        engines.branch.transformer,
+        engines.branch.text_kv,
+    }
+    load = {"height": SIZE[0], "width": SIZE[1], "base_seed": 42}
+    for wanted, plan in ((True, VacePlan()), (False, None)):
+        decided = plan_load(
+            FoundSet(directory, engines), store.models, {**load, "vace_enabled": wanted}, on_cpu=True
+        )
+        assert decided.vace == plan
+
+
+def test_a_set_without_the_branch_says_how_to_export_it(exported_engines: tuple[Path, Any]) -> None:
+    root, engines = exported_engines
+    store = EngineStore(root / "engines")
+
+    with pytest.raises(EngineError, match=r"no VACE branch.* wanstream-export longlive --vace"):
+        open_model(store.sets / engines.name, LONGLIVE, InProcess(store.models), vace=VacePlan())
+
+
+def test_a_branch_beside_a_checkpoint_is_found_and_counted(tmp_path: Path) -> None:
+    request = small_request(tmp_path / "models")
+    checkpoints = Checkpoints(request.models, tmp_path, TorchSettings(device="cpu"), has_gpu=False)
+    load = {"height": SIZE[0], "width": SIZE[1], "base_seed": 42, "vae_type": "wan", "vace_enabled": True}
+
+    assert not checkpoints.availability(LONGLIVE).vace
+    assert checkpoints.plan(LONGLIVE, load).vace is None
+    path = write_branch(request.models)
+
+    assert checkpoints.availability(LONGLIVE).vace
+    assert checkpoints.plan(LONGLIVE, load).vace == VacePlan()
+    assert checkpoints.plan(LONGLIVE, {**load, "vace_enabled": False}).vace is None
+    counted = checkpoints.sizes(LONGLIVE, "wan", vace=True).vace_parameters
+    assert counted == pytest.approx(path.stat().st_size / 4, rel=0.2)
