@@ -184,7 +184,7 @@ def modules(branch: Path | None) -> ModelPipeline:
     """The same on PyTorch. branch: file of another one than the package's."""
     with tempfile.TemporaryDirectory() as directory:
         models = Path(directory)
-        write_demo_models(models, trained_weights(), ("longlive",))
+        write_demo_models(models, trained_weights(), ("longlive",), vace=True)
         if branch is not None:
             target = models / TRANSFORMER_FILES["longlive"].vace
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def ensure_demo_models(directory: Path) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        write_demo_models(partial, trained_weights())
+        write_demo_models(partial, trained_weights(), vace=True)
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     finally:
@@ -77,16 +77,20 @@ class DemoWeights:
 
 
 def write_demo_models(
-    directory: Path, weights: DemoWeights, pipelines: Collection[str] = TRANSFORMER_FILES
+    directory: Path,
+    weights: DemoWeights,
+    pipelines: Collection[str] = TRANSFORMER_FILES,
+    *,
+    vace: bool = False,
 ) -> None:
-    """Write the files of these pipelines; all of them have the same transformer."""
+    """Write the files of these pipelines; all of them have the same transformer. vace: with the branch."""
     shapes = {key: tuple(value.shape) for key, value in weights.transformer.items()}
     for files in map(TRANSFORMER_FILES.__getitem__, pipelines):
         entry = files.entry if isinstance(files.entry, str) else None
         _save(directory / files.weights, weights.transformer, entry)
         if files.adapter is not None:
             _save(directory / files.adapter[0], _empty_adapter(shapes), "generator_lora")
-        if weights.vace is not None:
+        if vace and weights.vace is not None:
             _save(directory / files.vace, weights.vace)
         _write_json(directory / files.config, _config_json(weights.config))
     _save(directory / VAE_FILES["wan"], weights.vae)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from safetensors.torch import save_file
 
@@ -12,21 +11,16 @@ from export.checkpoints.checkpoints import checkpoint_shapes
 from export.checkpoints.demo import random_state
 from export.checkpoints.vace import branch_modules
 from export.graphs.vace import VaceConfig
-from export.nano.in_process import in_process
 from export.onnx.jobs import Request
 from export.onnx.outline import Outline, outline
-from export.onnx.run import export_pipeline
 from export.onnx.store import EngineStore
 from gateway.serving.checkpoints import Checkpoints
-from gateway.serving.engine_sets import FoundSet
-from gateway.serving.load_plans import plan_load
 from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.load_plan import TorchSettings, VacePlan
 from streaming.engines.records import EngineError
 from streaming.engines.served import InProcess, open_model
 from streaming.network.inputs import group_of
 from streaming.specs import LONGLIVE, SPECS, CachedKeys
-from streaming.triton.model_pipeline import ModelPipeline
 from tests.engines import SIZE, TRANSFORMER, small_request
 
 PIPELINES = sorted(TRANSFORMER_FILES)
@@ -83,52 +77,6 @@ def write_branch(models: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(random_state({k: s for k, s in shapes.items() if k.startswith("vace_")}, 5), path)
     return path
-
-
-def streamed(pipeline: ModelPipeline) -> list[Any]:
-    """A chunk with a reference, one with a control video, one with neither, one that an image ends."""
-    rng = np.random.default_rng(1)
-    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
-    video = rng.integers(0, 256, (12, 40, 50, 3), np.uint8)
-    stream, chunks = pipeline.open_stream(), []
-    for sent, frames in (
-        ({"vace_ref_images": [image]}, None),
-        ({"vace_context_scale": 0.7, "input_mode": "video"}, video),
-        ({}, None),
-        ({"last_frame_image": image}, None),
-    ):
-        parameters = {"prompts": "a", "denoising_step_list": [1000, 500], "input_mode": "text", **sent}
-        chunks.append(np.concatenate([p for p, _ in stream.next_chunk(parameters, frames, lambda: False)]))
-    return chunks
-
-
-def test_engines_of_the_branch_make_what_its_modules_make(tmp_path: Path) -> None:
-    request = small_request(tmp_path / "models")
-    write_branch(request.models)
-    store = EngineStore(tmp_path / "engines")
-    engines = export_pipeline(replace(request, vace=True), store, lambda line: None, workers=2)
-    directory = store.sets / engines.name
-
-    guided = open_model(directory, LONGLIVE, InProcess(store.models), vace=VacePlan())
-    plain = open_model(directory, LONGLIVE, InProcess(store.models))
-    found = streamed(ModelPipeline(LONGLIVE, guided, 42))
-
-    for image, expected in zip(
-        found, streamed(in_process(request.models, "longlive", vace=True)), strict=True
-    ):
-        assert np.abs(image.astype(int) - expected.astype(int)).max() <= 2
-    assert not np.array_equal(found[0], streamed(ModelPipeline(LONGLIVE, plain, 42))[0])
-    assert engines.branch is not None
-    assert set(engines.engines()) - set(engines.engines(vace=False)) == {
-        engines.branch.transformer,
-        engines.branch.text_kv,
-    }
-    load = {"height": SIZE[0], "width": SIZE[1], "base_seed": 42}
-    for wanted, plan in ((True, VacePlan()), (False, None)):
-        decided = plan_load(
-            FoundSet(directory, engines), store.models, {**load, "vace_enabled": wanted}, on_cpu=True
-        )
-        assert decided.vace == plan
 
 
 def test_a_set_without_the_branch_says_how_to_export_it(exported_engines: tuple[Path, Any]) -> None:
