@@ -1,6 +1,5 @@
 """The shipped VACE branch in the product's loop, judged by the pixels."""
 
-
 import pytest
 
 from benchmarks.nano_vace import NEAR, Stream, control, distance, modules
