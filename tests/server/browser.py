@@ -103,6 +103,21 @@ def field(page: Page, label: str) -> Locator:
     return page.get_by_label(label, exact=True)
 
 
+async def drop(page: Page, onto: str, name: str, content: bytes, kind: str = "image/png") -> None:
+    """What a browser tells a page when a file is dropped."""
+    await page.evaluate(
+        """([onto, name, bytes, type]) => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+            for (const event of ["dragover", "drop"]) {
+                const dragged = new DragEvent(event, { dataTransfer, bubbles: true, cancelable: true });
+                document.querySelector(onto).dispatchEvent(dragged);
+            }
+        }""",
+        [onto, name, list(content), kind],
+    )
+
+
 def notice(page: Page, title: str) -> Locator:
     """A message above the picture, by its title."""
     return page.locator(".notice", has_text=title)

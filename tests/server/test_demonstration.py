@@ -3,17 +3,21 @@
 A new server exports it by itself; prompts, their changes and the camera come from aiortc peers and Chromium.
 """
 
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from PIL import Image
 from playwright.async_api import Page
 
 from export.nano.measure import Images, Seen, look, object_mask, place, rim_part, tile_contrast, velocity
-from export.nano.world import PALETTE, Scene
-from tests.server.browser import chromium, field, opened, pixels, start
+from export.nano.text import CAMERA
+from export.nano.world import PALETTE, SHAPES, Scene, draw, palette_of
+from tests.server.browser import chromium, drop, field, opened, pixels, start
 from tests.server.camera import PlainCamera
 from tests.server.gateway_calls import load, pipeline_status, wait_status
 from tests.server.peer import Peer, until
@@ -191,6 +195,31 @@ async def test_in_the_browser_a_prompt_and_an_example_become_the_picture(server:
         note = await page.locator("#examples-note").inner_text()
 
     assert "tiny demonstration model" in note
+
+
+def painted(scene: Scene) -> bytes:
+    """The scene as a picture of the world, PNG."""
+    colours = [palette_of([scene], part) for part in ("colour", "background")]
+    shape, centre, radius = SHAPES.index(scene.shape), [[48.0, 48.0]], [22.0]
+    drawn = draw(torch.tensor([shape]), torch.tensor(centre), torch.tensor(radius), *colours, (96, 96))[0]
+    levels = ((drawn.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+    stored = io.BytesIO()
+    Image.fromarray(levels).save(stored, "PNG")
+    return stored.getvalue()
+
+
+async def test_in_the_browser_a_dropped_picture_gives_the_stream_its_colours(server: ServerProcess) -> None:
+    scene = Scene("", "purple", "square", "stays still", "yellow")
+    async with chromium() as browser, opened(browser, server.url) as page:
+        await field(page, "Prompt 1").fill(CAMERA[0])  # leaves everything open
+        await start(page, "LongLive", within_s=60)
+
+        await drop(page, "#output", "purple square.png", painted(scene))
+
+        async def shows() -> bool:
+            return names(look((await pixels(page)).astype(np.uint8))) == ("yellow", "purple")
+
+        await until(shows, 60, "a purple shape on yellow")
 
 
 BESIDE = {"lora_merge_mode": "runtime_peft"}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, expect
 
-from tests.server.browser import field, opened, start, state
+from tests.server.browser import drop, field, opened, start, state
 from tests.server.case_runner import png_of
 from tests.server.double_process import DoubleProcess
 from tests.server.peer import until
@@ -16,21 +16,6 @@ pytest_plugins = "tests.server.page_fixtures"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _LIMIT_S = 30.0
-
-
-async def drop(page: Page, onto: str, name: str, content: bytes, kind: str = "image/png") -> None:
-    """What a browser tells a page when a file is dropped."""
-    await page.evaluate(
-        """([onto, name, bytes, type]) => {
-            const dataTransfer = new DataTransfer();
-            dataTransfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
-            for (const event of ["dragover", "drop"]) {
-                const dragged = new DragEvent(event, { dataTransfer, bubbles: true, cancelable: true });
-                document.querySelector(onto).dispatchEvent(dragged);
-            }
-        }""",
-        [onto, name, list(content), kind],
-    )
 
 
 def given(double: DoubleProcess, key: str) -> list[Any]:
