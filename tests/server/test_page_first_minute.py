@@ -75,7 +75,7 @@ async def test_a_newcomer_presses_start_and_an_example_and_finds_the_settings_ag
         await page.get_by_role("radio", name="RewardForcing", exact=True).check()
         await expect(field(page, "Prompt 1")).to_have_value("my own words")  # never written over
 
-    assert names == ["Switch", "Transition", "Camera"]
+    assert names == ["Another prompt", "Transition", "Camera"]
 
 
 async def test_a_take_is_replayed_on_the_page_picture_by_picture(

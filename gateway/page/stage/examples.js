@@ -12,7 +12,7 @@ const CAMERA = "An oil painting with thick brush strokes, warm colours";
 const LATER = 8; // chunks: enough to see what was before
 
 const switched = ([first, second]) => ({
-  title: "Switch",
+  title: "Another prompt",
   text: "another prompt after a moment, and the scene goes on under it",
   prompts: [first],
   steps: [{ chunk: LATER, set: { prompts: [second] } }],
