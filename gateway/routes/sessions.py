@@ -20,6 +20,7 @@ from gateway.threads import in_media_thread
 from gateway.webrtc.sessions import Sessions
 
 _MIB = 1 << 20
+_NO_BROWSER = "The stream without a browser is its operator's"
 _OWN = "Ask for your own stream, at /api/v1/session/SESSION_ID/{}"
 
 
@@ -88,6 +89,7 @@ def _add_headless(bp: Blueprint, streams: Streams) -> None:
     started: list[Stream] = []
 
     @bp.post("/start")
+    @operators_only(_NO_BROWSER)
     @tag(["session"])
     @document_request(bodies.ParametersBody)
     @refuses(400, 409, 503)
@@ -103,6 +105,7 @@ def _add_headless(bp: Blueprint, streams: Streams) -> None:
         return bodies.HeadlessSession(status="started", sessionId=stream.id)
 
     @bp.post("/stop")
+    @operators_only(_NO_BROWSER)
     @tag(["session"])
     @validate_response(bodies.HeadlessStatus)
     async def stop() -> bodies.HeadlessStatus:
@@ -113,6 +116,7 @@ def _add_headless(bp: Blueprint, streams: Streams) -> None:
         return bodies.HeadlessStatus(status="stopped")
 
     @bp.get("/output.ts")
+    @operators_only(_NO_BROWSER)
     @needs("view")
     @tag(["session"])
     @answers(200, TRANSPORT_STREAM, description="H.264, as long as the stream lives")

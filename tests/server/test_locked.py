@@ -89,7 +89,15 @@ async def test_viewers_change_nothing_and_are_told_what_to_do(
 
 # What viewers may do in a locked server; what is about one stream is open to who knows its id.
 OPEN = {
-    *("GET /", "GET /watch", "GET /static/<path:name>", "GET /docs", "GET /docs/assets/<name>"),
+    *(
+        "GET /",
+        "GET /watch",
+        "GET /view",
+        "GET /api/v1/pipeline/prepare",
+        "GET /static/<path:name>",
+        "GET /docs",
+        "GET /docs/assets/<name>",
+    ),
     *("GET /docs/start.js", "GET /openapi.json", "GET /health", "GET /ready", "GET /metrics"),
     *("GET /api/v1/hardware/info", "GET /api/v1/pipelines/schemas", "GET /api/v1/pipeline/status"),
     "POST /api/v1/pipeline/load",  # of what is there
@@ -107,6 +115,7 @@ OPEN = {
         for kind in ("whip", "whep")
     ),
 }
+HEADLESS = (("POST", "start"), ("POST", "stop"), ("GET", "output.ts"))
 OF_ONE_STREAM = ("<stream_id>", "<session_id>")
 
 
@@ -134,6 +143,7 @@ async def test_every_address_is_judged_for_a_locked_server(tmp_path: Path) -> No
         *(f"POST /api/v1/tempo/{name}" for name in ("enable", "disable", "set_tempo", "tap")),
         *(f"GET /api/v1/session/{name}" for name in ("metrics", "frame", "parameters")),
         *(f"{method} /api/v1/streams" for method in ("GET", "POST")),
+        *(f"{method} /api/v1/session/{name}" for method, name in HEADLESS),
         *("GET /api/v1/recordings", "DELETE /api/v1/takes/a", "GET /api/v1/local-video/ndi/senders"),
         *(f"GET /api/v1/osc/{name}" for name in ("status", "paths", "docs", "stream")),
         "PUT /api/v1/osc/settings",
