@@ -20,7 +20,7 @@ from tests.server.gateway_calls import load, pipeline_status, wait_status
 from tests.server.peer import Peer, numbers_of, until
 from tests.server.processes import free_port
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(600, func_only=True)]  # images are built before
 
 
 def ports() -> dict[str, int]:
