@@ -1,4 +1,4 @@
-"""One WebRTC connection that answers an offer: negotiation, remote candidates, tasks, the end."""
+"""One WebRTC connection, which answers an offer or makes one: negotiation, candidates, tasks, the end."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from aiortc.exceptions import InternalError, InvalidStateError, OperationError
 from gateway.errors import ApiError
 from gateway.webrtc.aiortc_patches.guards import GuardedConnection
 from gateway.webrtc.aiortc_patches.members import require_members
-from gateway.webrtc.candidates import add_remote_candidates
+from gateway.webrtc.candidates import CandidateFilter, add_remote_candidates
 from gateway.webrtc.signalling import Offer, invalid
 
 logger = logging.getLogger(__name__)
@@ -36,14 +36,16 @@ def ice_failed(peer: RTCPeerConnection) -> bool:
     return any(each.receiver.transport.transport.state == "failed" for each in peer.getTransceivers())
 
 
-class Connection:
-    """A peer connection that ends with its peer, or when it is not connected in time."""
+class BaseConnection:
+    """A peer connection that ends with its peer, or when it is not connected in time.
+
+    Subclasses negotiate it.
+    """
 
     def __init__(
         self,
         name: str,
         configuration: RTCConfiguration,
-        offer: Offer,
         connect_timeout_s: float,
         on_closed: Callable[[], None],
     ) -> None:
@@ -51,8 +53,8 @@ class Connection:
         self.name = name
         self.peer = RTCPeerConnection(configuration)
         self.closed = False
-        self._was_connected = self._lost = False
-        self._offer = offer
+        self.was_connected = False
+        self._lost = False
         self._connect_timeout_s = connect_timeout_s
         self._on_closed = on_closed
         self._adding_candidates = asyncio.Lock()
@@ -68,52 +70,6 @@ class Connection:
     def end_reason(self) -> str:
         """`consent`: the peer does not answer any more; `left`: it has gone, or never came."""
         return "consent" if self._lost else "left"
-
-    async def answer(
-        self,
-        bind: Callable[[RTCRtpTransceiver], None],
-        *,
-        passive: bool = False,
-        gathering_s: int = GuardedConnection.gathering_s,
-        first_address: str | None = None,
-    ) -> str:
-        """Negotiate; returns the answer with all our candidates.
-
-        bind(transceiver): give a section's sender its track, take its receiver's. passive: let the peer begin
-        DTLS where it leaves that to us. first_address: of ours, to be named first.
-
-        Raises ApiError 400 for what aiortc cannot use.
-        """
-        peer, offer = self.peer, self._offer
-        try:
-            await peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
-            for transceiver in peer.getTransceivers():
-                transceiver.direction = offer.direction(transceiver.mid)
-                bind(transceiver)
-            for mid, transport in self._transports():
-                if passive and mid in offer.actpass:
-                    transport._set_role("server")
-                ice = transport.transport._connection
-                assert isinstance(ice, GuardedConnection)
-                ice.gathering_s, ice.first_address = gathering_s, first_address
-            await peer.setLocalDescription(await peer.createAnswer())
-        except ApiError:
-            raise
-        except Exception as error:  # a library's complaint about the content
-            logger.info("[%s] Offer refused: %s", self.name, error, exc_info=not isinstance(error, _REFUSALS))
-            raise invalid(str(error)) from error
-        for transceiver in peer.getTransceivers():
-            if transceiver.mid in offer.unread:
-                transceiver.receiver._enabled = False  # drops its packets before they are decoded
-        self.spawn(self._apply(offer.candidates), "candidates")
-        self.spawn(self._watch(), "watchdog")
-        return offer.complete(peer.localDescription.sdp)
-
-    def add_candidates(self, entries: Sequence[dict[str, Any]]) -> int:
-        """Try a peer's candidates, in the background; returns how many were too many. Raises ApiError 400."""
-        chosen, left_out = self._offer.filter.choose(entries)
-        self.spawn(self._apply(chosen), "candidates")
-        return left_out
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Run `work` as a task that ends with the connection."""
@@ -151,9 +107,22 @@ class Connection:
         if self.peer.sctp is not None:
             yield self.peer.sctp.mid, self.peer.sctp.transport
 
-    async def _apply(self, candidates: Sequence[RTCIceCandidate | None]) -> None:
-        known, turn = self._offer.filter, self._adding_candidates
-        await add_remote_candidates(self.peer, candidates, known, turn, self.name)
+    def _hurry(self, gathering_s: int, first_address: str | None = None) -> None:
+        """Say how our own candidates are to be found."""
+        for _, transport in self._transports():
+            ice = transport.transport._connection
+            assert isinstance(ice, GuardedConnection)
+            ice.gathering_s, ice.first_address = gathering_s, first_address
+
+    def _begin(self, remote: Offer) -> None:
+        """Both descriptions are set: try the other side's candidates."""
+        self._try(remote.candidates, remote.filter)
+        self.spawn(self._watch(), "watchdog")
+
+    def _try(self, candidates: Sequence[RTCIceCandidate | None], known: CandidateFilter) -> None:
+        turn = self._adding_candidates
+        work = add_remote_candidates(self.peer, candidates, known, turn, self.name)
+        self.spawn(work, "candidates")
 
     async def _watch(self) -> None:
         await asyncio.sleep(self._connect_timeout_s)
@@ -164,7 +133,85 @@ class Connection:
     def _on_state(self) -> None:
         state = self.peer.connectionState
         logger.info("[%s] Connection %s", self.name, state)
-        self._was_connected |= state == "connected"
-        self._lost |= self._was_connected and ice_failed(self.peer)
+        self.was_connected |= state == "connected"
+        self._lost |= self.was_connected and ice_failed(self.peer)
         if state in ("closed", "failed") and not self.closed:
             self.spawn(self.close(), "close")
+
+
+class Connection(BaseConnection):
+    """A connection that answers an offer."""
+
+    def __init__(
+        self,
+        name: str,
+        configuration: RTCConfiguration,
+        offer: Offer,
+        connect_timeout_s: float,
+        on_closed: Callable[[], None],
+    ) -> None:
+        super().__init__(name, configuration, connect_timeout_s, on_closed)
+        self._offer = offer
+
+    async def answer(
+        self,
+        bind: Callable[[RTCRtpTransceiver], None],
+        *,
+        passive: bool = False,
+        gathering_s: int = GuardedConnection.gathering_s,
+        first_address: str | None = None,
+    ) -> str:
+        """Negotiate; returns the answer with all our candidates.
+
+        bind(transceiver): give a section's sender its track, take its receiver's. passive: let the peer begin
+        DTLS where it leaves that to us. first_address: of ours, to be named first.
+
+        Raises ApiError 400 for what aiortc cannot use.
+        """
+        peer, offer = self.peer, self._offer
+        try:
+            await peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+            for transceiver in peer.getTransceivers():
+                transceiver.direction = offer.direction(transceiver.mid)
+                bind(transceiver)
+            for mid, transport in self._transports():
+                if passive and mid in offer.actpass:
+                    transport._set_role("server")
+            self._hurry(gathering_s, first_address)
+            await peer.setLocalDescription(await peer.createAnswer())
+        except ApiError:
+            raise
+        except Exception as error:  # a library's complaint about the content
+            logger.info("[%s] Offer refused: %s", self.name, error, exc_info=not isinstance(error, _REFUSALS))
+            raise invalid(str(error)) from error
+        for transceiver in peer.getTransceivers():
+            if transceiver.mid in offer.unread:
+                transceiver.receiver._enabled = False  # drops its packets before they are decoded
+        self._begin(offer)
+        return offer.complete(peer.localDescription.sdp)
+
+    def add_candidates(self, entries: Sequence[dict[str, Any]]) -> int:
+        """Try a peer's candidates, in the background; returns how many were too many. Raises ApiError 400."""
+        chosen, left_out = self._offer.filter.choose(entries)
+        self._try(chosen, self._offer.filter)
+        return left_out
+
+
+class OfferingConnection(BaseConnection):
+    """A connection that offers what its peer has been given: tracks, transceivers."""
+
+    async def offer(self, gathering_s: int) -> str:
+        """The offer, with all our candidates."""
+        self._hurry(gathering_s)
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        return self.peer.localDescription.sdp
+
+    async def accept(self, answer: Offer) -> None:
+        """Take an answer, read as an offer is. Raises ApiError 400 for what aiortc cannot use."""
+        try:
+            await self.peer.setRemoteDescription(RTCSessionDescription(answer.sdp, "answer"))
+        except Exception as error:  # a library's complaint about the content
+            known = isinstance(error, _REFUSALS)
+            logger.info("[%s] Answer refused: %s", self.name, error, exc_info=not known)
+            raise invalid(str(error)) from error
+        self._begin(answer)
