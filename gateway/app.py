@@ -37,6 +37,9 @@ from gateway.pipelines.autoload import Autoload
 from gateway.pipelines.load_service import LoadService
 from gateway.pipelines.preparation import Preparations, Tools
 from gateway.pipelines.state import Pipelines
+from gateway.publications.metrics import PublicationCollector
+from gateway.publications.publications import Autopublish, Publications
+from gateway.publications.target import Target
 from gateway.recording.collector import RecordingCollector
 from gateway.recording.recordings import Recordings
 from gateway.recording.replay import Replays
@@ -56,6 +59,7 @@ from gateway.routes.operations import operations_blueprint
 from gateway.routes.osc import osc_blueprint
 from gateway.routes.pipelines import pipelines_blueprint
 from gateway.routes.preparation import preparation_blueprint
+from gateway.routes.publications import publications_blueprint
 from gateway.routes.recordings import (
     recordings_blueprint,
     replays_blueprint,
@@ -105,6 +109,7 @@ class Services:
     owners: Owners
     publishers: Publishers
     players: Players
+    publications: Publications
     metrics: Metrics
     assets: Assets
     loras: Loras
@@ -161,6 +166,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         webrtc_blueprint(services.streams, services.sessions, access, forwarding),
         local_video_blueprint(services.local_video, services.streams),
         streams_blueprint(services.streams, services.openers, access, policy),
+        publications_blueprint(services.publications, services.streams),
         tempo_blueprint(services.streams),
         recordings_blueprint(services.recordings, services.streams),
         replays_blueprint(services.replays, services.recordings, services.streams),
@@ -229,6 +235,8 @@ def _services(config: Config, serving: Serving) -> Services:
     publishers = Publishers(streams, pipelines, ice, config.connect_timeout_s, config.stream_linger_s)
     players = Players(streams, pipelines, ice, config.connect_timeout_s)
     metrics.add(PublisherCollector(publishers))
+    publications = Publications(streams, ice, config.connect_timeout_s)
+    metrics.add(PublicationCollector(publications))
     models = Models.from_config(config, lambda spec: serving.availability(spec).available)
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
@@ -241,6 +249,7 @@ def _services(config: Config, serving: Serving) -> Services:
         owners=owners,
         publishers=publishers,
         players=players,
+        publications=publications,
         metrics=metrics,
         assets=Assets(config.directories.assets, quota_bytes),
         loras=Loras.from_config(config, loader.loras_in_use),
@@ -319,6 +328,12 @@ def _run_with_app(app: Quart, services: Services, forwarding: Forwarding) -> Non
         config.pipeline_params,
         keep=config.pipeline is not None,
     )
+    autopublish = config.publish_url and Autopublish(
+        services.pipelines,
+        services.streams,
+        services.publications,
+        Target(config.publish_url, config.secrets.publish_token),
+    )
 
     @app.before_serving
     async def start() -> None:
@@ -330,15 +345,19 @@ def _run_with_app(app: Quart, services: Services, forwarding: Forwarding) -> Non
         await services.osc.start()
         if autoload:
             await autoload.start()
+        if autopublish:
+            autopublish.start()
 
     @app.after_serving
     async def stop() -> None:
         steps: list[Callable[[], Any]] = [
             *([autoload.close] if autoload else []),
+            *([autopublish.close] if autopublish else []),
             services.osc.close,
             services.local_video.close,
             services.recordings.close,
             services.streams.close,
+            services.publications.close,
             services.sessions.close,
             services.publishers.close,
             services.players.close,

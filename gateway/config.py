@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.publications.target import check_token, check_url
 from streaming.engines.load_plan import TorchSettings, TorchSwitches
 from streaming.errors import WanstreamError
 
@@ -108,6 +109,7 @@ class Secrets:
     view_token: str | None = field(default=None, repr=False)  # WANSTREAM_VIEW_TOKEN, to look and no more
     access_token: str | None = field(default=None, repr=False)  # WANSTREAM_TOKEN, asked of every client
     admin_token: str | None = field(default=None, repr=False)  # may change a locked server
+    publish_token: str | None = field(default=None, repr=False)  # of the media server at `publish_url`
     turn_secret: str | None = field(default=None, repr=False)  # shared with the TURN servers of turn_urls
 
 
@@ -157,6 +159,7 @@ class Config:
     limits: Limits = Limits()
     pipeline: str | None = None  # to load at the start and to keep loaded (PIPELINE)
     pipeline_params: Mapping[str, Any] | None = None  # load parameters of `pipeline`; None: its defaults
+    publish_url: str | None = field(default=None, repr=False)  # where the stream `main` is sent to by WHIP
     locked: bool = False  # only who has the admin token loads pipelines and changes files
     opening: str | None = None  # to load once at the start
     pytorch: TorchSettings = field(default_factory=TorchSettings)  # how checkpoints run without engines
@@ -220,6 +223,7 @@ class Config:
                 access_token=values.get("WANSTREAM_TOKEN"),
                 view_token=values.get("WANSTREAM_VIEW_TOKEN"),
                 admin_token=values.get("WANSTREAM_ADMIN_TOKEN"),
+                publish_token=values.get("WANSTREAM_PUBLISH_TOKEN"),
                 turn_secret=values.get("WANSTREAM_TURN_SECRET"),
             ),
             bitrate=_bitrate(values),
@@ -240,6 +244,7 @@ class Config:
             limits=_limits(values),
             pipeline=values.get("PIPELINE"),
             pipeline_params=_pipeline_params(values),
+            publish_url=_publish_url(values),
             locked=_switch(values, "WANSTREAM_LOCKED", "off"),
             pytorch=_pytorch(values),
             demo=_switch(values, "WANSTREAM_DEMO", "on"),
@@ -390,6 +395,24 @@ def _pipeline_params(values: Mapping[str, str]) -> Mapping[str, Any] | None:
     if "PIPELINE" not in values:
         raise WanstreamError(f"{name} needs PIPELINE, the pipeline that is loaded with these parameters.")
     return params
+
+
+def _publish_url(values: Mapping[str, str]) -> str | None:
+    """Raises WanstreamError for an address or a token that cannot be used, or is there without the other."""
+    url, token = values.get("WANSTREAM_PUBLISH"), values.get("WANSTREAM_PUBLISH_TOKEN")
+    if url is None and token is not None:
+        raise WanstreamError(
+            "WANSTREAM_PUBLISH_TOKEN is for the media server of WANSTREAM_PUBLISH: set both."
+        )
+    for name, check in (("WANSTREAM_PUBLISH", check_url), ("WANSTREAM_PUBLISH_TOKEN", check_token)):
+        try:
+            if name in values:
+                check(values[name])
+        except ValueError as error:
+            raise WanstreamError(f"{name} {error}.") from error
+    if url is not None and "PIPELINE" not in values:
+        raise WanstreamError("WANSTREAM_PUBLISH needs PIPELINE, the pipeline whose pictures are published.")
+    return url
 
 
 def _check_lock(values: Mapping[str, str]) -> None:

@@ -176,6 +176,21 @@ class StreamList(BaseModel):
     streams: list[StreamObject]
 
 
+class PublicationObject(BaseModel):
+    id: str
+    server: str = Field(description="scheme, host and port of the URL; the rest may be what opens it")
+    codec: Literal["H264", "VP8"]
+    state: Literal["connecting", "publishing", "waiting", "failed"] = Field(
+        description="`waiting`: it is tried again; `failed`: it is not, DELETE it"
+    )
+    error: str | None = Field(description="why it is not published, or was not a moment ago")
+    created_at: float = Field(description="Unix seconds")
+
+
+class PublicationList(BaseModel):
+    publications: list[PublicationObject]
+
+
 class SessionMetrics(BaseModel):
     sessions: dict[str, dict[str, Any]]
     gpu: dict[str, float | None]

@@ -27,8 +27,8 @@ from gateway.threads import in_parameter_thread
 logger = logging.getLogger(__name__)
 
 _LOST_S = 2.0  # without a picture: another source need not wait for this one
-VIDEO_VIEWERS: Final = frozenset({"webrtc", "whep", "mpegts"})  # kinds of sinks that are sent encoded video
-VIEWER_KINDS: Final = VIDEO_VIEWERS | {"mjpeg"}  # others record, or show locally
+VIEWER_KINDS: Final = frozenset({"webrtc", "whep", "mpegts", "mjpeg"})  # others record, show locally, publish
+VIDEO_VIEWERS: Final = (VIEWER_KINDS - {"mjpeg"}) | {"whip_out"}  # kinds of sinks that are sent encoded video
 Phase = Literal["waiting", "idle", "running", "paused", "ended"]
 
 _WAYS = ("osc", "replay")  # that are controls of their own; the others are peers

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Would ask servers on the internet for files.
-_NEVER = ["--exclude-operation-id=loras_install", "--exclude-operation-id=loras_download"]
+# Would ask servers on the internet for files, or send them pictures.
+_NEVER = [f"--exclude-operation-id={n}" for n in ("loras_install", "loras_download", "publications_create")]
 _NEVER += [  # 503: there is no place beside the stream that goes on
     f"--exclude-operation-id={name}" for name in ("streams_create", "sessions_start")
 ]

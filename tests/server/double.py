@@ -63,6 +63,7 @@ class Faults:
     chunk_errors: int = 0  # this many further chunks fail
     chunk_error: str = "the double was told to fail"
     fatal: bool = False  # those failures cannot be retried
+    echoes: bool = False  # no fault: a chunk shows its input pictures, or the plain ones without numbers
 
 
 @dataclass
@@ -177,7 +178,10 @@ class DoubleSession:
             raise ChunkFailed(self._faults.chunk_error, fatal=self._faults.fatal)
         self._policy = policy
         meta = Meta(chunk=number, last=True, transition_active=policy.transition_active)
-        yield Chunk(self._pictures(number, policy.active), meta)
+        pictures = self._pictures(number, policy.active)
+        if self._faults.echoes:
+            pictures = np.full_like(pictures, 90) if video is None else video
+        yield Chunk(pictures, meta)
 
     async def preprocess(self, name: str, video: Images) -> Images:
         """Negatives stand for what a network would show. The faults of chunks count."""

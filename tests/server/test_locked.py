@@ -115,6 +115,10 @@ OPEN = {
         for kind in ("whip", "whep")
     ),
 }
+PUBLICATIONS = {
+    *(f"{method} /api/v1/streams/<stream_id>/publications" for method in ("GET", "POST")),
+    "DELETE /api/v1/streams/<stream_id>/publications/<publication_id>",
+}
 HEADLESS = (("POST", "start"), ("POST", "stop"), ("GET", "output.ts"))
 OF_ONE_STREAM = ("<stream_id>", "<session_id>")
 
@@ -134,7 +138,12 @@ async def test_every_address_is_judged_for_a_locked_server(tmp_path: Path) -> No
                 left.add(address)
 
     assert left == OPEN
-    assert {"POST /api/v1/pipeline/unload", "POST /api/v1/tempo/tap", "GET /api/v1/streams"} < closed
+    assert {
+        "POST /api/v1/pipeline/unload",
+        "POST /api/v1/tempo/tap",
+        "GET /api/v1/streams",
+        *PUBLICATIONS,
+    } < closed
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ SECRETS = {
     "WANSTREAM_VIEW_TOKEN": "the-onlookers-2b77",
     "WANSTREAM_ADMIN_TOKEN": "the-operators-c04d",
     "WANSTREAM_TURN_SECRET": "the-relays-88ae",
+    "WANSTREAM_PUBLISH_TOKEN": "the-audiences-1c3d",
     "HF_TOKEN": "hf_TheHubs5d1cAAAA",
     "CIVITAI_API_TOKEN": "the-styles-71e9",
     "CLOUDFLARE_TURN_KEY_ID": "the-cloud-key-30ab",
@@ -29,7 +30,8 @@ MORE = {
     "WANSTREAM_LOG_LEVEL": "debug",
     "VERBOSE_LOGGING": "1",
     "WANSTREAM_LOCKED": "on",
-    "WANSTREAM_MAX_SESSIONS": "2",
+    "WANSTREAM_PUBLISH": "http://127.0.0.1:9/whip",
+    "WANSTREAM_MAX_SESSIONS": "3",
 }
 TOLD = (
     *("/metrics", "/health", "/ready", "/openapi.json", "/", "/api/v1/hardware/info"),
