@@ -332,7 +332,12 @@ def test_scaling_counts_the_viewers_of_this_release_alone(chart: Chart) -> None:
 def test_a_pod_loads_what_its_operator_chose_and_uses_the_ports_that_are_open(chart: Chart) -> None:
     values = {
         "gateway": {"loadParams": {"height": 320, "width": 576}, "locked": True},
-        "media": {"ports": "50000-50199", "publicIP": "203.0.113.7", "turnURLs": ["turn:a", "turns:b"]},
+        "media": {
+            "ports": "50000-50199",
+            "publicIP": "203.0.113.7",
+            "turnURLs": ["turn:a", "turns:b"],
+            "publishURL": "http://sfu/whip",
+        },
         "networkPolicy": {"enabled": True},
     }
     objects = rendered(chart, values)
@@ -347,6 +352,7 @@ def test_a_pod_loads_what_its_operator_chose_and_uses_the_ports_that_are_open(ch
     assert (config.pipeline, config.pipeline_params) == ("longlive", {"height": 320, "width": 576})
     assert config.locked is True
     assert config.turn_urls == ("turn:a", "turns:b")
+    assert config.publish_url == "http://sfu/whip"
     assert [str(address) for address in config.public_ips] == ["203.0.113.7"]
     assert config.media_ports == range(media["port"], media["endPort"] + 1) == range(50000, 50200)
 
