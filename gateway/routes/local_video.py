@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, StrictBool, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_request, tag, validate_response
 
@@ -16,7 +16,7 @@ from gateway.stream.streams import Streams
 
 
 class _Sink(BaseModel):
-    enabled: bool
+    enabled: StrictBool
     name: Annotated[Text, Field(max_length=256)] | None = None
 
 

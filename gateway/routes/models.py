@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, StrictBool, TypeAdapter
 from quart import Blueprint, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
@@ -23,7 +23,7 @@ class ModelsQuery(BaseModel):
 
 class DownloadBody(BaseModel):
     pipeline_id: str = Field(examples=["longlive"])
-    anyway: bool = Field(False, description="also what no GPU of this server has room for (ours)")
+    anyway: StrictBool = Field(False, description="also what no GPU of this server has room for (ours)")
 
 
 class ModelsStatusBody(BaseModel):

@@ -13,7 +13,7 @@ from gateway.files.models.models import DownloadError, Models
 from gateway.http.bodies import Message
 from gateway.http.json_body import json_object
 from gateway.http.openapi import refuses
-from gateway.http.validation import check, quoted
+from gateway.http.validation import Integer, check, quoted
 from gateway.pipelines.preparation import PreparationError, Preparations, PreparedChoice, faster_note, wish_of
 from gateway.pipelines.state import Pipelines
 from gateway.serving.interface import Serving, ServingError
@@ -27,8 +27,8 @@ class PrepareQuery(BaseModel):
 class PrepareBody(BaseModel):
     pipeline_id: str = Field(examples=["longlive"])
     backend: PreparedChoice = Field("auto", description="auto: the fastest that this machine can prepare")
-    height: int | None = Field(None, description="of the pictures; null: the pipeline's own")
-    width: int | None = None
+    height: Integer | None = Field(None, description="of the pictures; null: the pipeline's own")
+    width: Integer | None = None
     vae_type: str | None = None
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, StrictBool, TypeAdapter
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, tag, validate_response
 
@@ -31,7 +31,7 @@ class StartBody(BaseModel):
         "shared", description="shared: as viewers see it; high: an encoder of its own, better and dearer"
     )
     max_s: Annotated[Number, Field(gt=0)] | None = Field(None, description="longest duration in seconds")
-    trim_pauses: bool = Field(False, description="close the gap that a pause leaves")
+    trim_pauses: StrictBool = Field(False, description="close the gap that a pause leaves")
 
 
 class MarkBody(BaseModel):
@@ -46,7 +46,7 @@ class ReplayBody(BaseModel):
         description="chunk: in the chunks that had them, which gives the same pictures; time: as then",
     )
     speed: Annotated[Number, Field(ge=0.1, le=10)] = Field(1.0, description="of the clock `time`")
-    reset: bool = Field(True, description="begin with fresh caches")
+    reset: StrictBool = Field(True, description="begin with fresh caches")
 
 
 class ReplayStarted(BaseModel):

