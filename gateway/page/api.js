@@ -27,6 +27,7 @@ const LOAD_TIMEOUT_MS = 10_000;
 const OFFER_TIMEOUT_MS = 15_000;
 const UNLOAD_TIMEOUT_MS = 90_000;
 const ADAPT_TIMEOUT_MS = 60_000; // between two chunks, and a large file is read
+const PREPARATION_TIMEOUT_MS = 30_000; // the server asks the hub for the sizes of many files
 const INSTALL_TIMEOUT_MS = 3_600_000;
 const UPLOAD_BYTES_PER_MS = 50; // a slow line
 const NO_SERVER = [502, 503, 504]; // what routers say when they reach none; the server's own 503 has a JSON body
@@ -128,7 +129,10 @@ export const api = {
   session: (id) => request("GET", `/api/v1/session/${encodeURIComponent(id)}/metrics`, { timeoutMs: STATUS_TIMEOUT_MS }),
   metrics: () => request("GET", "/api/v1/session/metrics"),
   modelStatus: (id) => request("GET", `/api/v1/models/status?pipeline_id=${encodeURIComponent(id)}`),
-  preparation: (id) => request("GET", `/api/v1/pipeline/prepare?pipeline_id=${encodeURIComponent(id)}`),
+  preparation: (id) =>
+    request("GET", `/api/v1/pipeline/prepare?pipeline_id=${encodeURIComponent(id)}`, {
+      timeoutMs: PREPARATION_TIMEOUT_MS,
+    }),
   downloadModels: (id) => request("POST", "/api/v1/models/download", { body: { pipeline_id: id } }),
   takes: async () => (await request("GET", "/api/v1/recordings")).takes,
   take: (id) => request("GET", `/api/v1/takes/${encodeURIComponent(id)}`),

@@ -88,8 +88,9 @@ class ModelFiles {
     this.#askedNeeds = true;
     try {
       place.textContent = needs(await api.preparation(this.#entry.id));
-    } catch {
-      this.#askedNeeds = false; // the state, which is asked for again, says what is wrong
+    } catch (error) {
+      this.#askedNeeds = false;
+      if (error instanceof Unreachable) setTimeout(() => this.refresh(), POLL_MS); // whose state says what is wrong
     }
   }
 

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from gateway.files.models.artifacts import ARTIFACTS
 from tests.hub_double import HubDouble
@@ -47,6 +47,31 @@ async def test_download_shows_its_progress_until_the_models_are_there(
             await expect(panel).to_contain_text("Models are downloaded.", timeout=20_000)
             await expect(panel.get_by_role("progressbar")).to_be_hidden()
         await asyncio.to_thread(server.stop)
+
+
+async def test_size_of_a_download_is_asked_for_again_when_no_answer_came(
+    browser: Browser, tmp_path: Path
+) -> None:
+    lost: list[str] = []
+
+    async def lose_first(route: Route) -> None:
+        if lost:
+            await route.continue_()
+        else:
+            lost.append(route.request.url)
+            await route.abort()
+
+    async with HubDouble() as hub:
+        hub.add(ARTIFACTS["longlive"])
+        server = await asyncio.to_thread(DoubleProcess, tmp_path / "home", {"HF_ENDPOINT": hub.url})
+        async with opened(browser, server.url) as page:
+            await page.route("**/api/v1/pipeline/prepare?*", lose_first)
+            await choose_longlive(page)
+            panel = page.get_by_role("group", name="Model files of LongLive")
+
+            await expect(panel).to_contain_text("MB to download.", timeout=30_000)
+        await asyncio.to_thread(server.stop)
+    assert lost
 
 
 async def test_failed_download_shows_why_and_can_be_tried_again(browser: Browser, tmp_path: Path) -> None:
