@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from export.checkpoints.demo import random_weights, write_demo_models
+from export.checkpoints.checkpoints import checkpoint_shapes
+from export.checkpoints.demo import random_state, random_weights, write_demo_models
+from export.checkpoints.vace import branch_modules
+from export.graphs.vace import VaceConfig
 from gateway.files.models.artifacts import ARTIFACTS, is_directory
 from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES
 from streaming.engines.load_plan import LoadPlan, TorchPlan
-from streaming.specs import SPECS
+from streaming.specs import SPECS, CachedKeys
 from tests.engines import SIZE, TRANSFORMER, VAE
 from tests.hub_double import HubDouble
 
@@ -65,8 +69,15 @@ def write_released_layout(models: Path) -> Path:
     save_file(text, models / TEXT_ENCODER)
     for name in ("special_tokens_map.json", "spiece.model"):
         (models / TOKENIZER / name).write_text("{}")
-    (models / "WanVideo_comfy" / "Wan2_1-VACE_module_1_3B_bf16.safetensors").write_bytes(b"not read yet")
+    module = {key: value.to(torch.bfloat16) for key, value in vace_module().items()}
+    save_file(module, models / TRANSFORMER_FILES["longlive"].vace)
     return models
+
+
+def vace_module() -> dict[str, Tensor]:
+    """A branch of one block, of random weights, as a module's file has it; for the small transformer."""
+    shapes = checkpoint_shapes(*branch_modules(TRANSFORMER, VaceConfig((0,)), CachedKeys.ROTATED))
+    return random_state({key: shape for key, shape in shapes.items() if key.startswith("vace_")}, 5)
 
 
 def publish(hub: HubDouble, models: Path, pipeline: str) -> None:

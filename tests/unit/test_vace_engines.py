@@ -7,21 +7,19 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from export.checkpoints.checkpoints import checkpoint_shapes
-from export.checkpoints.demo import random_state
-from export.checkpoints.vace import branch_modules
-from export.graphs.vace import VaceConfig
 from export.onnx.jobs import Request
 from export.onnx.outline import Outline, outline
 from export.onnx.store import EngineStore
+from export.pytorch.pipeline import load_pipeline
 from gateway.serving.checkpoints import Checkpoints
-from streaming.checkpoints.files import TRANSFORMER_FILES
+from streaming.checkpoints.files import TRANSFORMER_FILES, CheckpointError
 from streaming.engines.load_plan import TorchSettings, VacePlan
 from streaming.engines.records import EngineError
 from streaming.engines.served import InProcess, open_model
 from streaming.network.inputs import group_of
-from streaming.specs import LONGLIVE, SPECS, CachedKeys
-from tests.engines import SIZE, TRANSFORMER, small_request
+from streaming.specs import LONGLIVE, SPECS
+from tests.checkpoints import torch_load_plan, vace_module, write_small
+from tests.engines import SIZE, small_request
 
 PIPELINES = sorted(TRANSFORMER_FILES)
 
@@ -71,11 +69,10 @@ def test_the_branch_has_the_parameters_of_the_released_modules_and_counts_in_the
 
 
 def write_branch(models: Path) -> Path:
-    """A branch of one block, of random weights, for the small stand-ins."""
-    shapes = checkpoint_shapes(*branch_modules(TRANSFORMER, VaceConfig((0,)), CachedKeys.ROTATED))
+    """The file of a branch for the small stand-ins."""
     path = models / TRANSFORMER_FILES["longlive"].vace
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(random_state({k: s for k, s in shapes.items() if k.startswith("vace_")}, 5), path)
+    save_file(vace_module(), path)
     return path
 
 
@@ -101,3 +98,12 @@ def test_a_branch_beside_a_checkpoint_is_found_and_counted(tmp_path: Path) -> No
     assert checkpoints.plan(LONGLIVE, {**load, "vace_enabled": False}).vace is None
     counted = checkpoints.sizes(LONGLIVE, "wan", vace=True).vace_parameters
     assert counted == pytest.approx(path.stat().st_size / 4, rel=0.2)
+
+
+def test_a_damaged_branch_fails_only_a_load_that_wants_it(tmp_path: Path) -> None:
+    models = write_small(tmp_path / "models")
+    write_branch(models).write_bytes(b"no tensors")
+
+    load_pipeline(LONGLIVE, torch_load_plan(models, "longlive"))
+    with pytest.raises(CheckpointError, match=r"VACE.* is damaged or incomplete: delete it and download"):
+        load_pipeline(LONGLIVE, torch_load_plan(models, "longlive", vace=VacePlan()))
