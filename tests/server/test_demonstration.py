@@ -5,6 +5,7 @@ A new server exports it by itself; prompts, their changes and the camera come fr
 
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from playwright.async_api import Page
 
+from export.checkpoints.demo import ensure_demo_models
 from export.nano.measure import Images, Seen, look, object_mask, place, rim_part, tile_contrast, velocity
 from export.nano.text import CAMERA
 from export.nano.world import PALETTE, SHAPES, Scene, draw, palette_of
@@ -208,18 +210,30 @@ def painted(scene: Scene) -> bytes:
     return stored.getvalue()
 
 
-async def test_in_the_browser_a_dropped_picture_gives_the_stream_its_colours(server: ServerProcess) -> None:
+@pytest.fixture
+def branched(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that streams the demonstration's weights in PyTorch, which finds their VACE branch itself."""
+    ensure_demo_models(tmp_path / "models")
+    process = ServerProcess("gateway", tmp_path, options=["-N"])
+    yield process
+    process.stop(within_s=60)
+
+
+async def test_in_the_browser_a_dropped_picture_gives_the_stream_its_colours(branched: ServerProcess) -> None:
     scene = Scene("", "purple", "square", "stays still", "yellow")
-    async with chromium() as browser, opened(browser, server.url) as page:
+    async with chromium() as browser, opened(browser, branched.url) as page:
+        await page.get_by_role("radio", name="LongLive", exact=True).check()
+        for name in ("Height", "Width"):
+            await field(page, name).fill("96")  # what the weights have learned
         await field(page, "Prompt 1").fill(CAMERA[0])  # leaves everything open
-        await start(page, "LongLive", within_s=60)
+        await start(page, "LongLive", within_s=120)
 
         await drop(page, "#output", "purple square.png", painted(scene))
 
         async def shows() -> bool:
             return names(look((await pixels(page)).astype(np.uint8))) == ("yellow", "purple")
 
-        await until(shows, 60, "a purple shape on yellow")
+        await until(shows, 90, "a purple shape on yellow")
 
 
 BESIDE = {"lora_merge_mode": "runtime_peft"}
