@@ -153,7 +153,13 @@ async def test_a_cue_list_is_made_on_the_page(browser: Browser, show: DoubleProc
         await page.get_by_label("Lines are placed in").select_option("beat")
         await page.get_by_role("button", name="Remove line 5").click()
         await expect(page.locator(".cue-lines li")).to_have_count(4)
-        kept = (await show.client.call("GET", "/api/v1/cues/show")).json()
+        kept: dict[str, Any] = {}
+
+        async def is_kept() -> bool:
+            kept.update((await show.client.call("GET", "/api/v1/cues/show")).json())
+            return len(kept["lines"]) == 4
+
+        await until(is_kept, 30, "the list on the server")
         await page.set_viewport_size(PHONE)
         unreachable = await out_of_reach(page)
 

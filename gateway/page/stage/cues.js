@@ -19,6 +19,9 @@ export class Cues extends EventTarget {
   #name = null;
   #list = null;
   #playing = { state: "stopped" };
+  #kept = Promise.resolve(); // the last change on its way to the server
+  #changes = 0;
+  #items = new WeakMap(); // rows by their lines: what somebody operates stays in its place
   names = [];
 
   constructor(stream, looks) {
@@ -49,7 +52,10 @@ export class Cues extends EventTarget {
     this.#clock.addEventListener("change", () => this.#change({ clock: this.#clock.value }));
     for (const input of [this.#loop, this.#length]) input.addEventListener("change", () => this.#change(this.#rounds()));
     stream.addEventListener("show", ({ detail }) => detail.type === "cues_changed" && this.#follow(detail));
-    looks.addEventListener("change", () => this.#render());
+    looks.addEventListener("change", () => {
+      this.#items = new WeakMap();
+      this.#render();
+    });
   }
 
   get element() {
@@ -76,6 +82,7 @@ export class Cues extends EventTarget {
   async play(name, begin = null) {
     if (!name || !this.#stream.isConnected) return;
     await this.#try(async () => {
+      await this.#kept;
       const { errors } = await api.playCues(this.#stream.streamId, name, begin === null ? {} : { begin });
       this.#error.textContent = errors.map(problemText).join("\n");
     });
@@ -92,8 +99,16 @@ export class Cues extends EventTarget {
   }
 
   async #open(name) {
+    await this.#kept;
+    await this.#load(name);
+  }
+
+  async #load(name) {
     this.#name = name;
-    this.#list = name === null ? null : await api.cueList(name);
+    const number = this.#changes;
+    const list = name === null ? null : await api.cueList(name);
+    if (name !== this.#name || number !== this.#changes) return; // something newer is shown
+    this.#list = list;
     if (name !== null) this.#choice.value = name;
     this.#render();
   }
@@ -123,6 +138,7 @@ export class Cues extends EventTarget {
 
   async #delete() {
     if (this.#name === null) return;
+    await this.#kept;
     await api.deleteCues(this.#name);
     this.#name = null;
     await this.refresh();
@@ -132,10 +148,24 @@ export class Cues extends EventTarget {
     return this.#loop.checked ? { loop: true, length: this.#length.valueAsNumber || 8 } : { loop: undefined, length: undefined };
   }
 
-  async #change(changes) {
+  /** Shown at once, so that the next change builds on it; they reach the server one after another. */
+  #change(changes) {
     if (!this.#list) return;
-    const list = { ...this.#list, ...changes };
-    await this.#try(async () => (this.#list = await api.putCues(this.#name, list)));
+    const [name, list, number] = [this.#name, { ...this.#list, ...changes }, (this.#changes += 1)];
+    this.#list = list;
+    this.#render();
+    const text = JSON.stringify(list);
+    this.#kept = this.#kept.then(() => this.#keep(name, text, number));
+  }
+
+  async #keep(name, text, number) {
+    this.#error.textContent = "";
+    try {
+      await api.putCues(name, text);
+    } catch (error) {
+      if (number === this.#changes && name === this.#name) await this.#try(() => this.#load(name)); // what the server has
+      this.#error.textContent = error.message;
+    }
   }
 
   #add() {
@@ -157,10 +187,13 @@ export class Cues extends EventTarget {
     this.#clock.value = timed ? this.#list.clock : "time";
     this.#loop.checked = Boolean(this.#list?.loop);
     this.#length.value = this.#list?.length ?? "";
-    const focused = this.#lines.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
     const lines = (this.#list?.lines ?? []).toSorted((a, b) => (a.at ?? a.chunk ?? 0) - (b.at ?? b.chunk ?? 0));
-    this.#lines.replaceChildren(...lines.map((each, index) => this.#line(each, index, lines)));
-    if (focused) this.#lines.querySelector(`[aria-label="${focused}"]`)?.focus();
+    const rows = lines.map((line, index) => this.#row(line, index, lines.length === 1));
+    if (rows.length !== this.#lines.children.length || rows.some((row, index) => row !== this.#lines.children[index])) {
+      const focused = document.activeElement;
+      this.#lines.replaceChildren(...rows);
+      if (this.#lines.contains(focused)) focused.focus();
+    }
     this.#mark();
   }
 
@@ -176,26 +209,37 @@ export class Cues extends EventTarget {
     }
   }
 
-  #line(line, index, lines) {
-    const at = el("input", { type: "number", min: 0, step: 0.5, value: String(line.at ?? line.chunk ?? 0), "aria-label": `Time of line ${index + 1}` });
-    const look = el("select", { "aria-label": `Look of line ${index + 1}` }, new Option("(no look)", ""));
+  #row(line, index, isOnly) {
+    const row = this.#items.get(line) ?? this.#line(line);
+    this.#items.set(line, row);
+    const [go, at, look, , remove] = row.children;
+    const names = [[go, "Go to"], [at, "Time of"], [look, "Look of"], [remove, "Remove"]];
+    for (const [control, name] of names) control.setAttribute("aria-label", `${name} line ${index + 1}`);
+    remove.disabled = isOnly;
+    return row;
+  }
+
+  #line(line) {
+    const at = el("input", { type: "number", min: 0, step: 0.5, value: String(line.at ?? line.chunk ?? 0) });
+    const look = el("select", {}, new Option("(no look)", ""));
     for (const each of this.#looks.looks) look.append(new Option(each.title ?? each.name, each.name));
     if (line.look && !this.#looks.looks.some(({ name }) => name === line.look)) look.append(new Option(`${line.look} (missing)`, line.look));
     look.value = line.look ?? "";
-    const keep = (changed) => this.#change({ lines: changed.filter(Boolean) });
-    const put = (changes) => keep(lines.map((each) => (each === line ? { ...each, ...changes } : each)));
+    const put = (changes) => {
+      Object.assign(line, changes);
+      this.#change({});
+    };
     at.addEventListener("change", () => put({ at: Math.max(0, at.valueAsNumber || 0) }));
     look.addEventListener("change", () => put({ look: look.value || undefined }));
-    const label = { "aria-label": `Go to line ${index + 1}`, className: "cue-go" };
-    const only = lines.length === 1;
-    return el(
+    const row = el(
       "li",
       {},
-      button("Go", () => this.play(this.#name, index), label),
+      button("Go", () => this.play(this.#name, [...this.#lines.children].indexOf(row)), { className: "cue-go" }),
       at,
       look,
       el("span", { className: "quiet" }, [line.label, line.jump && `back to ${line.jump}`].filter(Boolean).join(", ")),
-      button("Remove", () => keep(lines.map((each) => (each === line ? null : each))), { className: "plain", "aria-label": `Remove line ${index + 1}`, disabled: only }),
+      button("Remove", () => this.#change({ lines: this.#list.lines.filter((each) => each !== line) }), { className: "plain" }),
     );
+    return row;
   }
 }
