@@ -410,6 +410,8 @@ stream.addEventListener("media", ({ detail }) => {
   lastFrameAt = performance.now();
   if (output.srcObject) show.held.hold("connecting"); // the last picture stays until the next one is there
   output.srcObject = detail;
+  // Not by `autoplay`: after a reload, without a gesture, browsers hold such a picture while it is scrolled out of sight.
+  output.play().catch(() => {});
 });
 output.addEventListener("playing", () => {
   show.held.release("connecting");
