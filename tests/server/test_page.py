@@ -40,7 +40,10 @@ async def test_camera_comes_back_moving_through_passthrough(browser: Browser, se
         stats = await page.evaluate("wanstream.stats")
 
         assert moved > MOVING
-        assert (stats["width"], stats["height"]) == (640, 480)
+        # Chromium sends a smaller picture where the machine is too busy to encode the camera's.
+        assert (stats["width"], stats["height"]) in {
+            (640 * share // 12, 480 * share // 12) for share in (12, 9, 6, 3)
+        }
         assert list(await sessions(server.client)) == [await page.evaluate("wanstream.sessionId")]
     await sessions_end(server)
 
