@@ -108,7 +108,8 @@ export class Cues extends EventTarget {
     const number = this.#changes;
     const list = name === null ? null : await api.cueList(name);
     if (name !== this.#name || number !== this.#changes) return; // something newer is shown
-    this.#list = list;
+    // Somebody may be writing in a row: those of the same list stay.
+    if (JSON.stringify(list) !== JSON.stringify(this.#list)) this.#list = list;
     if (name !== null) this.#choice.value = name;
     this.#render();
   }
