@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vae_graphs import WAN_LATENT_MEAN, WAN_LATENT_STD, LatentScale
+from export.nano.averaged import AveragedTraining
 from export.nano.captured import Graphs
 from export.nano.films import CHUNK, CHUNKS, FilmBank
 from export.nano.optim import MuonAdam
@@ -274,8 +275,8 @@ def block_bias(past: Sequence[int], new: int, copies: int) -> Tensor:
     return bias.repeat_interleave(lengths, 0).repeat_interleave(lengths, 1)
 
 
-class TransformerTraining:
-    """State of the training; `state_dict` is all that a resume needs.
+class TransformerTraining(AveragedTraining):
+    """The training of the transformer on films.
 
     frames  latent frames of a batch, about
     """
@@ -325,11 +326,7 @@ class TransformerTraining:
         layout = self.draw_layout()
         *inputs, tables = self.sample(layout)
         error, at_first = self._gradients[layout](*inputs, *tables)
-        self.optimiser.step(self.rate())
-        self.done += 1
-        keep = min(self.keep, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - keep)
+        self.advance(self.rate(), self.keep)
         return {layout.name: error.clone(), f"{layout.name} first": at_first.clone()}
 
     def draw_layout(self) -> Layout:
@@ -504,23 +501,3 @@ class TransformerTraining:
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "params": {n: q.detach() for n, q in self.params.items()},
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "done": self.done,
-            "rng": self.rng.getstate(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for n, q in self.params.items():
-                q.copy_(state["params"][n])
-                self.average[n].copy_(state["average"][n])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.done = state["done"]
-        self.rng.setstate(state["rng"])
-        self.generator.set_state(state["generator"])

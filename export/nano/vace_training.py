@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from export.checkpoints.checkpoints import load_weights, open_checkpoint
 from export.graphs.transformer import TextKV, Transformer
 from export.graphs.vace import VaceConfig, VaceTextKV, VaceTransformer
+from export.nano.averaged import AveragedTraining
 from export.nano.films import CHUNK
 from export.nano.optim import MuonAdam
 from export.nano.package import checkpoint_state
@@ -34,8 +35,8 @@ CONTINUED: Final = 0.7  # how often the chunk before shows the shape where it co
 Bank = dict[str, dict[str, Tensor]]
 
 
-class VaceTraining:
-    """State of the training; `state_dict` is all that a resume needs."""
+class VaceTraining(AveragedTraining):
+    """The training of a VACE branch beside a transformer that stays as it is."""
 
     def __init__(self, weights: Path, bank: Bank, seed: int, steps: int) -> None:
         """weights: file of the transformer that the branch is for."""
@@ -66,11 +67,7 @@ class VaceTraining:
         kind = self.rng.choices(list(SHARES), list(SHARES.values()))[0]
         loss, at_first = self._loss(kind)
         self.optimiser.take(loss)
-        self.optimiser.step(self.rate())
-        self.done += 1
-        keep = min(KEEP, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - keep)
+        self.advance(self.rate(), KEEP)
         return {kind: loss.detach(), f"{kind} first": at_first}
 
     def _loss(self, kind: str) -> tuple[Tensor, Tensor]:
@@ -167,26 +164,6 @@ class VaceTraining:
             kv=kv or [torch.zeros(shape)] * CONFIG.num_layers,
             key_bias=None,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "params": {n: q.detach() for n, q in self.params.items()},
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "done": self.done,
-            "rng": self.rng.getstate(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for n, q in self.params.items():
-                q.copy_(state["params"][n])
-                self.average[n].copy_(state["average"][n])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.done = state["done"]
-        self.rng.setstate(state["rng"])
-        self.generator.set_state(state["generator"])
 
 
 def new_branch(transformer: Transformer, text_kv: TextKV) -> tuple[VaceTransformer, VaceTextKV]:

@@ -20,6 +20,7 @@ from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.http.validation import Number, check
+from gateway.serving.interface import Images
 from gateway.stream.encoding.transport_stream import CONTENT_TYPE as TRANSPORT_STREAM
 from gateway.stream.encoding.transport_stream import transport_stream
 from gateway.stream.events import listen
@@ -296,7 +297,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
         image = streams.find(stream_id).output.last
         if image is None:
             raise ApiError(404, "No frame available: the stream has not shown a picture yet")
-        return Response(await in_media_thread(jpeg, image, quality), mimetype="image/jpeg", headers=_NO_STORE)
+        return await _still(image, quality)
 
     @bp.get("/<stream_id>/control")
     @needs("view")
@@ -310,8 +311,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
         pictures = streams.find(stream_id).worker.control
         if pictures is None:
             raise ApiError(404, "No control picture available: VACE takes no input video now")
-        picture = await in_media_thread(jpeg, pictures[-1], quality)
-        return Response(picture, mimetype="image/jpeg", headers=_NO_STORE)
+        return await _still(pictures[-1], quality)
 
     @bp.get("/<stream_id>/mjpeg")
     @needs("view")
@@ -367,6 +367,10 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
     async def events(stream_id: str) -> Response:
         """What happens to a stream: `stream_state` first, then every change, until it ends."""
         return Response(listen(streams.find(stream_id)), content_type="text/event-stream", headers=_NO_STORE)
+
+
+async def _still(image: Images, quality: int) -> Response:
+    return Response(await in_media_thread(jpeg, image, quality), mimetype="image/jpeg", headers=_NO_STORE)
 
 
 async def _parts(pictures: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
