@@ -11,7 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -55,7 +55,7 @@ def _provenance(name: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
     return {
         "benchmark": name,
-        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": _command(name, sys.argv[1:]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": _git("status", "--porcelain") not in ("", None),
@@ -69,6 +69,12 @@ def _provenance(name: str) -> dict[str, Any]:
         },
         "precision": "n/a",
     }
+
+
+def _command(name: str, arguments: Sequence[str]) -> str:
+    """The command to repeat; where this machine keeps its files is nobody else's business."""
+    shown = ["DIRECTORY" if Path(argument).is_absolute() else argument for argument in arguments]
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *shown])
 
 
 def _gpu() -> str | None:

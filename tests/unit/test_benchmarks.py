@@ -1,6 +1,7 @@
 """The arithmetic of the benchmarks: where a chunk's time goes, and what a long stream is judged by."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from benchmarks.frame_numbers import spread
 from benchmarks.latency import table
 from benchmarks.latency_runs import CHANGED, TimedEngine, Window, Workload, chunk_numbers, delays, watch
 from benchmarks.peer import StreamRecord
+from benchmarks.results import write_result
 from benchmarks.viewers import Audience, delays_ms, with_ratios
 from benchmarks.viewers import table as viewers_table
 from streaming.engines.demo import trained_info
@@ -342,3 +344,11 @@ def test_more_viewers_are_compared_with_the_fewest_of_their_codec() -> None:
         (1.0, 0.0),
     ]
     assert viewers_table(rows).splitlines()[3] == "| VP8 | 2 | 5.0 | 1.25 | 29.0 | 9.0 | 0.1 |"
+
+
+def test_a_result_tells_the_command_without_the_paths_of_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fleet.py", "--home", str(tmp_path / "home"), "--losses", "20"])
+    written = json.loads(write_result(tmp_path, "fleet", {"rows": []}).read_text())
+    assert written["command"] == "python -m benchmarks.fleet --home DIRECTORY --losses 20"
