@@ -8,15 +8,13 @@ from gateway.access.auth import needs, operators_only
 from gateway.errors import ApiError
 from gateway.http import bodies
 from gateway.http.json_body import json_object
+from gateway.http.live import still, video
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.serving.interface import Serving
 from gateway.stream.encoding.transport_stream import CONTENT_TYPE as TRANSPORT_STREAM
-from gateway.stream.encoding.transport_stream import transport_stream
-from gateway.stream.pictures.jpegs import jpeg
 from gateway.stream.stream import Stream
 from gateway.stream.streams import HEADLESS, Streams
-from gateway.threads import in_media_thread
 from gateway.webrtc.sessions import Sessions
 
 _MIB = 1 << 20
@@ -55,7 +53,7 @@ def sessions_blueprint(streams: Streams, sessions: Sessions, serving: Serving) -
         images = [output.last for output in public if output.last is not None]
         if not images:
             raise ApiError(404, "No frame available: no session has shown a picture yet")
-        return Response(await in_media_thread(jpeg, images[-1], quality), mimetype="image/jpeg")
+        return await still(images[-1], quality)
 
     _add_headless(bp, streams)
 
@@ -125,5 +123,4 @@ def _add_headless(bp: Blueprint, streams: Streams) -> None:
         """Video of the newest stream that no browser watches, for players that open an address."""
         stream = streams.find(HEADLESS)
         streams.require_place(stream)
-        headers = {"Cache-Control": "no-store"}
-        return Response(transport_stream(stream), content_type=TRANSPORT_STREAM, headers=headers)
+        return video(stream)

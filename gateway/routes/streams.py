@@ -17,20 +17,17 @@ from gateway.access.origins import OriginPolicy
 from gateway.errors import ApiError
 from gateway.http import bodies
 from gateway.http.json_body import json_object
+from gateway.http.live import NO_STORE, still, video
 from gateway.http.openapi import answers, refuses
 from gateway.http.query import query_int
 from gateway.http.validation import Number, check
-from gateway.serving.interface import Images
 from gateway.stream.encoding.transport_stream import CONTENT_TYPE as TRANSPORT_STREAM
-from gateway.stream.encoding.transport_stream import transport_stream
 from gateway.stream.events import listen
 from gateway.stream.openers import Openers
-from gateway.stream.pictures.jpegs import BOUNDARY, MAX_FPS, Jpegs, jpeg, part
+from gateway.stream.pictures.jpegs import BOUNDARY, MAX_FPS, Jpegs, part
 from gateway.stream.stream import Stream
 from gateway.stream.streams import Streams
-from gateway.threads import in_media_thread
 
-_NO_STORE = {"Cache-Control": "no-store"}
 _ROOT = "/api/v1/streams"
 
 
@@ -170,7 +167,7 @@ def _add_table(bp: Blueprint, streams: Streams, openers: Openers, shown: _Shown)
         answer = shown.stream(stream)
         if stream.tokens is not None:
             answer["tokens"] = stream.tokens.as_dict()
-        return answer, 201, {"Location": f"{request.root_path}{_ROOT}/{stream.id}", **_NO_STORE}
+        return answer, 201, {"Location": f"{request.root_path}{_ROOT}/{stream.id}", **NO_STORE}
 
     @bp.get("")
     @operators_only("Who knows a stream's id may use the stream; only its operator is told of all")
@@ -297,7 +294,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
         image = streams.find(stream_id).output.last
         if image is None:
             raise ApiError(404, "No frame available: the stream has not shown a picture yet")
-        return await _still(image, quality)
+        return await still(image, quality)
 
     @bp.get("/<stream_id>/control")
     @needs("view")
@@ -311,7 +308,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
         pictures = streams.find(stream_id).worker.control
         if pictures is None:
             raise ApiError(404, "No control picture available: VACE takes no input video now")
-        return await _still(pictures[-1], quality)
+        return await still(pictures[-1], quality)
 
     @bp.get("/<stream_id>/mjpeg")
     @needs("view")
@@ -329,7 +326,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
         return Response(
             _parts(pictures),
             content_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}",
-            headers=_NO_STORE,
+            headers=NO_STORE,
         )
 
     @bp.get("/<stream_id>/output.ts")
@@ -341,7 +338,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
         """Video for players that open an address; encoded once for all who take H.264."""
         stream = streams.find(stream_id)
         streams.require_place(stream)
-        return Response(transport_stream(stream), content_type=TRANSPORT_STREAM, headers=_NO_STORE)
+        return video(stream)
 
     @bp.get("/<stream_id>/qr.svg")
     @needs("view")
@@ -357,7 +354,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
         segno.make(url, micro=False).save(
             picture, kind="svg", scale=4, border=2, svgclass=None, lineclass=None
         )
-        return Response(picture.getvalue(), mimetype="image/svg+xml", headers=_NO_STORE)
+        return Response(picture.getvalue(), mimetype="image/svg+xml", headers=NO_STORE)
 
     @bp.get("/<stream_id>/events")
     @needs("view")
@@ -366,11 +363,7 @@ def _add_views(bp: Blueprint, streams: Streams, shown: _Shown) -> None:
     @refuses(404)
     async def events(stream_id: str) -> Response:
         """What happens to a stream: `stream_state` first, then every change, until it ends."""
-        return Response(listen(streams.find(stream_id)), content_type="text/event-stream", headers=_NO_STORE)
-
-
-async def _still(image: Images, quality: int) -> Response:
-    return Response(await in_media_thread(jpeg, image, quality), mimetype="image/jpeg", headers=_NO_STORE)
+        return Response(listen(streams.find(stream_id)), content_type="text/event-stream", headers=NO_STORE)
 
 
 async def _parts(pictures: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

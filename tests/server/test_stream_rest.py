@@ -138,6 +138,7 @@ async def test_nothing_is_generated_for_nobody_and_a_reader_of_pictures_is_someb
     await until(lambda: _state_is(server, "idle"), 30, "idle again")
     generated = len(server.chunks())
     frame = await call(server, "GET", "show/frame?quality=50")
+    newest = await server.client.call("GET", "/api/v1/session/frame?quality=50")
     await asyncio.sleep(0.5)  # several chunks' time
 
     assert no_picture.status == 404
@@ -145,6 +146,8 @@ async def test_nothing_is_generated_for_nobody_and_a_reader_of_pictures_is_someb
     assert {image.size for _, image in pictures} == {(128, 96)}
     assert len({data for data, _ in pictures}) == 5, "none comes twice"
     assert Image.open(io.BytesIO(frame.body)).size == (128, 96)
+    assert [answer.headers["cache-control"] for answer in (frame, newest)] == ["no-store"] * 2
+    assert newest.body == frame.body
     assert len(server.chunks()) <= generated + 2, "what was begun may end"
 
 
