@@ -179,6 +179,7 @@ class PipelineSpec:
     supports_prompts: bool = True
     supports_lora: bool = True
     supports_vace: bool = True
+    names_vace: bool = True  # where there is no VACE engine, too; Scope's first version has none for krea
     supports_cache_management: bool = True
     supports_kv_cache_bias: bool = False
     supports_quantization: bool = True
@@ -274,7 +275,7 @@ KREA_REALTIME_VIDEO: Final = PipelineSpec(
         )
     },
     estimated_vram_gb=32.0,
-    supports_vace=False,
+    names_vace=False,
     supports_kv_cache_bias=True,
     quantization_vram_threshold_gib=40.0,
     kv_cache_attention_bias=0.3,

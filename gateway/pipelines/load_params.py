@@ -14,8 +14,8 @@ from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.http.bodies import LoadBody
 from gateway.http.paths import PathNotAllowedError, is_file, resolve_inside
 from gateway.http.validation import FilePath, Integer, Number, Seed, check, located, quoted
-from gateway.serving.interface import Availability, Combination, fp8_remedy
-from streaming.engines.load_plan import BackendChoice
+from gateway.serving.interface import Availability, Combination, fp8_remedy, offers_vace
+from streaming.engines.load_plan import VACE_CHOICES, BackendChoice, EncoderCache
 from streaming.specs import LOAD_CHOICES, SPECS, LoraMergeMode, PipelineSpec, Quantization, SizeRange, VaeType
 
 Loc = tuple[str | int, ...]
@@ -77,7 +77,8 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
     availability = context.availability(spec, _backend(choice.load_params))
     if not availability.available:
         raise ApiError(400, availability.reason or f"Pipeline {spec.id} cannot be loaded on this server.")
-    values, warnings = _checked(spec, choice.load_params, choice.loc)
+    has_vace = spec.names_vace or offers_vace(spec, availability)
+    values, warnings = _checked(_fields(spec, has_vace), spec.id, choice.load_params, choice.loc)
     warnings = [*choice.warnings, *warnings, *_vram_warnings(spec, context.vram_gib)]
     warnings += _quantization_warnings(spec, values, availability, context.vram_gib)
     _require_engines(spec, values, availability)
@@ -95,8 +96,7 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
             f"No size was given: using {params['height']}x{params['width']} (height x width), because "
             f"{spec.id} is not built for {usual} here."
         )
-    if values.get("vace_enabled") and not params["vace_enabled"]:
-        warnings.append(f"vace_enabled was ignored: {spec.id} has no VACE engine here.")
+    warnings += _leave_out_vace(spec, params, values, availability)
     if "vae_type" in params and params["vae_type"] not in availability.vae_types:
         raise ApiError(
             400,
@@ -238,8 +238,8 @@ def _fits(size: SizeRange, name: str, value: int) -> int:
 
 
 @cache
-def _fields(spec: PipelineSpec) -> dict[str, TypeAdapter[Any]]:
-    """The load parameters that a pipeline knows, aliases included."""
+def _fields(spec: PipelineSpec, has_vace: bool) -> dict[str, TypeAdapter[Any]]:
+    """The load parameters that a pipeline knows, aliases included. has_vace: those of VACE, if it has any"""
     fields: dict[str, Any] = {
         name: Annotated[Integer, AfterValidator(partial(_fits, spec.size, name))]
         for name in ("height", "width")
@@ -252,8 +252,8 @@ def _fields(spec: PipelineSpec) -> dict[str, TypeAdapter[Any]]:
         fields["sink_ema_float32"] = bool
     if spec.supports_quantization:
         fields["quantization"] = Quantization | None
-    if spec.supports_vace:
-        fields["vace_enabled"] = bool
+    if spec.supports_vace and has_vace:
+        fields |= {"vace_enabled": bool, "vace_encoder_cache": EncoderCache, "vace_pad_attention": bool}
     if spec.supports_lora:
         fields["loras"] = Annotated[list[_Lora], Field(max_length=_MAX_LORAS)] | None
         fields |= {"lora_merge_mode": LoraMergeMode, "lora_merge_strategy": LoraMergeMode}
@@ -265,17 +265,18 @@ _NULL_MEANS_NONE: Final = frozenset(
 )  # for the others null is the default
 
 
-def _checked(spec: PipelineSpec, given: Mapping[str, Any], loc: Loc) -> tuple[dict[str, Any], list[str]]:
+def _checked(
+    fields: Mapping[str, TypeAdapter[Any]], pipeline_id: str, given: Mapping[str, Any], loc: Loc
+) -> tuple[dict[str, Any], list[str]]:
     """(valid values by name without aliases, warnings). Raises ValidationFailed with every problem."""
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     warnings: list[str] = []
-    fields = _fields(spec)
     for key, value in given.items():
         if key not in fields:
             if key not in _IGNORED:
                 warnings.append(
-                    f"Load parameter '{quoted(key)}' was ignored: {spec.id} has no such parameter."
+                    f"Load parameter '{quoted(key)}' was ignored: {pipeline_id} has no such parameter."
                 )
         elif value is not None or key in _NULL_MEANS_NONE:
             try:
@@ -312,13 +313,14 @@ def _effective(
         default = _default_quantization(spec, vram_gib)
         default = default if default in availability.quantizations else None
         params["quantization"] = values.get("quantization", default)
-    if spec.supports_vace:
-        params["vace_enabled"] = availability.vace and values.get("vace_enabled", True)
+    if spec.supports_vace and (spec.names_vace or offers_vace(spec, availability)):
+        params["vace_enabled"] = availability.vace and values.get("vace_enabled", availability.vace_made)
     if spec.loop is not None:
         params["vae_type"] = values.get("vae_type", _VAE_TYPE)
     chosen = {name: values[name] for name in LOAD_CHOICES if name in values}
     # Scope's status has no such keys: they are there when they say something.
     params |= {name: value for name, value in chosen.items() if value != getattr(spec.loop, name)}
+    params |= {name: values[name] for name in VACE_CHOICES if name in values}
     backend: BackendChoice = values.get("backend", "auto")
     return params if backend == "auto" else params | {"backend": backend}
 
@@ -391,6 +393,24 @@ def _take_combination(
     chosen = {"height": nearest.height, "width": nearest.width, "vae_type": nearest.vae_type}
     params.update(chosen | ({"quantization": nearest.quantization} if "quantization" in params else {}))
     return warnings
+
+
+def _leave_out_vace(
+    spec: PipelineSpec, params: dict[str, Any], values: Mapping[str, Any], availability: Availability
+) -> list[str]:
+    """Turn off what the chosen engines have no VACE branch for; returns a warning if it was asked for."""
+    chosen = Combination(
+        params["height"], params["width"], params.get("vae_type", _VAE_TYPE), params.get("quantization")
+    )
+    if params.get("vace_enabled") and chosen not in (availability.combinations or (chosen,)):
+        params["vace_enabled"] = False
+    if not values.get("vace_enabled") or params["vace_enabled"]:
+        return []
+    where = f" for {_described(chosen)}" if availability.vace else ""
+    return [
+        f"vace_enabled was ignored: {spec.id} has no VACE engine{where} here. Engines with it: "
+        f"wanstream-export {spec.id} --vace."
+    ]
 
 
 def _likeness(found: Combination, wanted: Combination, named: Collection[str]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final, get_args
 
 from gateway.pipelines.load_params import MAX_INTERVAL, default_size
-from gateway.serving.interface import Availability
+from gateway.serving.interface import Availability, offers_vace
 from streaming.specs import (
     SPECS,
     VIDEO,
@@ -29,7 +29,8 @@ def pipeline_schema(spec: PipelineSpec, availability: Availability) -> dict[str,
     sizes = availability.supported_resolutions
     entry = {
         **_identity(spec),
-        "supports_vace": spec.supports_vace and availability.vace,
+        "supports_vace": offers_vace(spec, availability),
+        "vace_default": offers_vace(spec, availability) and availability.vace_made,
         "requires_models": spec.requires_models and availability.needs_models,
         "available": availability.available,
         "unavailable_reason": availability.reason,

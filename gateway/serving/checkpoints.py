@@ -114,7 +114,7 @@ class Checkpoints:
             ),
             base_seed=load_params["base_seed"],
             loop={name: load_params[name] for name in LOAD_CHOICES if name in load_params},
-            vace=VacePlan() if load_params.get("vace_enabled") and self._has_branch(spec) else None,
+            vace=VacePlan.of(load_params) if self._has_branch(spec) else None,
         )
 
     def _has_branch(self, spec: PipelineSpec) -> bool:

@@ -52,14 +52,17 @@ class DemoEngines:
         except (OSError, ValueError):
             return False
 
-    async def make(self, spec: PipelineSpec, on_stage: StageCallback, *, adapters: bool = False) -> None:
+    async def make(
+        self, spec: PipelineSpec, on_stage: StageCallback, *, adapters: bool = False, vace: bool = False
+    ) -> None:
         """Export what is missing. Raises ServingError that says why it failed. May be cancelled.
 
         adapters: engines that take LoRA files beside their weights, which are not made before somebody asks
+        vace: with the VACE branch, as little
         """
         on_stage("Preparing the demonstration model; this happens only once...")
         arguments = [spec.id, "--demo", "--wait", "--home", str(self._home), "--out", str(self._engines)]
-        arguments += ["--adapters"] if adapters else []
+        arguments += ["--adapters"] * adapters + ["--vace"] * vace
         said: list[str] = []
 
         def follow(line: str) -> None:

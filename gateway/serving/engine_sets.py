@@ -57,8 +57,9 @@ class EngineSets:
             )
         if self._demo is not None and self.waits_for_demo(spec):
             about = self._demo.info
-            servable = _servable([Combination(*about.size, "wan", None)], vace=about.vace)
-            return replace(servable, note=about.note, examples=about.examples)
+            servable = _servable([Combination(*about.size, "wan", None, about.vace)])
+            made = self._has_branch(spec)
+            return replace(servable, vace_made=made, note=about.note, examples=about.examples)
         sets = [found.content for found in self._of(spec)]
         if not sets:
             return Availability(
@@ -66,15 +67,21 @@ class EngineSets:
                 f"The engines of '{spec.id}' are not exported. Run: wanstream-export {spec.id}, or "
                 f"wanstream-export {spec.id} --demo for a tiny stand-in.",
             )
+        to_come = self._makes(spec) and self._demo is not None and self._demo.info.vace
         combinations = [
-            Combination(v.height, v.width, s.vae_type, QUANTIZED if s.precision == FP8 else None)
+            Combination(
+                v.height,
+                v.width,
+                s.vae_type,
+                QUANTIZED if s.precision == FP8 else None,
+                vace=s.branch is not None or to_come,
+            )
             for s in sets
             for v in s.vae
         ]
-        same = [s for s in sets if s.demo == sets[0].demo]
-        vace = all(s.branch is not None for s in same)
-        servable = _servable(combinations, vace=vace, runtime_loras=self.takes_adapters(spec))
-        return replace(servable, note=sets[0].note, examples=sets[0].examples)
+        servable = _servable(combinations, runtime_loras=self.takes_adapters(spec))
+        made = self._has_branch(spec)
+        return replace(servable, vace_made=made, note=sets[0].note, examples=sets[0].examples)
 
     def opening(self) -> PipelineSpec | None:
         """The pipeline that a server begins with if nobody names one: a demonstration, or none.
@@ -85,19 +92,37 @@ class EngineSets:
         is_demo = self._demo is not None and self.availability(spec).available and not self.has_real(spec)
         return spec if is_demo else None
 
-    async def prepare(self, spec: PipelineSpec, on_stage: StageCallback, *, adapters: bool = False) -> None:
+    async def prepare(
+        self, spec: PipelineSpec, on_stage: StageCallback, *, adapters: bool = False, vace: bool = False
+    ) -> None:
         """Make the demonstration engines if these are what `spec` is served by, and they are not there yet.
 
-        adapters: those that take LoRA files beside their weights. Raises ServingError. May be cancelled.
+        adapters: those that take LoRA files beside their weights. vace: with the VACE branch, if the
+        demonstration has one; once made, it is made again by a new version. Raises ServingError. May be
+        cancelled.
         """
-        if self._demo is not None and self.waits_for_demo(spec, adapters=adapters):
-            await self._demo.make(spec, on_stage, adapters=adapters)
+        if self._demo is not None and self.waits_for_demo(spec, adapters=adapters, vace=vace):
+            vace = (vace or self._has_branch(spec, adapters)) and self._demo.info.vace
+            await self._demo.make(spec, on_stage, adapters=adapters, vace=vace)
 
-    def waits_for_demo(self, spec: PipelineSpec, *, adapters: bool = False) -> bool:
-        """Whether the engines of `spec` are those of the demonstration, and have to be made first."""
-        if self._demo is None or not self._demo.offers(spec) or self.has_real(spec):
+    def waits_for_demo(self, spec: PipelineSpec, *, adapters: bool = False, vace: bool = False) -> bool:
+        """Whether the engines of `spec` are those of the demonstration, and have to be made first.
+
+        adapters, vace: as of `prepare`
+        """
+        if self._demo is None or not self._makes(spec):
             return False
-        return not self._of(spec, adapters) or not self._demo.is_current(spec, adapters=adapters)
+        if not self._of(spec, adapters) or not self._demo.is_current(spec, adapters=adapters):
+            return True
+        return vace and self._demo.info.vace and not self._has_branch(spec, adapters)
+
+    def _has_branch(self, spec: PipelineSpec, adapters: bool = False) -> bool:
+        """Whether there are engines of the VACE branch."""
+        return any(found.content.branch for found in self._of(spec, adapters))
+
+    def _makes(self, spec: PipelineSpec) -> bool:
+        """Whether a pipeline is served by engines of the demonstration, made when they are wanted."""
+        return self._demo is not None and self._demo.offers(spec) and not self.has_real(spec)
 
     def has_real(self, spec: PipelineSpec) -> bool:
         """Whether there are engines with real weights."""
@@ -105,9 +130,7 @@ class EngineSets:
 
     def takes_adapters(self, spec: PipelineSpec) -> bool:
         """Whether there are engines that take LoRA files beside their weights, or will be."""
-        return bool(self._of(spec, adapters=True)) or (
-            self._demo is not None and self._demo.offers(spec) and not self.has_real(spec)
-        )
+        return bool(self._of(spec, adapters=True)) or self._makes(spec)
 
     def has_plans(self, spec: PipelineSpec) -> bool:
         """Whether real weights are built for a GPU that Triton can use."""
@@ -131,6 +154,8 @@ class EngineSets:
                 "or load without it."
             )
         wanted = (load_params["height"], load_params["width"])
+        if load_params.get("vace_enabled"):
+            sets.sort(key=lambda found: found.content.branch is None)
         for found in sets:
             sizes = [(v.height, v.width) for v in found.content.vae]
             if found.content.vae_type == load_params["vae_type"] and wanted in sizes:
@@ -195,7 +220,7 @@ def _read(directory: Path) -> FoundSet | None:
         return None
 
 
-def _servable(combinations: list[Combination], *, vace: bool, runtime_loras: bool = True) -> Availability:
+def _servable(combinations: list[Combination], *, runtime_loras: bool = True) -> Availability:
     quantizations = (c.quantization for c in combinations)
     return Availability(
         True,
@@ -206,5 +231,5 @@ def _servable(combinations: list[Combination], *, vace: bool, runtime_loras: boo
         runtime_loras=runtime_loras,
         quantizations=tuple(dict.fromkeys(name for name in quantizations if name is not None)),
         combinations=tuple(dict.fromkeys(combinations)),
-        vace=vace,
+        vace=any(c.vace for c in combinations),
     )

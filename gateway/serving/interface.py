@@ -50,12 +50,16 @@ def fp8_remedy(pipeline: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """Load parameters that go together, because there are engines for them. Sizes in pixels."""
+    """Load parameters that go together, because there are engines for them. Sizes in pixels.
+
+    vace: with the VACE branch, if a load wants it
+    """
 
     height: int
     width: int
     vae_type: str
     quantization: str | None
+    vace: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,9 +80,16 @@ class Availability:
     quantizations: tuple[str, ...] = ("fp8_e4m3fn",)  # for which engines exist
     combinations: tuple[Combination, ...] | None = None  # which of these go together; None: all do
     vace: bool = True  # whether the VACE branch exists, for pipelines that support it
+    vace_made: bool = True  # and is there at once; else its engines are made when a load asks for it
     max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
     note: str = ""  # a line for users about the weights
     examples: tuple[str, ...] = ()  # prompts that the weights understand
+
+
+def offers_vace(spec: PipelineSpec, availability: Availability) -> bool:
+    """Whether a load of `spec` may have the VACE branch, as clients are told."""
+    there = availability.vace_made if not spec.names_vace else True
+    return spec.supports_vace and availability.vace and there
 
 
 @dataclass(frozen=True, slots=True)

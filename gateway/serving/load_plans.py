@@ -156,7 +156,9 @@ class LoadPlanner:
         backend: BackendChoice = load_params.get("backend", "auto")
         if backend == "pytorch" or (backend == "auto" and self._prefers_checkpoint(spec)):
             return False
-        return self.sets.waits_for_demo(spec, adapters=live_adapters(load_params))
+        return self.sets.waits_for_demo(
+            spec, adapters=live_adapters(load_params), vace=bool(load_params.get("vace_enabled"))
+        )
 
     def decide(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> Load:
         """How a load is served, before memory is looked at.
@@ -277,7 +279,7 @@ def plan_load(found: FoundSet, models: Path, load_params: Mapping[str, Any], *, 
         gpus=found.content.gpus if has_plans and backend == "triton" else (),
         base_seed=load_params["base_seed"],
         loop={name: load_params[name] for name in LOAD_CHOICES if name in load_params},
-        vace=VacePlan() if load_params.get("vace_enabled") and found.content.branch else None,
+        vace=VacePlan.of(load_params) if found.content.branch else None,
     )
 
 

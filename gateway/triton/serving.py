@@ -232,7 +232,8 @@ class TritonServing:
         planner = self._planner
         assert planner is not None
         if planner.makes_demo(spec, load_params):
-            await planner.sets.prepare(spec, on_stage, adapters=live_adapters(load_params))
+            adapters, vace = live_adapters(load_params), bool(load_params.get("vace_enabled"))
+            await planner.sets.prepare(spec, on_stage, adapters=adapters, vace=vace)
         load = await asyncio.to_thread(planner.decide, spec, load_params)
         chosen = await self._memory.fit(load)
         on_stage(chosen.summary)

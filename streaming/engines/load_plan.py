@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError, model_validator
 
@@ -16,6 +16,8 @@ Backend = Literal["onnxruntime", "triton", "pytorch"]
 # Load parameter `backend`. auto: what is fastest of what is here, see gateway/serving/load_plans.py
 BackendChoice = Literal["auto", "onnxruntime", "triton", "pytorch"]
 TorchPrecision = Literal["fp32", "bf16"]
+EncoderCache = Literal["shared", "separate"]
+VACE_CHOICES: Final = ("vace_encoder_cache", "vace_pad_attention")  # load parameters
 PLAN: Final = "plan"  # parameter of the pipeline's Triton model that holds the plan as JSON
 
 
@@ -94,8 +96,18 @@ class VacePlan(Record):
     pad_attention   zero keys of the reference's attention take part in the branch
     """
 
-    encoder_cache: Literal["shared", "separate"] | None = None
+    encoder_cache: EncoderCache | None = None
     pad_attention: bool = True
+
+    @staticmethod
+    def of(load_params: Mapping[str, Any]) -> "VacePlan | None":
+        """As a load asks for it; None: without the branch."""
+        if not load_params.get("vace_enabled"):
+            return None
+        return VacePlan(
+            encoder_cache=load_params.get("vace_encoder_cache"),
+            pad_attention=load_params.get("vace_pad_attention", True),
+        )
 
 
 class LoadPlan(Record):

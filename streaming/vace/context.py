@@ -13,7 +13,6 @@ from streaming.network.autoencoder import Caches, Step, encode
 from streaming.network.video import Array
 from streaming.vace.pixels import checked, extended, mask_channels, split
 
-EncoderCache = Literal["shared", "separate"]
 CHANNELS: Final = 96  # of a context: inactive, reactive, mask
 _MADE: Final = 0.5  # a mask above it asks for new pixels
 

@@ -248,6 +248,7 @@ class DoubleServing:
         few_words = spec.id == "reward-forcing"  # as if its weights were a demonstration
         return Availability(
             available=True,
+            vace=spec.names_vace,
             note="It knows two prompts." if few_words else "",
             examples=("a red ball", "a blue box") if few_words else (),
         )

@@ -11,13 +11,13 @@ from gateway.serving.demo import DemoEngines
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import ServingError
 from streaming.engines.demo import DEMO_MODELS, demo_info
-from streaming.engines.engine_set import SET, EngineSet, FrameCuts, ModelFacts, VaeSet
+from streaming.engines.engine_set import SET, BranchSet, EngineSet, FrameCuts, ModelFacts, VaeSet
 from streaming.specs import SPECS
 
 LONGLIVE, MEMFLOW = SPECS["longlive"], SPECS["memflow"]
 
 
-def write_set(engines: Path, size: tuple[int, int], *, demo: bool) -> None:
+def write_set(engines: Path, size: tuple[int, int], *, demo: bool, vace: bool = False) -> None:
     """A set as an export leaves it; its engines are not there."""
     content = EngineSet(
         name="real" if not demo else "demo",
@@ -42,8 +42,10 @@ def write_set(engines: Path, size: tuple[int, int], *, demo: bool) -> None:
             ),
         ),
     )  # fmt: skip
+    if vace:
+        content = content.model_copy(update={"branch": BranchSet(transformer="h", text_kv="i", blocks=1)})
     directory = engines / "sets" / content.name
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / SET).write_text(content.model_dump_json())
 
 
@@ -147,6 +149,43 @@ async def test_engines_of_an_older_version_are_made_again(tmp_path: Path) -> Non
     assert stale.supported_resolutions == [demo_info(tmp_path / DEMO_MODELS).size]
     assert len(stages) == 2
     assert sets.availability(LONGLIVE).supported_resolutions == [(64, 64)]
+
+
+async def test_the_branch_is_exported_when_somebody_asks_and_again_by_a_new_version(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    demo = export_script(tmp_path, "print('--vace' in sys.argv, file=open('asked', 'a'))")
+    sets = EngineSets(engines, on_cpu=True, demo=demo)
+
+    def offered() -> tuple[bool, bool]:
+        found = sets.availability(LONGLIVE)
+        return found.vace, found.vace_made
+
+    before = offered()
+    await sets.prepare(LONGLIVE, lambda stage: None)
+    write_set(engines, (96, 96), demo=True)
+    without = offered()
+    assert not sets.waits_for_demo(LONGLIVE)
+    await sets.prepare(LONGLIVE, lambda stage: None, vace=True)
+    write_set(engines, (96, 96), demo=True, vace=True)
+    with_it = offered()
+    assert not sets.waits_for_demo(LONGLIVE, vace=True)
+    (engines / ".demo-longlive").write_text("of another version")
+    await sets.prepare(LONGLIVE, lambda stage: None)
+
+    assert (before, without, with_it) == ((True, False), (True, False), (True, True))
+    assert (tmp_path / "asked").read_text().split() == ["False", "True", "True"]
+
+
+def test_real_engines_with_the_branch_are_found_before_those_without(tmp_path: Path) -> None:
+    for vace in (False, True):
+        write_set(tmp_path, (320, 576), demo=False, vace=vace)
+        (tmp_path / "sets" / "real").rename(tmp_path / "sets" / f"real-{vace}")
+    sets = EngineSets(tmp_path, on_cpu=True)
+    size = {"height": 320, "width": 576, "vae_type": "wan"}
+
+    assert sets.availability(LONGLIVE).vace
+    assert sets.find(LONGLIVE, size | {"vace_enabled": True}).content.branch is not None
+    assert sets.find(LONGLIVE, size).content.branch is None
 
 
 def test_a_server_without_demonstration_says_what_to_run(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gateway.errors import ApiError, Problem, ValidationFailed
 from gateway.pipelines.load_params import LoadContext, LoadRequest, lora_adapters, parse_load_request
 from gateway.serving.interface import Availability, Combination
+from streaming.engines.load_plan import VacePlan
 from streaming.engines.served import with_choices
 from streaming.specs import SPECS, PipelineSpec
 
@@ -184,7 +185,48 @@ def test_effective_parameters_are_in_the_order_of_scopes_status() -> None:
         *("quantization", "vace_enabled", "vae_type"),
     ]
     assert list(load("passthrough").params) == ["height", "width"]
-    assert "vace_enabled" not in load("krea-realtime-video").params
+
+
+def test_krea_has_vace_only_where_its_engine_is() -> None:
+    asked = {"vace_enabled": True}
+    for without in ({"vace": False}, {"vace_made": False}):
+        refused_ = load("krea-realtime-video", asked, **without)
+        assert "vace_enabled" not in refused_.params
+        assert "vace_enabled" in refused_.warnings[0]
+
+    assert load("krea-realtime-video", asked).params["vace_enabled"] is True
+
+
+def test_vace_is_on_by_itself_only_where_its_engines_are_there() -> None:
+    assert load("longlive").params["vace_enabled"] is True
+    assert load("longlive", vace_made=False).params["vace_enabled"] is False
+    assert load("longlive", {"vace_enabled": True}, vace_made=False).params["vace_enabled"] is True
+
+
+def test_engines_without_the_branch_are_loaded_without_vace() -> None:
+    built = (Combination(64, 64, "wan", None, vace=False), Combination(96, 96, "wan", None, vace=True))
+    around = {"combinations": built, "supported_resolutions": [(64, 64), (96, 96)]}
+
+    def at(size: int, **params: Any) -> LoadRequest:
+        return load("longlive", {"height": size, "width": size, **params}, **around)
+
+    assert at(96).params["vace_enabled"] is True
+    assert (at(64).params["vace_enabled"], at(64).warnings) == (False, [])
+    asked = at(64, vace_enabled=True)
+    assert asked.params["vace_enabled"] is False
+    assert "no VACE engine for 64x64" in asked.warnings[0]
+    assert "wanstream-export longlive --vace" in asked.warnings[0]
+
+
+def test_how_vace_is_used_reaches_the_plan_of_the_load() -> None:
+    request = load("longlive", {"vace_encoder_cache": "separate", "vace_pad_attention": False})
+
+    assert request.warnings == []
+    assert VacePlan.of(request.params) == VacePlan(encoder_cache="separate", pad_attention=False)
+    assert VacePlan.of(load("longlive").params) == VacePlan()
+    assert VacePlan.of(load("longlive", {"vace_enabled": False}).params) is None
+    body = {"pipeline_id": "longlive", "load_params": {"vace_encoder_cache": "none"}}
+    assert problems(body)[0]["type"] == "literal_error"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ ENTRY_KEYS = {
     *("supports_cache_management", "supports_kv_cache_bias", "supports_quantization", "config_schema"),
     *("recommended_quantization_vram_threshold", "default_spatial_interpolation_method", "produces_video"),
     *("produces_audio", "usage", "inputs", "outputs", "plugin_name", "available", "unavailable_reason"),
-    *("supported_resolutions", "input_size", "note", "example_prompts"),
+    *("supported_resolutions", "input_size", "note", "example_prompts", "vace_default"),
 }
 
 
@@ -63,6 +63,26 @@ def test_mode_defaults_are_absent_where_no_mode_differs() -> None:
             "noise_controller": True,
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("spec", "vace", "made", "told"),
+    [
+        (LONGLIVE, True, True, (True, True)),
+        (LONGLIVE, True, False, (True, False)),  # made when a load asks for it
+        (LONGLIVE, False, True, (False, False)),
+        (KREA_REALTIME_VIDEO, True, True, (True, True)),
+        (KREA_REALTIME_VIDEO, True, False, (False, False)),
+        (KREA_REALTIME_VIDEO, False, True, (False, False)),
+        (PASSTHROUGH, True, True, (False, False)),
+    ],
+)
+def test_vace_is_told_of_where_a_load_may_have_it(
+    spec: PipelineSpec, vace: bool, made: bool, told: tuple[bool, bool]
+) -> None:
+    entry = pipeline_schema(spec, Availability(True, vace=vace, vace_made=made))
+
+    assert (entry["supports_vace"], entry["vace_default"]) == told
 
 
 def test_krea_proposes_no_transition_in_video_mode() -> None:
