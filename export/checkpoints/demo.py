@@ -28,10 +28,16 @@ from export.graphs.vae import VaeConfig, WanVae
 from export.onnx.jobs import Size
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FILES, VAE_FILES
-from streaming.engines.demo import DEMO, TRAINED_CONFIG, DemoInfo, read_demo, trained_directory
+from streaming.engines.demo import (
+    DEMO,
+    TRAINED_CONFIG,
+    TRAINED_VACE,
+    DemoInfo,
+    read_demo,
+    trained_directory,
+)
 from streaming.engines.manifest import file_info, fingerprint
 
-VACE: Final = "vace.safetensors"  # in the directory of the trained weights
 _SIZE: Final = (128, 192)
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _TRANSFORMER: Final = TransformerConfig(
@@ -108,14 +114,16 @@ def trained_weights(directory: Path | None = None) -> DemoWeights:
     """The nano checkpoint, or another one in the layout that `export.nano` writes."""
     directory = directory or trained_directory()
     config = json.loads((directory / TRAINED_CONFIG).read_text(encoding="utf-8"))
+    vace = directory / TRAINED_VACE
+    about = {"version": trained_version(directory), "vace": vace.is_file()}
     return DemoWeights(
         config=TransformerConfig.from_json(config),
-        about=DemoInfo.model_validate(config | {"version": trained_version(directory)}),
+        about=DemoInfo.model_validate(config | about),
         transformer=load_file(directory / "transformer.safetensors"),
         vae=load_file(directory / "vae.safetensors"),
         text_encoder=load_file(directory / "text_encoder.safetensors"),
         tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
-        vace=load_file(directory / VACE) if (directory / VACE).is_file() else None,
+        vace=load_file(vace) if vace.is_file() else None,
     )
 
 

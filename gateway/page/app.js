@@ -469,13 +469,18 @@ controls.addEventListener("live", ({ detail }) => {
   if (inUse || "prompts" in detail || "transition" in detail) stream.send(detail);
 });
 images.addEventListener("choose", () => {
-  if (controls.values.vace_enabled) stream.send(images.update, { now: true });
+  const isLoaded = !stream.isLive || stream.plan.loadParams.vace_enabled;
+  if (controls.values.vace_enabled && isLoaded) stream.send(images.update, { now: true });
+  else if (images.isChosen && !locked) controls.useVace();
   renderVace();
 });
 loras.addEventListener("scale", ({ detail }) => stream.send(detail));
 loras.addEventListener("load", render);
 models.addEventListener("downloaded", () => readPipelines().then(render, showProblem));
 controls.addEventListener("source", changeInput);
+controls.addEventListener("vace", () => {
+  if (stream.isLive && !locked) load();
+});
 controls.addEventListener("load", render);
 controls.addEventListener("pipeline", () => {
   if (stream.isLive && loaded?.pipeline_id === controls.entry.id && !controls.differsFrom(loaded.load_params)) applyMode();

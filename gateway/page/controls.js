@@ -14,7 +14,8 @@ const SELECTS = ["vace_preprocessor", "quantization", "prompt_interpolation_meth
 
 /**
  * Events: "pipeline" (another pipeline or input mode was chosen), "load" (a load parameter changed),
- * "live" (detail: parameters to send to a running stream), "source" (camera or file changed).
+ * "live" (detail: parameters to send to a running stream), "source" (camera or file changed), "vace" (something
+ * needs it that is used at once).
  */
 export class Controls extends EventTarget {
   #settings;
@@ -108,6 +109,14 @@ export class Controls extends EventTarget {
     this.refresh();
   }
 
+  /** Have VACE loaded, for a picture, or for the input video as control; "vace" tells whoever loads. */
+  useVace({ control = false } = {}) {
+    if (this.mode === "video") this.#settings.overrides(this.entry.id, this.mode).vace_use_input_video = control;
+    this.#change("vace_enabled", true);
+    this.refresh();
+    this.#emit("vace");
+  }
+
   loadParams() {
     return loadParams(this.fields, this.values);
   }
@@ -181,7 +190,6 @@ export class Controls extends EventTarget {
       reset_cache: Boolean(entry.supports_cache_management),
       vace_context_scale: Boolean(values.vace_enabled),
       vace_ref_images: Boolean(entry.supports_vace),
-      vace_use_input_video: mode === "video" && Boolean(values.vace_enabled),
       vace_preprocessor: mode === "video" && Boolean(values.vace_enabled && values.vace_use_input_video),
     };
     for (const element of document.querySelectorAll("[data-field]")) {
@@ -194,9 +202,13 @@ export class Controls extends EventTarget {
     for (const radio of document.getElementsByName("mode")) radio.checked = radio.value === mode;
     for (const radio of document.getElementsByName("source")) radio.checked = radio.value === this.#settings.source;
     for (const radio of document.getElementsByName("video-use")) {
-      radio.checked = (radio.value === "control") === Boolean(values.vace_use_input_video);
+      radio.checked = (radio.value === "control") === Boolean(values.vace_enabled && values.vace_use_input_video);
     }
     $("file-field").hidden = this.#settings.source !== "file";
+    $("vace_enabled-hint").textContent =
+      entry.vace_default === false
+        ? "Guidance by input video and reference pictures. What it needs is made the first time, which takes a minute or two."
+        : "Guidance by input video and reference pictures.";
     this.#showExamples(entry);
     this.#showValues(fields, values);
     this.#showSizes(values);
@@ -325,7 +337,8 @@ export class Controls extends EventTarget {
     }
     for (const radio of document.getElementsByName("video-use")) {
       radio.addEventListener("change", () => {
-        this.#change("vace_use_input_video", radio.value === "control");
+        if (radio.value === "control" && !this.values.vace_enabled) this.useVace({ control: true });
+        else this.#change("vace_use_input_video", radio.value === "control");
         this.refresh();
       });
     }

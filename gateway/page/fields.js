@@ -19,7 +19,7 @@ export function fieldsOf(entry, mode) {
   if (isLoadParameter(entry, "base_seed")) fields.base_seed = { value: standard("base_seed", 42), min: 0, step: 1 };
   if (entry.supports_quantization) fields.quantization = { value: "auto" };
   if (entry.supports_vace) {
-    fields.vace_enabled = { value: mode === "text" };
+    fields.vace_enabled = { value: mode === "text" && entry.vace_default !== false };
     fields.vace_context_scale = { value: standard("vace_context_scale", 1), min: 0, max: 2, step: 0.01 };
     if (mode === "video") {
       fields.vace_use_input_video = { value: true };

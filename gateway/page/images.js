@@ -68,7 +68,7 @@ export class ReferenceImages extends EventTarget {
   async show(supported, enabled) {
     $("image-hint").textContent = enabled
       ? "The chosen picture guides the next pictures of the stream. Pictures can be dropped here, or on the video."
-      : "Turn on Load VACE to use a picture.";
+      : "Choosing a picture loads the pipeline again with VACE, which uses it. Pictures can be dropped here, or on the video.";
     if (!supported || this.#read) return;
     this.#read = true;
     await this.#refresh();

@@ -314,7 +314,7 @@ def _effective(
         default = default if default in availability.quantizations else None
         params["quantization"] = values.get("quantization", default)
     if spec.supports_vace and (spec.names_vace or offers_vace(spec, availability)):
-        params["vace_enabled"] = availability.vace and values.get("vace_enabled", availability.vace_made)
+        params["vace_enabled"] = availability.vace and values.get("vace_enabled", availability.vace_default)
     if spec.loop is not None:
         params["vae_type"] = values.get("vae_type", _VAE_TYPE)
     chosen = {name: values[name] for name in LOAD_CHOICES if name in values}

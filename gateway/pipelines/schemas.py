@@ -30,7 +30,7 @@ def pipeline_schema(spec: PipelineSpec, availability: Availability) -> dict[str,
     entry = {
         **_identity(spec),
         "supports_vace": offers_vace(spec, availability),
-        "vace_default": offers_vace(spec, availability) and availability.vace_made,
+        "vace_default": offers_vace(spec, availability) and availability.vace_default,
         "requires_models": spec.requires_models and availability.needs_models,
         "available": availability.available,
         "unavailable_reason": availability.reason,

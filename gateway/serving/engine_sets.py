@@ -58,8 +58,7 @@ class EngineSets:
         if self._demo is not None and self.waits_for_demo(spec):
             about = self._demo.info
             servable = _servable([Combination(*about.size, "wan", None, about.vace)])
-            made = self._has_branch(spec)
-            return replace(servable, vace_made=made, note=about.note, examples=about.examples)
+            return replace(servable, vace_default=False, note=about.note, examples=about.examples)
         sets = [found.content for found in self._of(spec)]
         if not sets:
             return Availability(
@@ -80,8 +79,10 @@ class EngineSets:
             for v in s.vae
         ]
         servable = _servable(combinations, runtime_loras=self.takes_adapters(spec))
-        made = self._has_branch(spec)
-        return replace(servable, vace_made=made, note=sets[0].note, examples=sets[0].examples)
+        by_itself = any(s.branch for s in sets) and not self._makes(
+            spec
+        )  # the same before it is made, and after
+        return replace(servable, vace_default=by_itself, note=sets[0].note, examples=sets[0].examples)
 
     def opening(self) -> PipelineSpec | None:
         """The pipeline that a server begins with if nobody names one: a demonstration, or none.

@@ -80,7 +80,7 @@ class Availability:
     quantizations: tuple[str, ...] = ("fp8_e4m3fn",)  # for which engines exist
     combinations: tuple[Combination, ...] | None = None  # which of these go together; None: all do
     vace: bool = True  # whether the VACE branch exists, for pipelines that support it
-    vace_made: bool = True  # and is there at once; else its engines are made when a load asks for it
+    vace_default: bool = True  # and a load has it that says nothing; else its engines may yet have to be made
     max_sessions: int | None = None  # what this machine can serve at once; None: nothing is known
     note: str = ""  # a line for users about the weights
     examples: tuple[str, ...] = ()  # prompts that the weights understand
@@ -88,7 +88,7 @@ class Availability:
 
 def offers_vace(spec: PipelineSpec, availability: Availability) -> bool:
     """Whether a load of `spec` may have the VACE branch, as clients are told."""
-    there = availability.vace_made if not spec.names_vace else True
+    there = availability.vace_default if not spec.names_vace else True
     return spec.supports_vace and availability.vace and there
 
 

@@ -18,6 +18,7 @@ DEMO_PIPELINES: Final = (  # what it exports by itself, when somebody chooses it
 DEMO_MODELS: Final = "demo-models"  # directory of the checkpoint, below the home directory
 DEMO: Final = "demo.json"  # in the checkpoint's directory
 TRAINED_CONFIG: Final = "config.json"  # in the directory of the trained weights that come with the package
+TRAINED_VACE: Final = "vace.safetensors"  # beside it, if they have a branch
 
 
 class DemoInfo(BaseModel):
@@ -70,7 +71,8 @@ def trained_info() -> DemoInfo:
     """What the weights of the package are. Raises WanstreamError when the installation is damaged."""
     path = trained_directory() / TRAINED_CONFIG
     try:
-        return DemoInfo.model_validate_json(path.read_bytes())
+        found = DemoInfo.model_validate_json(path.read_bytes())
+        return found.model_copy(update={"vace": path.with_name(TRAINED_VACE).is_file()})
     except (OSError, ValidationError) as error:
         raise WanstreamError(f"'{path}' is missing or damaged. Install wanstream again.") from error
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import numpy as np
+import numpy.typing as npt
 from aiortc import MediaStreamTrack, VideoStreamTrack
 from av import VideoFrame
 
@@ -36,18 +37,25 @@ class NumberedCamera(MediaStreamTrack):
         return frame
 
 
-class PlainCamera(VideoStreamTrack):
-    """Sends pictures of one colour."""
+class StillCamera(VideoStreamTrack):
+    """Sends one picture, uint8 [H, W, 3] RGB, again and again."""
 
-    def __init__(self, rgb: tuple[int, int, int], size: tuple[int, int] = (128, 128)) -> None:
-        """size: height and width in pixels"""
+    def __init__(self, picture: npt.NDArray[np.uint8]) -> None:
         super().__init__()
-        self._picture = np.full((*size, 3), rgb, np.uint8)
+        self._picture = picture
 
     async def recv(self) -> VideoFrame:
         frame = VideoFrame.from_ndarray(self._picture, format="rgb24")
         frame.pts, frame.time_base = await self.next_timestamp()
         return frame
+
+
+class PlainCamera(StillCamera):
+    """Sends pictures of one colour."""
+
+    def __init__(self, rgb: tuple[int, int, int], size: tuple[int, int] = (128, 128)) -> None:
+        """size: height and width in pixels"""
+        super().__init__(np.full((*size, 3), rgb, np.uint8))
 
 
 class GreyCamera(VideoStreamTrack):

@@ -5,7 +5,6 @@ A new server exports it by itself; prompts, their changes and the camera come fr
 
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,11 @@ import torch
 from PIL import Image
 from playwright.async_api import Page
 
-from export.checkpoints.demo import ensure_demo_models
 from export.nano.measure import Images, Seen, look, object_mask, place, rim_part, tile_contrast, velocity
 from export.nano.text import CAMERA
 from export.nano.world import PALETTE, SHAPES, Scene, draw, palette_of
 from tests.server.browser import chromium, drop, field, opened, pixels, start
-from tests.server.camera import PlainCamera
+from tests.server.camera import PlainCamera, StillCamera
 from tests.server.gateway_calls import load, pipeline_status, wait_status
 from tests.server.peer import Peer, until
 from tests.server.processes import ServerProcess
@@ -199,10 +197,10 @@ async def test_in_the_browser_a_prompt_and_an_example_become_the_picture(server:
     assert "tiny demonstration model" in note
 
 
-def painted(scene: Scene) -> bytes:
+def painted(scene: Scene, at: tuple[float, float] = (48.0, 48.0)) -> bytes:
     """The scene as a picture of the world, PNG."""
     colours = [palette_of([scene], part) for part in ("colour", "background")]
-    shape, centre, radius = SHAPES.index(scene.shape), [[48.0, 48.0]], [22.0]
+    shape, centre, radius = SHAPES.index(scene.shape), [list(at)], [22.0]
     drawn = draw(torch.tensor([shape]), torch.tensor(centre), torch.tensor(radius), *colours, (96, 96))[0]
     levels = ((drawn.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
     stored = io.BytesIO()
@@ -210,30 +208,36 @@ def painted(scene: Scene) -> bytes:
     return stored.getvalue()
 
 
-@pytest.fixture
-def branched(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server that streams the demonstration's weights in PyTorch, which finds their VACE branch itself."""
-    ensure_demo_models(tmp_path / "models")
-    process = ServerProcess("gateway", tmp_path, options=["-N"])
-    yield process
-    process.stop(within_s=60)
-
-
-async def test_in_the_browser_a_dropped_picture_gives_the_stream_its_colours(branched: ServerProcess) -> None:
+async def test_in_the_browser_a_dropped_picture_gives_the_stream_its_colours(server: ServerProcess) -> None:
     scene = Scene("", "purple", "square", "stays still", "yellow")
-    async with chromium() as browser, opened(browser, branched.url) as page:
-        await page.get_by_role("radio", name="LongLive", exact=True).check()
-        for name in ("Height", "Width"):
-            await field(page, name).fill("96")  # what the weights have learned
+    async with chromium() as browser, opened(browser, server.url) as page:
         await field(page, "Prompt 1").fill(CAMERA[0])  # leaves everything open
-        await start(page, "LongLive", within_s=120)
+        await start(page, "LongLive", within_s=60)
 
         await drop(page, "#output", "purple square.png", painted(scene))
 
         async def shows() -> bool:
             return names(look((await pixels(page)).astype(np.uint8))) == ("yellow", "purple")
 
-        await until(shows, 90, "a purple shape on yellow")
+        await until(shows, 400, "a purple shape on yellow")  # the engines of the branch are exported now
+        assert await field(page, "Load VACE").is_checked()
+    assert (await pipeline_status(server.client))["load_params"]["vace_enabled"] is True
+
+
+async def test_in_camera_mode_the_shape_is_where_the_control_video_has_it(server: ServerProcess) -> None:
+    await load(server.client, "longlive", {"vace_enabled": True}, within_s=400)
+    control = Scene("", "white", "circle", "stays still", "black")
+    wanted = Scene("", "red", "circle", "stays still", "blue")
+    for place_ in ((26.0, 30.0), (70.0, 66.0)):
+        source = StillCamera(np.asarray(Image.open(io.BytesIO(painted(control, place_)))))
+        async with Peer(server.client, source=source, keep_pictures=True) as peer:
+            await peer.connect({"prompts": wanted.prompt, "input_mode": "video"})
+
+            def there(place_: tuple[float, float] = place_) -> bool:
+                found = place(object_mask(peer.pictures[-1], wanted)) if peer.pictures else None
+                return found is not None and bool(np.hypot(*np.subtract(found, place_)) < 8)
+
+            await until(there, 60, f"the shape at {place_}")
 
 
 BESIDE = {"lora_merge_mode": "runtime_peft"}

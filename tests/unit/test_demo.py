@@ -158,7 +158,7 @@ async def test_the_branch_is_exported_when_somebody_asks_and_again_by_a_new_vers
 
     def offered() -> tuple[bool, bool]:
         found = sets.availability(LONGLIVE)
-        return found.vace, found.vace_made
+        return found.vace, found.vace_default
 
     before = offered()
     await sets.prepare(LONGLIVE, lambda stage: None)
@@ -172,7 +172,7 @@ async def test_the_branch_is_exported_when_somebody_asks_and_again_by_a_new_vers
     (engines / ".demo-longlive").write_text("of another version")
     await sets.prepare(LONGLIVE, lambda stage: None)
 
-    assert (before, without, with_it) == ((True, False), (True, False), (True, True))
+    assert (before, without, with_it) == ((True, False), (True, False), (True, False))
     assert (tmp_path / "asked").read_text().split() == ["False", "True", "True"]
 
 

@@ -189,7 +189,7 @@ def test_effective_parameters_are_in_the_order_of_scopes_status() -> None:
 
 def test_krea_has_vace_only_where_its_engine_is() -> None:
     asked = {"vace_enabled": True}
-    for without in ({"vace": False}, {"vace_made": False}):
+    for without in ({"vace": False}, {"vace_default": False}):
         refused_ = load("krea-realtime-video", asked, **without)
         assert "vace_enabled" not in refused_.params
         assert "vace_enabled" in refused_.warnings[0]
@@ -197,10 +197,10 @@ def test_krea_has_vace_only_where_its_engine_is() -> None:
     assert load("krea-realtime-video", asked).params["vace_enabled"] is True
 
 
-def test_vace_is_on_by_itself_only_where_its_engines_are_there() -> None:
+def test_vace_is_off_by_itself_where_its_engines_are_made_on_demand() -> None:
     assert load("longlive").params["vace_enabled"] is True
-    assert load("longlive", vace_made=False).params["vace_enabled"] is False
-    assert load("longlive", {"vace_enabled": True}, vace_made=False).params["vace_enabled"] is True
+    assert load("longlive", vace_default=False).params["vace_enabled"] is False
+    assert load("longlive", {"vace_enabled": True}, vace_default=False).params["vace_enabled"] is True
 
 
 def test_engines_without_the_branch_are_loaded_without_vace() -> None:

@@ -80,7 +80,7 @@ def test_mode_defaults_are_absent_where_no_mode_differs() -> None:
 def test_vace_is_told_of_where_a_load_may_have_it(
     spec: PipelineSpec, vace: bool, made: bool, told: tuple[bool, bool]
 ) -> None:
-    entry = pipeline_schema(spec, Availability(True, vace=vace, vace_made=made))
+    entry = pipeline_schema(spec, Availability(True, vace=vace, vace_default=made))
 
     assert (entry["supports_vace"], entry["vace_default"]) == told
 
