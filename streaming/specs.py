@@ -19,7 +19,7 @@ VaeType = Literal["wan", "lightvae", "tae", "lighttae"]
 LoraMergeMode = Literal["permanent_merge", "runtime_peft"]
 Interpolation = Literal["linear", "slerp"]
 # What becomes of a control video before VACE is shown it.
-Preprocessor = Literal["none", "gray", "scribble", "video-depth-anything"]
+Preprocessor = Literal["none", "gray", "scribble", "optical-flow", "video-depth-anything"]
 
 
 class OnPromptChange(str, Enum):

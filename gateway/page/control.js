@@ -4,7 +4,7 @@ import { at } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 const READING_MS = 500;
-const NAMES = { none: "input", gray: "grey", scribble: "edges", "video-depth-anything": "depth" };
+const NAMES = { none: "input", gray: "grey", scribble: "edges", "optical-flow": "motion", "video-depth-anything": "depth" };
 
 export class ControlView {
   #wanted = null; // id of the stream

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gateway.pipelines.state import Pipelines
 from gateway.stream.parameters.state import ParameterContext, ParameterState
+from gateway.stream.pictures.optical_flow import optical_flow
 from gateway.stream.pictures.preprocessors import gray, scribble
 from gateway.stream.stream import Stream
 from streaming.specs import LONGLIVE
@@ -85,7 +86,7 @@ async def filmed(directory: Path, *, vace: bool = True, **parameters: Any) -> As
 async def test_the_preprocessor_is_chosen_while_streaming(tmp_path: Path) -> None:
     async with filmed(tmp_path) as it:
         seen = {"none": await it.next_chunk()}
-        for name in ("gray", "scribble", "video-depth-anything"):
+        for name in ("gray", "scribble", "optical-flow", "video-depth-anything"):
             assert await it.stream.update({"vace_preprocessor": name}) == []
             seen[name] = await it.next_chunk()
             assert it.stream.worker.control is not None
@@ -94,6 +95,7 @@ async def test_the_preprocessor_is_chosen_while_streaming(tmp_path: Path) -> Non
     np.testing.assert_array_equal(seen["none"], film())
     np.testing.assert_array_equal(seen["gray"], gray(film()))
     np.testing.assert_array_equal(seen["scribble"], scribble(film()))
+    np.testing.assert_array_equal(seen["optical-flow"], optical_flow(film()))
     np.testing.assert_array_equal(seen["video-depth-anything"], 255 - film())
 
 

@@ -1,8 +1,10 @@
 """What VACE is shown in place of the input pictures."""
 
+import cv2
 import numpy as np
 import pytest
 
+from gateway.stream.pictures.optical_flow import coloured, optical_flow
 from gateway.stream.pictures.preprocessors import PREPROCESSORS, gray, scribble
 
 HEIGHT, WIDTH = 96, 128
@@ -51,4 +53,49 @@ def test_pictures_keep_their_number_and_size(name: str, size: tuple[int, int]) -
     found = PREPROCESSORS[name](pictures)
 
     assert (found.shape, found.dtype) == (pictures.shape, np.uint8)
-    assert (found[..., 0] == found[..., 2]).all()
+    assert name == "optical-flow" or (found[..., 0] == found[..., 2]).all()
+
+
+def shifted(dx: int, dy: int) -> np.ndarray:
+    """Three pictures of a cloudy texture, all of which moves so many pixels per picture."""
+    noise = np.random.default_rng(3).normal(size=(HEIGHT, WIDTH)).astype(np.float32)
+    luma = cv2.GaussianBlur(noise, (0, 0), 4)
+    luma = (255 * (luma - luma.min()) / np.ptp(luma)).astype(np.uint8)
+    return np.stack([np.roll(luma, (i * dy, i * dx), (0, 1)) for i in range(3)])[..., None].repeat(3, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("dx", "dy", "colour"),
+    [  # as torchvision's flow_to_image draws them
+        (3, 0, (255, 0, 0)),
+        (-3, 0, (0, 209, 255)),
+        (0, 3, (255, 229, 0)),
+        (0, -3, (88, 0, 255)),
+    ],
+)
+def test_motion_has_the_colour_of_its_direction(dx: int, dy: int, colour: tuple[int, int, int]) -> None:
+    drawn = optical_flow(shifted(dx, dy))
+
+    missing = 255 - np.median(drawn[:, 24:72, 32:96], axis=(0, 1, 2))
+    assert missing.max() > 100  # of white: a full colour at the fastest place of the chunk
+    assert np.abs(255 * missing / missing.max() - (255 - np.array(colour))).max() < 50
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+def test_what_stands_still_is_white_and_a_single_picture_does() -> None:
+    still = shifted(0, 0)
+
+    assert optical_flow(still).min() == 255
+    assert optical_flow(still[:1]).min() == 255
+
+
+def test_colours_of_directions_are_those_of_the_published_wheel() -> None:
+    # Values of torchvision.utils.flow_to_image for these unit vectors, which are on the wheel's 55 steps.
+    angles = np.pi * (2 * np.array([0, 15, 21, 25, 36, 49]) / 54 - 1)
+    flow = np.stack([-np.cos(angles), -np.sin(angles)], axis=-1).astype(np.float32)
+
+    found = coloured(flow[None])[0].astype(int)
+
+    corners = [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255)]
+    assert np.abs(found - corners).max() <= 1
+    assert coloured(np.zeros((1, 1, 2), np.float32)).tolist() == [[[255, 255, 255]]]

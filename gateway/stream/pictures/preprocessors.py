@@ -9,6 +9,7 @@ import numpy as np
 from av.filter import Graph
 
 from gateway.serving.interface import Images
+from gateway.stream.pictures.optical_flow import optical_flow
 
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 # Canny's two thresholds: an edge begins where the gradient is steep, and goes on while it is not flat.
@@ -59,4 +60,8 @@ def _canny(height: int, width: int) -> Graph:
     return graph
 
 
-PREPROCESSORS: Final[Mapping[str, Callable[[Images], Images]]] = {"gray": gray, "scribble": scribble}
+PREPROCESSORS: Final[Mapping[str, Callable[[Images], Images]]] = {
+    "gray": gray,
+    "scribble": scribble,
+    "optical-flow": optical_flow,
+}
