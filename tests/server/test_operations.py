@@ -1,5 +1,6 @@
 """What operators rely on: probes, metrics, an access token, an orderly end."""
 
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tests.server.gateway_calls import load
 from tests.server.peer import Peer, until
 from tests.server.sdp_peer import SdpPeer, posted
 
+ROOT = Path(__file__).parents[2]
 TOKEN = "correct-horse"
 PROMPTS = {"prompts": [{"text": "a", "weight": 1.0}]}
 
@@ -25,6 +27,18 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoubleProcess]
     process = DoubleProcess(tmp_path_factory.mktemp("guarded"), env)
     yield process
     process.stop()
+
+
+async def test_metrics_are_those_of_the_documentation(double_server: DoubleProcess) -> None:
+    await load(double_server.client, "longlive", {"height": 96, "width": 128})
+    answer = await double_server.client.call("GET", "/metrics")
+    table = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"^\| `wanstream_.*?\|", table, re.M))
+
+    documented = {name.removesuffix("_total") for row in named for name in re.findall(r"wanstream_\w+", row)}
+    families = text_string_to_metric_families(answer.body.decode())
+    shown = {family.name for family in families if not family.name.endswith("_created")}
+    assert {name for name in shown if name.startswith("wanstream_")} == documented
 
 
 async def test_metrics_tell_what_has_room_and_what_was_refused(tmp_path: Path) -> None:
