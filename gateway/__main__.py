@@ -36,6 +36,7 @@ from gateway.serving.memory import Memory
 from gateway.serving.recipes import recipes
 from gateway.triton.serving import TritonServing
 from streaming.engines.demo import demo_adapters
+from streaming.engines.ort import GpuProviders
 from streaming.errors import WanstreamError
 from streaming.memory.machine import gpu_memory_bytes, torch_has_cuda
 from streaming.specs import SPECS
@@ -175,7 +176,8 @@ def engine_sets(config: Config) -> EngineSets:
     """The engines of this server; an embedded one makes those of the demonstration itself."""
     directories, embedded = config.directories, config.triton_url is None
     demo = DemoEngines(directories.home, directories.engines) if embedded and config.demo else None
-    return EngineSets(directories.engines, on_cpu=embedded, demo=demo)
+    gpu = GpuProviders.here(config.onnxruntime_provider) if embedded and torch_has_cuda() else None
+    return EngineSets(directories.engines, on_cpu=embedded, demo=demo, gpu=gpu)
 
 
 def checkpoints_of(config: Config, engines: EngineSets) -> Checkpoints:

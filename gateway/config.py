@@ -11,10 +11,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 from gateway.publications.target import check_token, check_url
 from streaming.engines.load_plan import TorchSettings, TorchSwitches
+from streaming.engines.ort import ProviderChoice
 from streaming.errors import WanstreamError
 
 _TURN_CREDENTIALS_URL = "https://turn.fastrtc.org/credentials"
@@ -163,6 +164,7 @@ class Config:
     locked: bool = False  # only who has the admin token loads pipelines and changes files
     opening: str | None = None  # to load once at the start
     pytorch: TorchSettings = field(default_factory=TorchSettings)  # how checkpoints run without engines
+    onnxruntime_provider: ProviderChoice = "auto"  # what ONNX Runtime computes with, of what is installed
     demo: bool = True  # whether an embedded server without engines makes those of the demonstration
     cors_origins: tuple[str, ...] | None = None  # None: every origin; see gateway.access.origins
     node: str | None = None  # HOST:PORT of this gateway, as those of `peers` see it
@@ -247,6 +249,10 @@ class Config:
             publish_url=_publish_url(values),
             locked=_switch(values, "WANSTREAM_LOCKED", "off"),
             pytorch=_pytorch(values),
+            onnxruntime_provider=cast(
+                "ProviderChoice",
+                _choice(values, "WANSTREAM_ONNXRUNTIME_PROVIDER", get_args(ProviderChoice), "auto"),
+            ),
             demo=_switch(values, "WANSTREAM_DEMO", "on"),
             cors_origins=_names(origins) if origins else None,
             node=_node(values),

@@ -25,11 +25,12 @@ from streaming.checkpoints.files import TEXT_ENCODER, TOKENIZER, TRANSFORMER_FIL
 from streaming.conditioning.embedding_cache import EmbeddingCache
 from streaming.conditioning.prompt_encoder import PromptEncoder
 from streaming.conditioning.tokenizer import PromptTokenizer
+from streaming.engines.bound import CPU
 from streaming.engines.engine import BatchLimit, BranchEngines, Engine, Engines, VaeEngines
 from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchPrecision, TorchSwitches, VacePlan
 from streaming.engines.manifest import file_info, fingerprint
 from streaming.engines.records import EngineError
-from streaming.engines.served import CPU, PROMPTS, adapted_pipeline, shares_encoder_cache
+from streaming.engines.served import PROMPTS, adapted_pipeline, shares_encoder_cache
 from streaming.network.inputs import KEY_BIAS
 from streaming.network.model import StreamModel
 from streaming.network.transformer import ModelSizes

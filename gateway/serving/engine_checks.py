@@ -11,6 +11,7 @@ from streaming.engines.manifest import (
     engine_directory,
     read_manifest,
 )
+from streaming.engines.ort import Provider
 from streaming.engines.plans import check_plan
 from streaming.memory.machine import Machine
 
@@ -18,12 +19,18 @@ _MOVED = "No module named 'streaming."  # an exported model imports ours by name
 
 
 def checked_manifests(
-    engines: EngineSet, models: Path, size: tuple[int, int], variant: Variant, *, vace: bool = True
+    engines: EngineSet,
+    models: Path,
+    size: tuple[int, int],
+    variant: Variant,
+    *,
+    vace: bool = True,
+    provider: Provider = "cpu",
 ) -> Mapping[str, EngineManifest]:
     """Manifests of the engines of one size of picture, by name, in the order of loading.
 
     Raises EngineError unless they are undamaged and `variant` can run them. models: their Triton models.
-    vace: with the branch, if there is one.
+    vace: with the branch, if there is one. provider: of ONNX Runtime, when it runs them.
     """
     manifests = {}
     for name in engines.engines(size, vace=vace):
@@ -32,7 +39,7 @@ def checked_manifests(
         check_files(directory, manifest, hashes=False)
         if variant == "tensorrt":
             check_plan(directory, manifest, Machine())  # Triton may run on another machine than this one
-        else:
+        elif provider == "cpu":
             check_runs_on_cpu(manifest)
     return manifests
 

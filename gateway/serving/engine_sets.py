@@ -12,7 +12,11 @@ from gateway.serving.demo import DemoEngines
 from gateway.serving.interface import Availability, Combination, ServingError, StageCallback, fp8_remedy
 from streaming.engines.demo import OPENING
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
+from streaming.engines.manifest import EngineManifest, engine_directory
+from streaming.engines.ort import GpuProviders, Provider
 from streaming.engines.records import EngineError
+from streaming.engines.rtx import check_compiled
+from streaming.memory.plan import read_manifests
 from streaming.specs import SPECS, PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -20,6 +24,8 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "onnxruntime", "tokenizers", "ftfy", "safetensors")  # of the models of a pipeline
 FP8 = "fp8"  # the precision that parameter `quantization` asks for, by the name
 QUANTIZED = "fp8_e4m3fn"
+_CPU_FIRST = ("fp32", "fp16", "bf16", FP8)
+_GPU_FIRST = ("bf16", "fp16", "fp32", FP8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +39,20 @@ class FoundSet:
 class EngineSets:
     """The directory into which `wanstream-export` writes."""
 
-    def __init__(self, directory: Path, *, on_cpu: bool, demo: DemoEngines | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        on_cpu: bool,
+        demo: DemoEngines | None = None,
+        gpu: GpuProviders | None = None,
+    ) -> None:
         """on_cpu: the models run in this Python environment, in ONNX Runtime.
 
         demo: makes engines for pipelines that have none; None: they have to be exported by hand.
+        gpu: what ONNX Runtime has there for a GPU; None: nothing.
         """
+        self._gpu = gpu or GpuProviders()
         self._sets = directory / "sets"
         self.models = directory / "models"
         self.on_cpu = on_cpu
@@ -138,6 +153,33 @@ class EngineSets:
         plans = (f for f in self._of(spec) if f.content.serve_with == "tensorrt" and not f.content.demo)
         return not self.on_cpu and any(plans)
 
+    def has_compiled(self, spec: PipelineSpec) -> bool:
+        """Whether real weights are compiled by TensorRT for RTX for the GPU of this machine."""
+        return any(not f.content.demo and self.provider(f) == "rtx" for f in self._of(spec))
+
+    def provider(self, found: FoundSet) -> Provider:
+        """What ONNX Runtime would compute these engines with, in the pipeline's process."""
+        gpu = self._gpu
+        if not self.on_cpu or (not gpu.cuda and (gpu.rtx is None or gpu.target is None)):
+            return "cpu"
+        try:
+            manifests = read_manifests(self.models, found.content.engines())
+        except EngineError:
+            return "cpu"  # the load tells what is wrong
+        if gpu.rtx is not None and gpu.target is not None and self._are_compiled(manifests, gpu):
+            return "rtx"
+        portable = all(manifest.form == "portable" for manifest in manifests.values())
+        return "cuda" if gpu.cuda and portable and found.content.precision != FP8 else "cpu"
+
+    def _are_compiled(self, manifests: Mapping[str, EngineManifest], gpu: GpuProviders) -> bool:
+        """All of them, for this GPU and these versions."""
+        try:
+            for name, manifest in manifests.items():
+                check_compiled(engine_directory(self.models, name), manifest, gpu.target or "", gpu.rtx)
+        except EngineError:
+            return False
+        return True
+
     def find(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> FoundSet:
         """The set for these load parameters. Raises ServingError that says what to export."""
         quantized = load_params.get("quantization")
@@ -174,8 +216,14 @@ class EngineSets:
         """
         wanted = (spec.id, adapters)
         sets = [found for found in self._all() if (found.content.pipeline, found.content.adapters) == wanted]
-        order = ("fp32", "fp16", "bf16", FP8) if self.on_cpu else ("bf16", "fp16", "fp32", FP8)
-        return sorted(sets, key=lambda f: (f.content.demo, order.index(f.content.precision)))
+
+        def worth(found: FoundSet) -> tuple[bool, int, int]:
+            provider = self.provider(found)
+            order = _CPU_FIRST if self.on_cpu and provider == "cpu" else _GPU_FIRST
+            rung = ("rtx", "cuda", "cpu").index(provider)
+            return found.content.demo, rung, order.index(found.content.precision)
+
+        return sorted(sets, key=worth)
 
     def _all(self) -> list[FoundSet]:
         """Every readable set. A file is read again only when it has changed: each offer asks for them."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gateway.serving.room import Room
 from streaming.engines.load_plan import Backend, BackendChoice
+from streaming.engines.ort import Provider
 from streaming.errors import WanstreamError
 from streaming.specs import PipelineSpec
 from streaming.triton.protocol import Meta
@@ -98,6 +99,7 @@ class ServedEngine:
 
     backend         in the pipeline's own process, or as a model of the same Triton server
     runtime         what runs it: ONNX Runtime its graph, TensorRT its plan, or PyTorch its module
+    provider        of ONNX Runtime: cpu, cuda, or rtx, which is TensorRT for RTX; null: another runtime
     device          cpu, or cuda:0, or cuda:0,1 when it is there on each of these
     """
 
@@ -106,6 +108,7 @@ class ServedEngine:
     runtime: Literal["onnxruntime", "tensorrt", "pytorch"]
     device: str
     weights_bytes: int
+    provider: Provider | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from streaming.checkpoints.files import TRANSFORMER_FILES
 from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import Backend, BackendChoice, LoadPlan, VacePlan
 from streaming.engines.manifest import EngineManifest
+from streaming.engines.ort import Provider
 from streaming.engines.records import EngineError
 from streaming.memory.checkpoints import CheckpointSizes, checkpoint_weights
 from streaming.memory.fit import Fit, fit, fit_checkpoint
-from streaming.memory.plan import GPU, IN_PROCESS, MODEL_PROCESSES, Placement
+from streaming.memory.plan import GPU, IN_PROCESS, IN_PROCESS_ON_GPU, MODEL_PROCESSES, Placement
 from streaming.specs import LOAD_CHOICES, LoopSpec, PipelineSpec
 
 
@@ -121,8 +122,9 @@ class LoadPlanner:
 
     checkpoints: None where PyTorch runs none. adapters: None where there are no LoRA files.
 
-    Without a wish: plans for a GPU; a checkpoint on a GPU; engines on the CPU, those of the demonstration
-    too; a checkpoint on the CPU.
+    Without a wish: plans for a GPU, or engines that TensorRT for RTX has compiled for it; a checkpoint on a
+    GPU; engines in ONNX Runtime, on a GPU if that can be, those of the demonstration on the CPU; a checkpoint
+    on the CPU.
     """
 
     sets: EngineSets
@@ -176,11 +178,18 @@ class LoadPlanner:
             if backend == "auto" and self._fills_in(spec) and not load_params.get("quantization"):
                 return self._checkpoint(spec, load_params, "the engines are built for other parameters")
             raise
-        plan = plan_load(found, self.sets.models, load_params, on_cpu=self.sets.on_cpu)
+        plan = plan_load(
+            found, self.sets.models, load_params, on_cpu=self.sets.on_cpu, provider=self.sets.provider(found)
+        )
         plan = self._adapted(plan, load_params, found.content.model.transformer())
         try:
             manifests = checked_manifests(
-                found.content, self.sets.models, plan.size, plan.variant, vace=plan.vace is not None
+                found.content,
+                self.sets.models,
+                plan.size,
+                plan.variant,
+                vace=plan.vace is not None,
+                provider=plan.provider,
             )
         except EngineError as error:
             raise ServingError(str(error)) from error
@@ -202,7 +211,7 @@ class LoadPlanner:
             return False
         if not self.sets.availability(spec).available:
             return True
-        return checkpoints.on_gpu and not self.sets.has_plans(spec)
+        return checkpoints.on_gpu and not self.sets.has_plans(spec) and not self.sets.has_compiled(spec)
 
     def _why_checkpoint(self, spec: PipelineSpec) -> str:
         """Why it is preferred."""
@@ -238,6 +247,11 @@ class LoadPlanner:
                 "wanstream-export again, or load without 'loras'."
             )
         adapters = self.adapters.planned(load_params, config)
+        if plan.provider == "rtx" and not all(adapter.runtime for adapter in adapters):
+            raise ServingError(
+                "LoRA files cannot be merged into engines that TensorRT for RTX has compiled: load with "
+                "merge_mode runtime_peft, or with 'backend' pytorch."
+            )
         if plan.backend == "triton" and not all(adapter.runtime for adapter in adapters):
             raise ServingError(
                 "LoRA files cannot be merged into engines that Triton runs: load with merge_mode "
@@ -253,6 +267,10 @@ def _why_engines(engines: EngineSet, plan: LoadPlan) -> str:
     """Why they are preferred to a checkpoint."""
     if plan.gpus:
         return "plans are built for the GPU"
+    if plan.provider == "rtx":
+        return "the engines are compiled by TensorRT for RTX for this GPU"
+    if plan.provider == "cuda":
+        return "engines are here, and ONNX Runtime computes on the GPU"
     return "engines of the demonstration are here" if engines.demo else "engines for the CPU are here"
 
 
@@ -261,10 +279,18 @@ _NO_CHECKPOINTS = Availability(
 )
 
 
-def plan_load(found: FoundSet, models: Path, load_params: Mapping[str, Any], *, on_cpu: bool) -> LoadPlan:
+def plan_load(
+    found: FoundSet,
+    models: Path,
+    load_params: Mapping[str, Any],
+    *,
+    on_cpu: bool,
+    provider: Provider = "cpu",
+) -> LoadPlan:
     """The plan of a load of engines, before memory is looked at.
 
     models: directory of the engines' Triton models. on_cpu: Triton is the embedded one, without TensorRT.
+    provider: of ONNX Runtime, if that runs them.
     """
     has_plans = found.content.serve_with == "tensorrt" and not on_cpu
     choice: BackendChoice = load_params.get("backend", "auto")
@@ -277,6 +303,7 @@ def plan_load(found: FoundSet, models: Path, load_params: Mapping[str, Any], *, 
         width=load_params["width"],
         backend=backend,
         gpus=found.content.gpus if has_plans and backend == "triton" else (),
+        provider=provider if backend == "onnxruntime" else "cpu",
         base_seed=load_params["base_seed"],
         loop={name: load_params[name] for name in LOAD_CHOICES if name in load_params},
         vace=VacePlan.of(load_params) if found.content.branch else None,
@@ -287,6 +314,8 @@ def placement_of(plan: LoadPlan) -> Placement:
     """The memory that a load of engines goes into."""
     if plan.gpus:
         return GPU
+    if plan.provider != "cpu":
+        return IN_PROCESS_ON_GPU
     return IN_PROCESS if plan.backend == "onnxruntime" else MODEL_PROCESSES
 
 
@@ -297,11 +326,13 @@ def served_plan(
 
     manifests: of all its engines, by name.
     """
-    device = f"cuda:{','.join(map(str, plan.gpus))}" if plan.gpus else "cpu"
+    gpus = plan.gpus or (0,)
+    device = f"cuda:{','.join(map(str, gpus))}" if plan.computes_on_gpu else "cpu"
+    provider = None if plan.gpus else plan.provider
     return ServedPlan(
         engine_set=engines.name,
         engines=[
-            ServedEngine(name, plan.backend, plan.variant, device, manifest.bytes)
+            ServedEngine(name, plan.backend, plan.variant, device, manifest.bytes, provider)
             for name, manifest in manifests.items()
         ],
         make_room=list(plan.make_room),

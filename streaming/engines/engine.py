@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from streaming.engines.bound import BoundEngine, OrtPlace
 from streaming.engines.exchange import from_triton, to_triton
 from streaming.engines.manifest import EngineManifest
 from streaming.engines.ort import open_graph, ort_values
@@ -140,15 +141,19 @@ class ReopenableEngine(ManifestEngine):
         path: Path,
         threads: int,
         weights: Mapping[str, Any] | None = None,
+        place: OrtPlace | None = None,
     ) -> None:
-        """path: of the graph. threads, weights: as of `OrtEngine`. It is not open yet."""
+        """path: of the graph. threads, weights, place: as of `BoundEngine`. It is not open yet."""
         super().__init__(manifest)
-        self._path, self._threads, self._weights = path, threads, weights
-        self._opened: OrtEngine | None = None
+        self._path, self._place, self._threads = path, place or OrtPlace(), threads
+        self._manifest, self._weights = manifest, weights
+        self._opened: BoundEngine | None = None
 
     def open(self) -> None:
         """No effect when it is open. Raises WanstreamError when the file is absent or no valid graph."""
-        self._opened = self._opened or OrtEngine(self._path, self._threads, self._weights)
+        self._opened = self._opened or BoundEngine(
+            self._manifest, self._path, self._place, self._threads, self._weights
+        )
 
     def close(self) -> None:
         """Free its memory; no effect when it is not open."""

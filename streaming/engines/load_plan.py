@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError, model_validator
 
 from streaming.engines.engine_set import Variant
+from streaming.engines.ort import Provider
 from streaming.engines.records import EngineError, Record
 from streaming.specs import VaeType
 
@@ -116,6 +117,7 @@ class LoadPlan(Record):
     engine_set   directory of the set; None: no engines, but a checkpoint
     models       directory of the engines' Triton models; prompts are remembered beside it
     gpus         numbers of the GPUs that run the engines' TensorRT plans; none: ONNX Runtime runs the graphs
+    provider     of ONNX Runtime, in backend `onnxruntime`
     make_room    engines that leave the memory while the text encoder is in it, in the order of loading; none:
                  it is always there
     pytorch      of backend `pytorch`
@@ -132,6 +134,7 @@ class LoadPlan(Record):
     width: int
     backend: Backend = "onnxruntime"
     gpus: tuple[int, ...] = ()
+    provider: Provider = "cpu"
     make_room: tuple[str, ...] = ()
     pytorch: TorchPlan | None = None
     adapters: tuple[PlannedAdapter, ...] = ()
@@ -172,6 +175,11 @@ class LoadPlan(Record):
     def variant(self) -> Variant:
         """What runs the engines."""
         return "tensorrt" if self.gpus else "onnxruntime"
+
+    @property
+    def computes_on_gpu(self) -> bool:
+        """Whether the engines run there."""
+        return bool(self.gpus) or self.provider != "cpu"
 
     def as_parameters(self) -> dict[str, str]:
         """For the pipeline's Triton model."""

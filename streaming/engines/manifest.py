@@ -107,6 +107,25 @@ class TensorRTBuild(Record):
     activation_bytes: int | None = None
 
 
+class RtxBuild(Record):
+    """An engine compiled by TensorRT for RTX; it runs on GPUs of one kind, with these versions.
+
+    target   kind of GPU, such as sm89
+    files    in the directory of this kind; the compiled graph first
+    """
+
+    target: str
+    files: tuple[FileInfo, ...]
+    plugin: str
+    tensorrt_rtx: str
+    onnxruntime: str
+
+    @property
+    def versions(self) -> tuple[str, str]:
+        """Of what must be the same where it runs."""
+        return self.plugin, self.tensorrt_rtx
+
+
 class Quantization(Record):
     """How a graph got its float8 weights and activations, and what that costs.
 
@@ -153,6 +172,7 @@ class EngineManifest(Record):
     quantization: Quantization | None = None  # of precision fp8
     form: Form = "portable"
     tensorrt: TensorRTBuild | None = None
+    rtx: tuple[RtxBuild, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from streaming.adapters.stack import RuntimeAdapter, Stacker
 from streaming.conditioning.embedding_cache import EmbeddingCache
 from streaming.conditioning.prompt_encoder import PromptEncoder
 from streaming.conditioning.tokenizer import PromptTokenizer
+from streaming.engines.bound import CPU, OrtPlace
 from streaming.engines.engine import (
     BatchLimit,
     BranchEngines,
@@ -36,8 +37,10 @@ from streaming.engines.manifest import (
     read_manifest,
 )
 from streaming.engines.on_demand import EngineOnDemand
+from streaming.engines.ort import GpuProviders, Provider
 from streaming.engines.plans import check_plan
 from streaming.engines.records import EngineError
+from streaming.engines.rtx import check_compiled
 from streaming.memory.machine import Machine
 from streaming.network.inputs import group_of
 from streaming.network.model import StreamModel
@@ -48,7 +51,7 @@ from streaming.triton.model_pipeline import ModelPipeline
 from streaming.triton.sessions import LoadContext, ModelRunner
 
 PROMPTS: Final = "prompts"  # directory of the prompt embeddings, beside that of the engines' models
-CPU: Final = torch.device("cpu")
+JIT: Final = "rtx_cache"  # directory of what TensorRT for RTX compiles at the first load, beside it too
 _DTYPES: Final = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -67,7 +70,7 @@ class OpenEngine(Protocol):
 
 
 class InProcess:
-    """Opens engines of a model repository in ONNX Runtime in this process, on the CPU."""
+    """Opens engines of a model repository in ONNX Runtime in this process."""
 
     def __init__(
         self,
@@ -75,14 +78,16 @@ class InProcess:
         threads: int = 1,
         make_room: tuple[str, ...] = (),
         weights: Weights | None = None,
+        place: OrtPlace | None = None,
     ) -> None:
         """threads: 0 is one per core.
 
         make_room: engines that are closed while the text encoder is open; none: it is always open
         weights: arrays in place of those in the files
+        place: None: the CPU
         """
         self._models, self._threads, self._make_room = models, threads, make_room
-        self._weights = weights or {}
+        self._weights, self._place = weights or {}, place or OrtPlace()
         self._engines: dict[str, ReopenableEngine] = {}
 
     def __call__(self, name: str, **facts: object) -> Engine:
@@ -90,8 +95,9 @@ class InProcess:
         manifest = read_manifest(directory)
         check_facts(manifest, facts)
         check_files(directory, manifest)
-        check_runs_on_cpu(manifest)
-        engine = ReopenableEngine(manifest, directory / ONNX_FILE, self._threads, self._weights.get(name))
+        path = runnable_graph(directory, manifest, self._place.provider)
+        weights = self._weights.get(name)
+        engine = ReopenableEngine(manifest, path, self._threads, weights, self._place)
         self._engines[name] = engine
         if self._make_room and manifest.kind == "text_encoder":
             return EngineOnDemand(in_profile(engine, manifest), name, self, self._make_room)
@@ -103,6 +109,19 @@ class InProcess:
 
     def unload(self, name: str) -> None:
         self._engines[name].close()
+
+
+def runnable_graph(directory: Path, manifest: EngineManifest, provider: Provider) -> Path:
+    """The file that this machine's ONNX Runtime runs. Raises EngineError when it cannot run the engine.
+
+    directory: of the engine's files
+    """
+    if provider == "rtx":
+        here = GpuProviders.here()
+        return check_compiled(directory, manifest, here.target or "this GPU", here.rtx)
+    if provider == "cpu":
+        check_runs_on_cpu(manifest)
+    return directory / ONNX_FILE
 
 
 class InTriton:
@@ -252,7 +271,7 @@ def served_pipeline(spec: PipelineSpec) -> Callable[[LoadContext], ModelPipeline
             from export.pytorch.pipeline import load_pipeline
 
             return load_pipeline(chosen, plan)
-        device = torch.device("cuda", 0) if plan.gpus and torch.cuda.is_available() else CPU
+        device = torch.device("cuda", 0) if plan.computes_on_gpu and torch.cuda.is_available() else CPU
         cache = prompt_cache(plan.models, plan.set_directory)
         open_engine = engine_opener(plan, context.models, device)
         model = open_model(plan.set_directory, chosen, open_engine, plan.size, device, cache, plan.vace)
@@ -273,7 +292,8 @@ def adapted_pipeline(pipeline: ModelPipeline, plan: LoadPlan) -> ModelPipeline:
 def engine_opener(plan: LoadPlan, runner: ModelRunner, device: torch.device) -> OpenEngine:
     """Where the engines of a load run."""
     if plan.backend == "onnxruntime":
-        return InProcess(plan.models, threads=0, make_room=plan.make_room, weights=_adapted(plan))
+        place = None if plan.provider == "cpu" else OrtPlace.on_gpu(plan.provider, plan.models.parent / JIT)
+        return InProcess(plan.models, 0, plan.make_room, _adapted(plan), place)
     return InTriton(plan, runner, device)
 
 

@@ -7,7 +7,7 @@ from streaming.engines.engine_set import EngineSet
 from streaming.engines.load_plan import LoadPlan, TorchPlan
 from streaming.engines.manifest import EngineManifest
 from streaming.memory.checkpoints import CheckpointSizes, checkpoint_memory, text_memory
-from streaming.memory.plan import GPU, DoesNotFitError, MemoryPlan, Placement, memory_plan
+from streaming.memory.plan import DoesNotFitError, MemoryPlan, Placement, memory_plan
 from streaming.memory.units import in_units
 from streaming.specs import LoopSpec, PipelineSpec
 
@@ -59,9 +59,9 @@ def fit(
     Raises DoesNotFitError, with the numbers, when neither has room.
     """
     everything = memory_plan(engines, manifests, loop, size, placement)
-    most = _MOST_ON_GPU if placement is GPU else _MOST_SESSIONS
+    most = _MOST_ON_GPU if placement.on_gpu else _MOST_SESSIONS
     if free is None:
-        return Fit(everything, (), None if placement is GPU else most, None)
+        return Fit(everything, (), None if placement.on_gpu else most, None)
     if everything.total() <= free:
         return Fit(everything, (), min(most, everything.sessions_in(free)), free)
     encoder = engines.text_encoder

@@ -36,8 +36,9 @@ class DoesNotFitError(WanstreamError):
 class Placement:
     """What engines take beside their tensors, and what the memory is called.
 
-    apart    each engine is a Triton model: it keeps its inputs, outputs and what is between its layers while
-             another one runs, and what is under way is copied
+    apart    each engine is a Triton model: it keeps its inputs and outputs while another one runs, and what
+             is under way is copied
+    keeps_activations   what is between an engine's layers stays while another one runs
     on_gpu   it is a GPU's memory
     """
 
@@ -45,13 +46,20 @@ class Placement:
     base_bytes: int
     engine_bytes: int
     apart: bool = True
+    keeps_activations: bool = True
     on_gpu: bool = False
 
 
 # Two CUDA contexts.
 GPU: Final = Placement("GPU memory", base_bytes=1_000_000_000, engine_bytes=0, on_gpu=True)
 # Triton and the pipeline's process with PyTorch and ONNX Runtime, in which all engines are: some 320 MB.
-IN_PROCESS: Final = Placement("memory", base_bytes=400_000_000, engine_bytes=5_000_000, apart=False)
+IN_PROCESS: Final = Placement(
+    "memory", base_bytes=400_000_000, engine_bytes=5_000_000, apart=False, keeps_activations=False
+)
+# One CUDA context; each engine's session keeps its memory.
+IN_PROCESS_ON_GPU: Final = Placement(
+    "GPU memory", base_bytes=700_000_000, engine_bytes=0, apart=False, on_gpu=True
+)
 # The same, and a process with ONNX Runtime for each engine.
 MODEL_PROCESSES: Final = Placement("memory", base_bytes=600_000_000, engine_bytes=100_000_000)
 
@@ -169,7 +177,7 @@ def memory_plan(
     loaded = {name: manifest for name, manifest in manifests.items() if name in here}
     caches = _session_caches(engines, loaded, loop, height, width)
     largest_call = _largest(map(_largest_call, loaded.values()))
-    together = sum if placement.apart else _largest
+    together, between = (sum if kept else _largest for kept in (placement.apart, placement.keeps_activations))
     again = sum(caches[name] for name in ("VAE caches", "cross attention"))  # old and new ones in one call
     again += caches["averaged sink"]  # a chunk makes a new one; the old one is still needed on failure
     if loop.on_prompt_change is OnPromptChange.RECACHE:
@@ -181,7 +189,7 @@ def memory_plan(
         placement=placement,
         weights={name: manifest.bytes for name, manifest in loaded.items()},
         buffers=together(map(_largest_call, loaded.values())),
-        activations=together(map(activation_bytes, loaded.values())),
+        activations=between(map(activation_bytes, loaded.values())),
         pool=int(_POOL_RESERVE * largest_call) if placement.apart else 0,
         working=again,
         overhead=placement.base_bytes + len(loaded) * placement.engine_bytes,

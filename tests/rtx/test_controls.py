@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx.onnx_export import export_onnx
 from streaming.engines.manifest import ONNX_FILE, engine_directory, read_manifest
-from streaming.engines.rtx_profiles import profile_options
+from streaming.engines.rtx import profile_options
 from tests.rtx.compiling import Compiler, problems_of
 from tests.rtx.conftest import OpenSet
 from tests.tiny_pipeline import modules
