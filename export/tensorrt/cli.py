@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +13,11 @@ from export.onnx.options import directory_options, engine_store, gpu_memory_opti
 from export.onnx.room import as_json, gpu_bytes
 from export.tensorrt.build import Build
 from export.tensorrt.engine_build import server_options, trtexec_command
+from export.tensorrt.rtx_build import RtxCompiler, RtxSetBuild
 from streaming.engines.engine_set import Variant
 from streaming.engines.manifest import BuildOptions, HardwareCompatibility
 from streaming.errors import WanstreamError
+from streaming.memory.machine import Machine
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +30,21 @@ from streaming.errors import WanstreamError
     "--serve-with",
     type=click.Choice(get_args(Variant)),
     help="Build nothing; serve the set with the plans that are there, or with ONNX Runtime again.",
+)
+@click.option(
+    "--with",
+    "compiler",
+    type=click.Choice(["tensorrt", "rtx"]),
+    default="tensorrt",
+    show_default=True,
+    help="tensorrt: plans for Triton, in NVIDIA's container. rtx: TensorRT for RTX, for ONNX Runtime in the "
+    "pipeline's process; GeForce and workstation cards, no container.",
+)
+@click.option(
+    "--rtx-python",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="WANSTREAM_RTX_PYTHON",
+    help="Python of an environment with ONNX Runtime and TensorRT for RTX.  [default: this one]",
 )
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Optimisation level.")
 @click.option("--workspace", type=click.IntRange(1), default=8, show_default=True, help="GiB of GPU memory.")
@@ -51,6 +69,8 @@ def main(
     gpus: tuple[int, ...],
     no_compare: bool,
     gpu_memory: float | None,
+    compiler: str,
+    rtx_python: Path | None,
     **options: Any,
 ) -> None:
     """Build TensorRT plans for ENGINE_SET, a name below `sets` that wanstream-export has printed.
@@ -58,6 +78,12 @@ def main(
     Run it on the machine that serves, in NVIDIA's TensorRT container of the same release as Triton's. Plans
     that are there for this GPU, this TensorRT and these options are kept.
     """
+    if compiler == "rtx":
+        chosen = RtxCompiler(rtx_python) if rtx_python else RtxCompiler()
+        _with_rtx(
+            RtxSetBuild(engine_set, engine_store(home, engines), click.echo, chosen, Machine.here()), options
+        )
+        return
     build = Build(
         engine_set,
         engine_store(home, engines),
@@ -84,6 +110,21 @@ def main(
             build.serve_with(options["serve_with"])
         elif options["record"]:
             build.record()
+        else:
+            build.run()
+    except WanstreamError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def _with_rtx(build: RtxSetBuild, options: Mapping[str, Any]) -> None:
+    """Compile, or check what was compiled; exits with 1 and a sentence where that fails."""
+    for name in ("dry_run", "trtexec", "record", "serve_with"):
+        if options[name]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for plans: leave it out with --with rtx.")
+    try:
+        if options["check"]:
+            build.check()
         else:
             build.run()
     except WanstreamError as error:

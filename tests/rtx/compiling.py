@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 import onnx
 from filelock import FileLock
 
+from export.tensorrt.rtx_build import RefusedError, RtxCompiler
 from streaming.engines.manifest import ONNX_FILE, EngineManifest, engine_directory, read_manifest
-from streaming.engines.rtx_profiles import profile_options
+from streaming.engines.rtx import profile_options
 
 PYTHON = Path(sys.prefix) / "rtx" / "bin" / "python"  # scripts/setup.sh makes it
 _SCRIPTS = Path(__file__).parent / "compiler"
@@ -84,19 +85,24 @@ class Compiler:
         return self.known[key]
 
     def _compile(self, path: Path, target: str, options: Mapping[str, str]) -> Compiled:
-        chosen = [f"{name}={value}" for name, value in {**options, "nv_detailed_build_log": "1"}.items()]
-        # The engine's name does not tell the target: two of them in one directory would be one file.
         with TemporaryDirectory() as work:
             output = Path(work, "compiled.onnx")
-            command = [PYTHON, _SCRIPTS / "compile_graph.py", path, output, target, self.stand_ins, *chosen]
-            process = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, errors="replace"
-            )
-            log = _COLOUR.sub("", process.stderr)
-            if process.returncode != 0:
-                told = [*_warnings(log), log.strip().rpartition("\n")[2]]
-                return Compiled(f"exit code {process.returncode}: {' '.join(told)}")
-            return _read(output, log)
+            try:
+                log = RtxCompiler(self.python(target, Path(work))).compile(path, output, options)
+            except RefusedError as error:
+                return Compiled(" ".join([str(error), *_warnings(_COLOUR.sub("", error.log))]))
+            return _read(output, _COLOUR.sub("", log))
+
+    def python(self, target: str, directory: Path) -> Path:
+        """One in whose ONNX Runtime a GPU of this kind can be compiled for; a file in `directory`."""
+        path = directory / f"python_{target}"
+        path.write_text(
+            f"#!/bin/sh\nPYTHONPATH='{_SCRIPTS}' RTX_TEST_STAND_INS='{self.stand_ins}' "
+            f"RTX_TEST_TARGET={target} "
+            f"exec '{PYTHON}' \"$@\"\n"
+        )
+        path.chmod(0o700)
+        return path
 
 
 def problems_of(compiled: Compiled, path: Path, manifest: EngineManifest) -> list[str]:

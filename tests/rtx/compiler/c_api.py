@@ -6,8 +6,8 @@ positions below hold for every later version.
 """
 
 import ctypes
+import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,8 @@ class OnnxRuntime:
     """An environment of ONNX Runtime with entries of ours."""
 
     def __init__(self, entries: Mapping[str, str], severity: int = 2) -> None:
-        spec = find_spec("onnxruntime")
-        assert spec is not None, "onnxruntime is not installed"
-        assert spec.origin is not None, "onnxruntime is no package"
-        library = next(Path(spec.origin).parent.glob("capi/libonnxruntime.so.1.*"))
+        places = (Path(entry, "onnxruntime", "capi") for entry in sys.path)
+        library = next(path for place in places for path in place.glob("libonnxruntime.so.1.*"))
         self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         self._library.OrtGetApiBase.restype = ctypes.POINTER(_ApiBase)
         base = self._library.OrtGetApiBase().contents

@@ -1,13 +1,18 @@
-"""compile_graph.py SOURCE TARGET SM STAND_INS [option=value ...]: compile one ONNX file, without a GPU.
+"""The part of ONNX Runtime's Python module that compiles, with the manners of the real one, without a GPU.
 
-SM: sm86, sm89, sm120 or sm121. STAND_INS: directory of the driver's, which driver.py makes.
-The exit code is 1 for a graph that is refused, whose reason is the last line.
+It is found before the real one, whose library it calls by the C API: the real compiler compiles, for a device
+that the environment names. The worker of `wanstream-build --with rtx` runs on it unchanged.
 """
 
-import ctypes
+import importlib.metadata
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from ctypes import CDLL, RTLD_GLOBAL
 from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
 
 from c_api import OnnxRuntime
 from compile_only import allow_virtual_devices
@@ -16,31 +21,72 @@ from driver import LIBRARIES, installed
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 # In this order, and before the plug-in, so that no LD_LIBRARY_PATH is needed.
 NEEDED = ("libcudart.so.*.*", "libtensorrt_rtx.so.*.*.*", "libtensorrt_onnxparser_rtx.so.*.*.*")
+__version__ = importlib.metadata.version("onnxruntime")
+
+_stand_ins, _package = Path(os.environ["RTX_TEST_STAND_INS"]), installed()
+for _path in (
+    *(_stand_ins / name for name in LIBRARIES),
+    *(next(_package.glob(pattern)) for pattern in NEEDED),
+):
+    CDLL(str(_path), mode=RTLD_GLOBAL)
+_runtime = OnnxRuntime(
+    {
+        "allow_virtual_devices": "1",
+        f"ep_factory.{PROVIDER}.nv_target_sm": os.environ["RTX_TEST_TARGET"],
+    }
+)
+_registered: dict[str, Path] = {}
 
 
-def load(package: Path, stand_ins: Path) -> Path:
-    """Load what the plug-in needs; returns the plug-in's path."""
-    drivers = (stand_ins / name for name in LIBRARIES)
-    for path in (*drivers, *(next(package.glob(pattern)) for pattern in NEEDED)):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    return package / "libonnxruntime_providers_nv_tensorrt_rtx.so"
+class OrtEpDevice:
+    """A device that a plug-in offers."""
+
+    def __init__(self, name: str, pointer: Any) -> None:
+        self.ep_name, self.pointer = name, pointer
 
 
-def main() -> int:
-    source, target, sm, stand_ins, *options = sys.argv[1:]
-    runtime = OnnxRuntime({"allow_virtual_devices": "1", f"ep_factory.{PROVIDER}.nv_target_sm": sm})
-    library = load(installed(), Path(stand_ins))
-    allow_virtual_devices(library)
-    runtime.register(PROVIDER, library)
-    chosen = dict(option.split("=", 1) for option in options)
-    try:
-        runtime.compile(Path(source), Path(target), runtime.devices(PROVIDER), chosen)
-    except RuntimeError as error:
-        sys.stderr.write(f"\n{' '.join(str(error).split())}\n")
-        return 1
-    return 0
+def register_execution_provider_library(name: str, path: str) -> None:
+    allow_virtual_devices(Path(path))
+    _runtime.register(name, Path(path))
+    _registered[name] = Path(path)
 
 
-code = main()
-sys.stderr.flush()
-os._exit(code)  # the plug-in's destructors call the driver
+def get_ep_devices() -> list[OrtEpDevice]:
+    found = [OrtEpDevice(name, device) for name in _registered for device in _runtime.devices(name)]
+    return [OrtEpDevice("CPUExecutionProvider", None), *found]
+
+
+class SessionOptions:
+    """Providers and their options."""
+
+    def __init__(self) -> None:
+        self.devices: list[OrtEpDevice] = []
+        self.chosen: dict[str, str] = {}
+
+    def add_provider_for_devices(self, devices: Sequence[OrtEpDevice], options: Mapping[str, str]) -> None:
+        if not devices or {device.ep_name for device in devices} - {PROVIDER}:
+            raise RuntimeError("devices of one provider are wanted, and at least one")
+        self.devices, self.chosen = list(devices), dict(options)
+
+
+class OrtCompileApiFlags:
+    """Bits of `flags`."""
+
+    NONE = 0
+    ERROR_IF_NO_NODES_COMPILED = 1
+
+
+class ModelCompiler:
+    """The compiler of a session's providers."""
+
+    def __init__(self, sess_options: SessionOptions, input_model_path: str, flags: int = 0) -> None:
+        if not Path(input_model_path).is_file():
+            raise RuntimeError(f"[ONNXRuntimeError] : 3 : NO_SUCHFILE : {input_model_path}")
+        assert flags == OrtCompileApiFlags.ERROR_IF_NO_NODES_COMPILED, "c_api.py asks for that"
+        self._options, self._path = sess_options, Path(input_model_path)
+
+    def compile_to_file(self, output_model_path: str) -> None:
+        devices = [device.pointer for device in self._options.devices]
+        # The tests read what it has found in the graph.
+        options = {**self._options.chosen, "nv_detailed_build_log": "1"}
+        _runtime.compile(self._path, Path(output_model_path), devices, options)
