@@ -27,7 +27,7 @@ from gateway.pipelines.load_params import find_lora
 from gateway.pipelines.preparation import CHOICES, PreparedChoice, Tools, Wish, wish_of
 from gateway.server import bind, serve
 from gateway.serving.adapters import Adapters
-from gateway.serving.checkpoints import Checkpoints
+from gateway.serving.checkpoints import Checkpoints, checkpoints_of
 from gateway.serving.demo import DemoEngines
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
@@ -128,7 +128,7 @@ def prepare_pipeline(pipeline: str, backend: PreparedChoice, size: str | None, v
         config = Config.from_env()
         config.directories.create()
         engines = engine_sets(config)
-        checkpoints = checkpoints_of(config, engines)
+        checkpoints = checkpoints_of(config)
         tools = tools_of(config, on_gpu=checkpoints.has_gpu)
         wish = wish_of(SPECS[pipeline], tools, backend, prepare_cli.size_of(size), vae_type)
         asyncio.run(_prepare(config, wish, tools, LoadPlanner(engines, checkpoints)))
@@ -178,13 +178,6 @@ def engine_sets(config: Config) -> EngineSets:
     demo = DemoEngines(directories.home, directories.engines) if embedded and config.demo else None
     gpu = GpuProviders.here(config.onnxruntime_provider) if embedded and torch_has_cuda() else None
     return EngineSets(directories.engines, on_cpu=embedded, demo=demo, gpu=gpu)
-
-
-def checkpoints_of(config: Config, engines: EngineSets) -> Checkpoints:
-    """What this server can stream in PyTorch; an external Triton is taken for one with a GPU."""
-    embedded = config.triton_url is None
-    has_gpu = not embedded or (torch_has_cuda() and gpu_memory_bytes() is not None)
-    return Checkpoints(config.directories.models, engines.models, config.pytorch, has_gpu, embedded)
 
 
 def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints | None = None) -> Serving:
@@ -243,7 +236,7 @@ def _serve(config: Config, *, open_browser: bool) -> None:
 
 async def _run(config: Config, bound: socket.socket, *, open_browser: bool) -> None:
     engines = engine_sets(config)
-    checkpoints = checkpoints_of(config, engines)
+    checkpoints = checkpoints_of(config)
     opening = LoadPlanner(engines, checkpoints).opening()
     if config.pipeline is None and opening is not None:
         config = dataclasses.replace(config, opening=opening.id)

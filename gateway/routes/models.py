@@ -81,9 +81,6 @@ async def _require_room(serving: Serving, pipeline_id: str) -> None:
         room = None if spec is None or not serving.on_gpu else await serving.room(spec)
     except ServingError:  # a damaged file that a download mends
         return
-    if room is not None and room.free_bytes is not None and not room.offers:
-        raise ApiError(
-            400,
-            f"{pipeline_id} is not downloaded. {room.text} Choose another pipeline, or send 'anyway': true "
-            "if the files are for another machine.",
-        )
+    refusal = None if room is None else room.refusal(pipeline_id, "send 'anyway': true")
+    if refusal is not None:
+        raise ApiError(400, refusal)

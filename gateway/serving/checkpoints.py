@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.config import Config
 from gateway.serving.engine_sets import missing_packages, packages_reason
 from gateway.serving.interface import Availability, ServingError
 from gateway.serving.room import Room
@@ -19,6 +20,8 @@ from streaming.checkpoints.files import (
 from streaming.engines.load_plan import LoadPlan, TorchPlan, TorchSettings, VacePlan
 from streaming.errors import WanstreamError
 from streaming.memory.checkpoints import ON_CPU, ON_GPU, CheckpointSizes
+from streaming.memory.host_memory import available_memory
+from streaming.memory.machine import gpu_memory_bytes, torch_has_cuda
 from streaming.memory.offers import offers
 from streaming.specs import LOAD_CHOICES, PipelineSpec, VaeType
 
@@ -154,3 +157,20 @@ class Checkpoints:
     def _vae_types(self, spec: PipelineSpec) -> tuple[VaeType, ...]:
         assert spec.loop is not None, f"pipeline '{spec.id}' has no autoencoder"
         return tuple(kind for kind in spec.loop.vae_types if (self.directory / VAE_FILES[kind]).is_file())
+
+
+def checkpoints_of(config: Config) -> Checkpoints:
+    """What a server of these settings can stream in PyTorch; an external Triton is taken to have a GPU."""
+    embedded = config.triton_url is None
+    has_gpu = not embedded or (torch_has_cuda() and gpu_memory_bytes() is not None)
+    directories = config.directories
+    return Checkpoints(directories.models, directories.engines / "models", config.pytorch, has_gpu, embedded)
+
+
+def room_here(config: Config, spec: PipelineSpec) -> Room | None:
+    """What of a pipeline's weights fits on the GPU of this machine; None: nothing of it would run on one."""
+    checkpoints, memory = checkpoints_of(config), gpu_memory_bytes()
+    if spec.loop is None or not checkpoints.on_gpu or memory is None:
+        return None
+    used, total = memory
+    return checkpoints.room(spec, total - used, available_memory())

@@ -21,6 +21,18 @@ class Room:
     offers: list[Offer]
     absent: tuple[str, ...] = ()
 
+    def refusal(self, pipeline_id: str, insist: str) -> str | None:
+        """Why weights that nothing here could hold at any of the usual sizes are not fetched; None: they are.
+
+        insist: how to have them all the same
+        """
+        if self.free_bytes is None or self.offers:
+            return None
+        return (
+            f"{pipeline_id} is not downloaded. {self.text} Choose another pipeline, or {insist} if the files "
+            "are for another machine."
+        )
+
     @property
     def text(self) -> str:
         """A sentence for people."""

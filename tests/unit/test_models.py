@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from gateway.config import Config
+from gateway.files.models import cli
 from gateway.files.models.artifacts import ARTIFACTS, MIRROR
 from gateway.files.models.hub import Hub
 from gateway.files.models.models import OWNERS, DownloadError, Models, Progress
 from gateway.routes.models import models_blueprint
+from gateway.serving import checkpoints
 from gateway.serving.room import Room
 from streaming.specs import SPECS, PipelineSpec
 from tests.hub_double import HubDouble, Storage
@@ -736,6 +739,34 @@ async def test_command_without_a_network_says_what_to_fetch_by_hand(hub: HubDoub
 
 async def test_command_has_nothing_to_do_for_passthrough(tmp_path: Path) -> None:
     assert (await output_of(command(tmp_path, None, "-p", "passthrough")))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "options", "told"),
+    [
+        (4, (), "longlive is not downloaded. This GPU (3.0 GB free) has no room for it"),
+        (4, ("--anyway",), "the download begins"),
+        (80, (), "the download begins"),
+        (None, (), "the download begins"),
+    ],
+)
+def test_command_refuses_what_the_gpu_has_no_room_for(
+    gpu_gb: int | None, options: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = None if gpu_gb is None else (1_000_000_000, gpu_gb * 1_000_000_000)
+    monkeypatch.setattr(checkpoints, "gpu_memory_bytes", lambda: memory)
+    monkeypatch.setattr(checkpoints, "torch_has_cuda", lambda: True)
+
+    async def begin(pipeline_id: str, config: Config) -> None:
+        raise DownloadError("the download begins")
+
+    monkeypatch.setattr(cli, "_download", begin)
+    env = {"WANSTREAM_HOME": str(tmp_path), "DAYDREAM_SCOPE_MODELS_DIR": None}
+
+    result = CliRunner(env=env).invoke(cli.main, ["-p", ID, *options])
+
+    assert result.exit_code == 1
+    assert told in result.output
 
 
 async def test_command_ends_on_interrupt_and_keeps_what_it_has(hub: HubDouble, tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ import click
 from gateway.config import Config
 from gateway.files.models.artifacts import ARTIFACTS, PREPROCESSORS
 from gateway.files.models.models import Models, Progress
+from gateway.serving.checkpoints import room_here
+from gateway.serving.interface import ServingError
 from streaming.errors import WanstreamError
+from streaming.specs import SPECS
 
 _REPORT_EVERY_S = 1.0
 
@@ -23,13 +26,17 @@ _REPORT_EVERY_S = 1.0
     type=click.Choice([*ARTIFACTS, *PREPROCESSORS]),
     help="Whose files to download; preprocessors of control video count, too.",
 )
-def main(pipeline_id: str) -> None:
+@click.option("--anyway", is_flag=True, help="Also what the GPU of this machine has no room for.")
+def main(pipeline_id: str, *, anyway: bool) -> None:
     """Download a pipeline's model files from Hugging Face; what is there is not fetched again.
 
     HF_TOKEN is used where it is set; DAYDREAM_SCOPE_MODELS_DIR says where the files are stored.
     """
     try:
-        asyncio.run(_download(pipeline_id, Config.from_env()))
+        config = Config.from_env()
+        if not anyway:
+            _require_room(pipeline_id, config)
+        asyncio.run(_download(pipeline_id, config))
     except KeyboardInterrupt:
         click.echo("Interrupted; the next download goes on from here.", err=True)
         sys.exit(130)
@@ -37,6 +44,18 @@ def main(pipeline_id: str) -> None:
         click.echo(f"ERROR: {error}", err=True)
         sys.exit(1)
     click.echo(f"All files of {pipeline_id} are there.")
+
+
+def _require_room(pipeline_id: str, config: Config) -> None:
+    """Raises WanstreamError for weights that the GPU of this machine could not hold at any usual size."""
+    spec = SPECS.get(pipeline_id)
+    try:
+        room = None if spec is None else room_here(config, spec)
+    except ServingError:  # a damaged file that a download mends
+        return
+    refusal = None if room is None else room.refusal(pipeline_id, "add --anyway")
+    if refusal is not None:
+        raise WanstreamError(refusal)
 
 
 async def _download(pipeline_id: str, config: Config) -> None:
