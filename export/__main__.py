@@ -13,7 +13,7 @@ from tqdm import tqdm
 from export.checkpoints.demo import ensure_demo_models
 from export.fp8.quantization import ModelOpt
 from export.onnx.jobs import PRECISIONS, Request, Size
-from export.onnx.options import directory_options, engine_store, gpu_memory_option, parse_sizes
+from export.onnx.options import directory_options, engine_store, gpu_memory_option, parse_loras, parse_sizes
 from export.onnx.outline import outline
 from export.onnx.room import check_room, gpu_bytes
 from export.onnx.run import export_pipeline, set_name
@@ -68,6 +68,14 @@ from streaming.specs import SPECS
     is_flag=True,
     help="A set whose transformer takes LoRA files beside its weights: their scales can be turned while "
     "streaming (lora_merge_mode runtime_peft).",
+)
+@click.option(
+    "--lora",
+    "loras",
+    callback=parse_loras,
+    metavar="FILE[=SCALE]",
+    multiple=True,
+    help="A set of its own with this LoRA file merged into the weights; may be repeated.",
 )
 @click.option(
     "--dry-run",

@@ -33,12 +33,14 @@ from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
 from gateway.serving.load_plans import LoadPlanner
 from gateway.serving.memory import Memory
+from gateway.serving.merged_sets import MergedSets, SetMerger, has_tensorrt
 from gateway.serving.recipes import recipes
 from gateway.triton.serving import TritonServing
 from streaming.engines.demo import demo_adapters
 from streaming.engines.ort import GpuProviders
 from streaming.errors import WanstreamError
 from streaming.memory.machine import gpu_memory_bytes, torch_has_cuda
+from streaming.memory.units import in_units
 from streaming.specs import SPECS
 
 logger = logging.getLogger("gateway")  # __name__ is "__main__" under `python -m gateway`
@@ -114,6 +116,32 @@ def print_recipes() -> None:
     click.echo(recipes())
 
 
+@main.command(name="merged-sets")
+@click.option("--remove", metavar="NAME", help="Delete this one.")
+@click.option("--clear", is_flag=True, help="Delete all of them.")
+def merged_sets(remove: str | None, clear: bool) -> None:
+    """List the engine sets with LoRA files in their weights, which loads have made; or delete them.
+
+    A server that streams with one goes on; its next load makes it again.
+    """
+    try:
+        config = Config.from_env()
+        merged = MergedSets(engine_sets(config), config.merged_sets)
+        found = merged.found()
+        if remove is not None or clear:
+            names = [one.name for one in found if clear or one.name == remove]
+            if not names and not clear:
+                raise click.ClickException(f"There is no merged set '{remove}'.")
+            click.echo(f"Removed {len(names)}: {in_units(merged.remove(names))}.")
+            return
+        for one in found:
+            loras = ", ".join(f"{lora['file']} {lora['scale']:g}" for lora in one.describe(None)["loras"])
+            click.echo(f"{one.name}  {in_units(one.size_bytes)}  {one.last_used:%Y-%m-%d %H:%M}  {loras}")
+        click.echo(f"{len(found)} of at most {config.merged_sets}.")
+    except WanstreamError as error:
+        raise click.ClickException(str(error)) from error
+
+
 @main.command(name="prepare")
 @click.argument("pipeline", type=click.Choice(prepare_cli.PIPELINES))
 @click.option("--backend", type=click.Choice(CHOICES), default="auto", show_default=True)
@@ -186,6 +214,12 @@ def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints |
         partial(find_lora, directories=config.directories.lora_directories),
         engines.models.parent / "adapters",
     )
+    merger = SetMerger(
+        MergedSets(engines, config.merged_sets),
+        config.directories.home,
+        config.directories.models,
+        has_tensorrt(),
+    )
     repository = model_repository()
     limit = None if config.memory_limit_mb is None else config.memory_limit_mb * 1_000_000
     if config.triton_url is not None:
@@ -202,6 +236,7 @@ def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints |
             engines=engines,
             checkpoints=checkpoints,
             adapters=adapters,
+            merger=merger,
             memory_limit_bytes=limit,
             preprocessors=config.directories.models,
         )
@@ -213,6 +248,7 @@ def make_serving(config: Config, engines: EngineSets, checkpoints: Checkpoints |
         engines=engines,
         checkpoints=checkpoints,
         adapters=adapters,
+        merger=merger,
         memory_limit_bytes=limit,
         preprocessors=config.directories.models,
     )

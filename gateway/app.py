@@ -54,6 +54,7 @@ from gateway.routes.local_video import local_video_blueprint
 from gateway.routes.logs import logs_blueprint
 from gateway.routes.looks import looks_blueprint
 from gateway.routes.loras import loras_blueprint
+from gateway.routes.merged_sets import merged_sets_blueprint
 from gateway.routes.models import models_blueprint
 from gateway.routes.operations import operations_blueprint
 from gateway.routes.osc import osc_blueprint
@@ -69,7 +70,9 @@ from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.streams import streams_blueprint
 from gateway.routes.tempo import tempo_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
+from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
+from gateway.serving.merged_sets import MergedSets
 from gateway.show.cues import Cues
 from gateway.show.looks import Looks
 from gateway.stream.encoding.encoders import Encoding
@@ -113,6 +116,7 @@ class Services:
     metrics: Metrics
     assets: Assets
     loras: Loras
+    merged_sets: MergedSets
     models: Models
     preparations: Preparations
     ice: IceServers
@@ -160,6 +164,7 @@ def create_app(config: Config, serving: Serving) -> Quart:
         pipelines_blueprint(services.pipelines, services.loader, access),
         assets_blueprint(services.assets),
         loras_blueprint(services.loras),
+        merged_sets_blueprint(services.merged_sets, serving),
         models_blueprint(services.models, serving),
         preparation_blueprint(services.preparations, services.models, services.pipelines),
         ice_blueprint(services.ice),
@@ -237,6 +242,7 @@ def _services(config: Config, serving: Serving) -> Services:
     metrics.add(PublisherCollector(publishers))
     publications = Publications(streams, ice, config.connect_timeout_s)
     metrics.add(PublicationCollector(publications))
+    engine_sets = EngineSets(config.directories.engines, on_cpu=config.triton_url is None)
     models = Models.from_config(config, lambda spec: serving.availability(spec).available)
     quota_bytes = None if config.assets_quota_mb is None else config.assets_quota_mb * 1_000_000
     return Services(
@@ -253,6 +259,7 @@ def _services(config: Config, serving: Serving) -> Services:
         metrics=metrics,
         assets=Assets(config.directories.assets, quota_bytes),
         loras=Loras.from_config(config, loader.loras_in_use),
+        merged_sets=MergedSets(engine_sets, config.merged_sets),
         models=models,
         preparations=Preparations(models, tools_of(config, on_gpu=serving.on_gpu)),
         ice=ice,

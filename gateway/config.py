@@ -156,6 +156,7 @@ class Config:
     triton_shared_memory: bool = False  # it sees the same /dev/shm
     triton_metrics_url: str | None = None  # http://host:port/metrics of an external server
     memory_limit_mb: int | None = None  # of engines and sessions; None: what is free
+    merged_sets: int = 4  # engine sets with LoRA files in their weights that are kept
     assets_quota_mb: int | None = None  # of all uploaded images and videos; None: the room on the disk
     limits: Limits = Limits()
     pipeline: str | None = None  # to load at the start and to keep loaded (PIPELINE)
@@ -242,6 +243,7 @@ class Config:
             == "on",
             triton_metrics_url=values.get("WANSTREAM_TRITON_METRICS_URL"),
             memory_limit_mb=_integer(values, "WANSTREAM_MEMORY_LIMIT_MB", minimum=1),
+            merged_sets=_integer(values, "WANSTREAM_MERGED_SETS", minimum=1) or 4,
             assets_quota_mb=_integer(values, "WANSTREAM_ASSETS_QUOTA_MB", minimum=1),
             limits=_limits(values),
             pipeline=values.get("PIPELINE"),

@@ -18,6 +18,7 @@ from export.checkpoints.load import (
     published_vae,
     transformer_modules,
 )
+from export.checkpoints.lora_merge import ScaledAdapter
 from export.checkpoints.vace import branch_modules, open_vace
 from export.graphs.signature import Signature
 from export.graphs.transformer import TextKV, Transformer
@@ -59,6 +60,7 @@ class Request:
     padding_keys   False leaves out the keys of score zero that the reference's kernel adds, where it does
     vace    with the engines of the VACE branch
     adapters       the transformer takes LoRA files beside its weights, so that their scales can be turned
+    loras          LoRA files that are merged into the weights
     """
 
     pipeline: str
@@ -72,6 +74,7 @@ class Request:
     padding_keys: bool = True
     vace: bool = False
     adapters: bool = False
+    loras: tuple[ScaledAdapter, ...] = ()
 
     @property
     def loop(self) -> LoopSpec:
@@ -227,6 +230,7 @@ def _transformer(
 ) -> Component:
     weights = request.models / files.weights
     adapters = () if files.adapter is None else (request.models / files.adapter[0],)
+    adapters = (*adapters, *(lora.path for lora in request.loras))
     sizes = {
         "layers": config.num_layers,
         "heads": config.num_heads,
@@ -236,6 +240,8 @@ def _transformer(
         "pipeline": request.pipeline,
         "form": request.form,
     }
+    if request.loras:
+        sizes["loras"] = tuple(f"{lora.path.name}={lora.scale}" for lora in request.loras)
     frames = [tokens_per_frame(size) for size in request.sizes]
     one_size = len(set(frames)) == 1
     cache_tokens: int | str = loop.cache_tokens(frames[0]) if one_size else "S"
@@ -246,7 +252,7 @@ def _transformer(
     kind = f"{request.pipeline}_adapted" if request.adapters else request.pipeline
 
     def checkpoint() -> Checkpoint:
-        return open_transformer(request.models, files)
+        return open_transformer(request.models, files, request.loras)
 
     def published() -> tuple[Transformer, TextKV]:
         return transformer_modules(config, loop.cached_keys, adapted=request.adapters)
@@ -297,7 +303,7 @@ def _branch(
     def load() -> tuple[VaceTransformer, VaceTextKV]:
         branch, vace = open_vace(path, config)
         modules = branch_modules(config, vace, loop.cached_keys, adapted=request.adapters)
-        weights = open_transformer(request.models, files, branch=branch)
+        weights = open_transformer(request.models, files, request.loras, branch)
         # The text side of the main blocks is not here, and what else is too much is told of the plain graph.
         keys = checkpoint_shapes(*modules).keys() & weights.entries.keys()
         weights = dataclasses.replace(weights, entries={key: weights.entries[key] for key in keys})

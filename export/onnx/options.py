@@ -1,11 +1,13 @@
 """Options that the commands share."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from export.checkpoints.lora_merge import ScaledAdapter
 from export.onnx.jobs import Size
 from export.onnx.store import EngineStore
 
@@ -21,6 +23,25 @@ def parse_sizes(value: str) -> list[Size]:
             raise click.BadParameter(f"{text!r} is not HEIGHTxWIDTH, such as 320x576.")
         sizes.append((int(parts[0]), int(parts[1])))
     return sizes
+
+
+def parse_loras(
+    context: click.Context, option: click.Parameter, values: Sequence[str]
+) -> tuple[ScaledAdapter, ...]:
+    """FILE or FILE=SCALE, each. Raises BadParameter."""
+    loras = []
+    for value in values:
+        path, found, scale = value.rpartition("=")
+        try:
+            strength = float(scale) if found else 1.0
+        except ValueError as error:
+            raise click.BadParameter(
+                f"{value!r} is not FILE=SCALE, such as style.safetensors=0.8."
+            ) from error
+        if not math.isfinite(strength):
+            raise click.BadParameter(f"{value!r} has a scale that is no number.")
+        loras.append(ScaledAdapter(Path(path if found else value).expanduser().absolute(), strength))
+    return tuple(loras)
 
 
 def directory_options(command: Command) -> Command:

@@ -36,7 +36,7 @@ from export.onnx.repository import write_onnxruntime_model
 from export.onnx.store import EngineStore, Resources
 from export.pytorch.pipeline import stream_sizes
 from streaming.checkpoints.config import TransformerConfig
-from streaming.checkpoints.files import TOKENIZER, TRANSFORMER_FILES, read_config
+from streaming.checkpoints.files import TOKENIZER, TRANSFORMER_FILES, read_config, require_file
 from streaming.conditioning.tokenizer import PromptTokenizer
 from streaming.engines.demo import DEMO, read_demo
 from streaming.engines.engine_set import (
@@ -44,6 +44,7 @@ from streaming.engines.engine_set import (
     BranchSet,
     EngineSet,
     FrameCuts,
+    MergedLora,
     ModelFacts,
     VaeSet,
     read_engine_set,
@@ -60,6 +61,7 @@ from streaming.engines.manifest import (
     TensorInfo,
     file_info,
     fingerprint,
+    sha256,
 )
 from streaming.engines.records import EngineError
 from streaming.memory.units import in_units
@@ -414,6 +416,7 @@ def engine_set(
         cache_frames=request.loop.cache_frames,
         padding_keys=request.loop.padding_keys,
         adapters=request.adapters,
+        loras=merged_loras(request),
         model=ModelFacts(
             text_len=config.text_len,
             text_dim=config.text_dim,
@@ -447,7 +450,18 @@ def set_name(request: Request) -> str:
     window = "" if request.window is None else f"_window{request.window}"
     padding = "" if request.padding_keys else "_unpadded"
     adapters = "_adapters" if request.adapters else ""
-    return f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}{window}{padding}{adapters}"
+    merged = [lora.model_dump(exclude={"file"}) for lora in merged_loras(request)]
+    loras = f"_lora_{fingerprint(merged)[:8]}" if merged else ""
+    name = f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}"
+    return f"{name}{window}{padding}{adapters}{loras}"
+
+
+def merged_loras(request: Request) -> tuple[MergedLora, ...]:
+    """What is merged into the weights. Raises CheckpointError for a file that is not there."""
+    for lora in request.loras:
+        require_file(lora.path)
+    found = (MergedLora(file=x.path.name, sha256=sha256(x.path), scale=x.scale) for x in request.loras)
+    return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
 
 
 def _served_as_before(result: EngineSet, store: EngineStore) -> EngineSet:

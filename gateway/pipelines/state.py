@@ -124,7 +124,8 @@ class Pipelines:
             "pipeline_id": loaded.spec.id if loaded else None,
             "load_params": loaded.params if loaded else None,
             "loaded_lora_adapters": loaded.lora_adapters() if loaded else None,
-            "error": self._error if self.state is State.ERROR else None,
+            # Also of a load that failed before it touched what is loaded.
+            "error": None if target else self._error,
             "loading_stage": (self._stage or "Waiting for the serving side...") if target else None,
             "produces_video": True,
             "produces_audio": False,
@@ -291,6 +292,8 @@ class Pipelines:
     async def _load(self, request: LoadRequest) -> None:
         if self._loaded and self._loaded.serves(request):  # an older wish was cancelled in favour of this one
             return
+        # Not within the limit of a load: TensorRT may build for an hour, and what is loaded runs meanwhile.
+        await self._serving.prepare(request.spec, request.params, self._set_stage)
         await self._retire()
         logger.info("Loading %s with %s", request.spec.id, request.params)
         try:

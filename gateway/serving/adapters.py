@@ -1,6 +1,5 @@
 """LoRA files of a load: checked before anything that runs is touched, and kept for as long as it runs."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from streaming.adapters.values import require_finite
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.shapes import parameter_shapes
 from streaming.engines.load_plan import PlannedAdapter
+from streaming.engines.manifest import sha256
 from streaming.specs import LoraMergeMode
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ RUNTIME: Final[LoraMergeMode] = "runtime_peft"
 TAKES_NONE: Final = (
     "What is loaded takes no LoRA files while it runs: load the pipeline with lora_merge_mode runtime_peft."
 )
-_NAME_BYTES = 12
+COPY_HASH: Final = 24  # digits of the hash that begin the name of a copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,11 @@ class Adapters:
     def _copied(self, adapter: PlannedAdapter) -> PlannedAdapter:
         if adapter.path.parent == self.copies:
             return adapter
-        target = self.copies / f"{_hash(adapter.path)[: 2 * _NAME_BYTES]}-{adapter.path.name}"
-        if not target.is_file():
-            self.copies.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.part")
-            shutil.copyfile(adapter.path, partial)
-            partial.replace(target)
+        self.copies.mkdir(parents=True, exist_ok=True)
+        partial = self.copies / f"{adapter.path.name}.part"
+        shutil.copyfile(adapter.path, partial)  # and then its hash: the file may be changed meanwhile
+        target = self.copies / f"{sha256(partial)[:COPY_HASH]}-{adapter.path.name}"
+        partial.replace(target)
         return adapter.model_copy(update={"path": target})
 
 
@@ -135,11 +134,3 @@ def require_room(adapters: Sequence[PlannedAdapter], config: TransformerConfig) 
         stacked_rank([look_into(adapter.path, shapes) for adapter in adapters if adapter.runtime])
     except AdapterError as error:
         raise ServingError(str(error)) from error
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from gateway.serving.demo import DemoEngines
 from gateway.serving.interface import Availability, Combination, ServingError, StageCallback, fp8_remedy
 from streaming.engines.demo import OPENING
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
-from streaming.engines.manifest import EngineManifest, engine_directory
+from streaming.engines.manifest import EngineManifest, engine_directory, read_manifest
 from streaming.engines.ort import GpuProviders, Provider
 from streaming.engines.records import EngineError
 from streaming.engines.rtx import check_compiled
@@ -53,6 +53,7 @@ class EngineSets:
         gpu: what ONNX Runtime has there for a GPU; None: nothing.
         """
         self._gpu = gpu or GpuProviders()
+        self.root = directory
         self._sets = directory / "sets"
         self.models = directory / "models"
         self.on_cpu = on_cpu
@@ -209,13 +210,25 @@ class EngineSets:
             f"{wanted[0]}x{wanted[1]} --vae-type {load_params['vae_type']}{' --adapters' * adapters}."
         )
 
+    def manifest(self, name: str) -> EngineManifest:
+        """Of an engine. Raises EngineError."""
+        return read_manifest(engine_directory(self.models, name))
+
+    def merged(self) -> list[FoundSet]:
+        """Sets with LoRA files in their weights, of all pipelines."""
+        return [found for found in self.all() if found.content.loras]
+
     def _of(self, spec: PipelineSpec, adapters: bool = False) -> list[FoundSet]:
         """Readable sets of a pipeline: real weights before demonstrations, then what runs best here.
 
         adapters: those that take LoRA files beside their weights, or those that do not, and are faster
         """
         wanted = (spec.id, adapters)
-        sets = [found for found in self._all() if (found.content.pipeline, found.content.adapters) == wanted]
+        sets = [
+            found
+            for found in self.all()
+            if (found.content.pipeline, found.content.adapters) == wanted and not found.content.loras
+        ]
 
         def worth(found: FoundSet) -> tuple[bool, int, int]:
             provider = self.provider(found)
@@ -225,7 +238,7 @@ class EngineSets:
 
         return sorted(sets, key=worth)
 
-    def _all(self) -> list[FoundSet]:
+    def all(self) -> list[FoundSet]:
         """Every readable set. A file is read again only when it has changed: each offer asks for them."""
         known: dict[Path, tuple[_Version, FoundSet | None]] = {}
         for directory in sorted(self._sets.glob("*")):

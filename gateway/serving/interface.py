@@ -238,6 +238,14 @@ class Serving(Protocol):
     async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
         """Raises ServingError, with what fits instead, unless its weights would, be they here or not."""
 
+    async def prepare(
+        self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback
+    ) -> None:
+        """What of `load` takes long and can be done while something else is loaded and runs.
+
+        on_stage: as of `load`. Raises ServingError; nothing has changed then. May be cancelled.
+        """
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         """Load a pipeline and warm it up; nothing else is loaded at that time.
 

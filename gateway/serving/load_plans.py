@@ -10,6 +10,7 @@ from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import checked_manifests
 from gateway.serving.engine_sets import EngineSets, FoundSet
 from gateway.serving.interface import Availability, ServedEngine, ServedMemory, ServedPlan, ServingError
+from gateway.serving.merged_sets import INSTEAD, SetMerger, loras_of
 from streaming.adapters.layers import MOST_RANK
 from streaming.checkpoints.config import TransformerConfig
 from streaming.checkpoints.files import TRANSFORMER_FILES
@@ -41,6 +42,11 @@ class EngineLoad:
     @property
     def on_gpu(self) -> bool:
         return placement_of(self.plan).on_gpu
+
+    @property
+    def waits_for_merge(self) -> bool:
+        """Whether the engines with the load's LoRA files in their weights have to be made first."""
+        return self.plan.backend == "triton" and bool(self.plan.merged)
 
     @property
     def transformer(self) -> TransformerConfig | None:
@@ -120,7 +126,8 @@ Load = EngineLoad | CheckpointLoad
 class LoadPlanner:
     """What can be loaded here, and how.
 
-    checkpoints: None where PyTorch runs none. adapters: None where there are no LoRA files.
+    checkpoints: None where PyTorch runs none. adapters: None where there are no LoRA files. merger: None
+    where none are merged into engines of Triton.
 
     Without a wish: plans for a GPU, or engines that TensorRT for RTX has compiled for it; a checkpoint on a
     GPU; engines in ONNX Runtime, on a GPU if that can be, those of the demonstration on the CPU; a checkpoint
@@ -130,6 +137,7 @@ class LoadPlanner:
     sets: EngineSets
     checkpoints: Checkpoints | None = None
     adapters: Adapters | None = None
+    merger: SetMerger | None = None
 
     def availability(self, spec: PipelineSpec, backend: BackendChoice = "auto") -> Availability:
         """Whether a pipeline can be loaded, as a load asks for it."""
@@ -182,6 +190,7 @@ class LoadPlanner:
             found, self.sets.models, load_params, on_cpu=self.sets.on_cpu, provider=self.sets.provider(found)
         )
         plan = self._adapted(plan, load_params, found.content.model.transformer())
+        found, plan = self._with_merged_set(found, plan)
         try:
             manifests = checked_manifests(
                 found.content,
@@ -233,6 +242,21 @@ class LoadPlanner:
         vae_types = self.checkpoints.availability(spec).vae_types
         return CheckpointLoad(plan, spec, sizes, vae_types, reason)
 
+    def _with_merged_set(self, found: FoundSet, plan: LoadPlan) -> tuple[FoundSet, LoadPlan]:
+        """The set that has the files in its weights, where Triton runs engines; if it is not there, the same.
+
+        Raises ServingError where it cannot be made.
+        """
+        if plan.backend != "triton" or not plan.merged:
+            return found, plan
+        if self.merger is None:
+            raise ServingError(f"LoRA files cannot be merged into engines that Triton runs. {INSTEAD}")
+        merged = self.merger.merged.find(found, loras_of(plan.merged))
+        if merged is None:
+            self.merger.require_tools(found)
+            return found, plan
+        return merged, plan.model_copy(update={"engine_set": merged.directory, "adapters": plan.beside})
+
     def _adapted(
         self, plan: LoadPlan, load_params: Mapping[str, Any], config: TransformerConfig | None
     ) -> LoadPlan:
@@ -251,11 +275,6 @@ class LoadPlanner:
             raise ServingError(
                 "LoRA files cannot be merged into engines that TensorRT for RTX has compiled: load with "
                 "merge_mode runtime_peft, or with 'backend' pytorch."
-            )
-        if plan.backend == "triton" and not all(adapter.runtime for adapter in adapters):
-            raise ServingError(
-                "LoRA files cannot be merged into engines that Triton runs: load with merge_mode "
-                "runtime_peft, or with 'backend' pytorch or onnxruntime."
             )
         return plan.model_copy(update={"adapters": adapters, "adapted": live_adapters(load_params)})
 

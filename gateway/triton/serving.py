@@ -24,7 +24,7 @@ from gateway.embedded.server import EmbeddedTriton
 from gateway.serving.adapters import TAKES_NONE, AdaptedLoad, Adapters, live_adapters
 from gateway.serving.checkpoints import Checkpoints
 from gateway.serving.engine_checks import why_refused
-from gateway.serving.engine_sets import EngineSets
+from gateway.serving.engine_sets import EngineSets, FoundSet
 from gateway.serving.interface import (
     Availability,
     ChunkFailed,
@@ -35,6 +35,7 @@ from gateway.serving.interface import (
 )
 from gateway.serving.load_plans import EngineLoad, LoadPlanner
 from gateway.serving.memory import Memory
+from gateway.serving.merged_sets import SetMerger
 from gateway.serving.room import Room
 from gateway.triton.models import (
     LOADING,
@@ -80,6 +81,7 @@ class TritonServing:
         engines: EngineSets | None = None,
         checkpoints: Checkpoints | None = None,
         adapters: Adapters | None = None,
+        merger: SetMerger | None = None,
         memory_limit_bytes: int | None = None,
         shared_memory: bool = False,
         preprocessors: Path | None = None,
@@ -100,7 +102,7 @@ class TritonServing:
         self._metrics_url = metrics_url
         self._preprocessors = preprocessors
         self._engines = engines
-        self._planner = None if engines is None else LoadPlanner(engines, checkpoints, adapters)
+        self._planner = None if engines is None else LoadPlanner(engines, checkpoints, adapters, merger)
         self._server = TritonServer(
             external_url, embedded, on_lost=self._lost, prepare=self._prepare, look=self._look
         )
@@ -235,6 +237,9 @@ class TritonServing:
             adapters, vace = live_adapters(load_params), bool(load_params.get("vace_enabled"))
             await planner.sets.prepare(spec, on_stage, adapters=adapters, vace=vace)
         load = await asyncio.to_thread(planner.decide, spec, load_params)
+        if isinstance(load, EngineLoad) and load.waits_for_merge:  # it was removed since, or a file is new
+            await self._merge(load, on_stage)
+            load = await asyncio.to_thread(planner.decide, spec, load_params)
         chosen = await self._memory.fit(load)
         on_stage(chosen.summary)
         plan, self._served = load.planned(chosen), load.served(chosen)
@@ -247,6 +252,31 @@ class TritonServing:
         if isinstance(load, EngineLoad) and plan.backend == "triton":
             await self._load_models(client, load, plan, on_stage)
         return self._for_models(plan)
+
+    async def prepare(
+        self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback
+    ) -> None:
+        planner = self._planner
+        if spec.loop is None or planner is None or planner.makes_demo(spec, load_params):
+            return
+        load = await asyncio.to_thread(planner.decide, spec, load_params)
+        if isinstance(load, EngineLoad) and load.waits_for_merge:
+            await self._memory.check(load, in_use=self._model is not None)
+            await self._merge(load, on_stage)
+
+    async def _merge(self, load: EngineLoad, on_stage: StageCallback) -> None:
+        """Make the engines that have the load's LoRA files in their weights. Raises ServingError."""
+        planner, plan = self._planner, load.plan
+        assert planner is not None
+        assert planner.adapters is not None
+        assert planner.merger is not None
+        files = await asyncio.to_thread(planner.adapters.copied, plan.merged)
+        await planner.merger.make(
+            FoundSet(plan.set_directory, load.engines),
+            files,
+            on_stage,
+            lambda: None if self.load_plan is None else self.load_plan.engine_set,
+        )
 
     async def _load_models(
         self, client: InferenceServerClient, load: EngineLoad, plan: LoadPlan, on_stage: StageCallback

@@ -34,6 +34,14 @@ class BranchSet(Record):
     blocks: int
 
 
+class MergedLora(Record):
+    """A LoRA file that is merged into the weights."""
+
+    file: str
+    sha256: str
+    scale: float
+
+
 class ModelFacts(Record):
     """Dimensions that come with the weights."""
 
@@ -89,6 +97,7 @@ class EngineSet(Record):
     gpus           numbers of the GPUs that run plans, with an instance of every engine on each
     window         attention window, in latent frames
     adapters       the transformer takes LoRA files beside its weights, see `streaming/adapters/stack.py`
+    loras          merged into its weights, ordered by hash; such a set is made for a load that asks for these
     demo           random or tiny weights: only a stand-in
     note           a line for users about the weights
     examples       prompts that the weights understand
@@ -106,6 +115,7 @@ class EngineSet(Record):
     cache_frames: int
     padding_keys: int = 0
     adapters: bool = False
+    loras: tuple[MergedLora, ...] = ()
     model: ModelFacts
     frames: FrameCuts
     text_encoder: str

@@ -261,6 +261,10 @@ class DoubleServing:
 
     async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
 
+    async def prepare(
+        self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback
+    ) -> None: ...
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         on_stage("Loading plain pictures...")
         began = time.monotonic()

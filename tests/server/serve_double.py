@@ -73,6 +73,11 @@ class SplitServing:
     async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None:
         await self._for(spec).check_room(spec, load_params)
 
+    async def prepare(
+        self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback
+    ) -> None:
+        await self._for(spec).prepare(spec, load_params, on_stage)
+
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         self._active = self._for(spec)
         await self._active.load(spec, load_params, on_stage)

@@ -52,6 +52,9 @@ class SlowServing:
     def __init__(self) -> None:
         self.release = asyncio.Event()
         self.failure: str | None = None
+        self.prepared = asyncio.Event()
+        self.prepared.set()
+        self.unprepared: str | None = None  # why a preparation fails
         self.calls: list[str] = []
         self.cancelled: list[str] = []
         self.leaving_steps = 0
@@ -80,6 +83,14 @@ class SlowServing:
     async def room(self, spec: PipelineSpec) -> None: ...
 
     async def check_room(self, spec: PipelineSpec, load_params: Mapping[str, Any]) -> None: ...
+
+    async def prepare(
+        self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback
+    ) -> None:
+        on_stage(f"Preparing {spec.name}...")
+        await self.prepared.wait()
+        if self.unprepared is not None:
+            raise ServingError(self.unprepared)
 
     async def load(self, spec: PipelineSpec, load_params: Mapping[str, Any], on_stage: StageCallback) -> None:
         self.calls.append(f"load {spec.id}")
@@ -201,6 +212,43 @@ async def test_other_parameters_unload_first(pipelines: Pipelines, serving: Slow
 
     assert serving.calls == ["load longlive", "unload", "load longlive"]
     assert pipelines.status()["load_params"] == {"height": 512}
+
+
+async def test_what_is_loaded_stays_until_the_next_load_is_prepared(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    await loaded_with(pipelines, serving, request("longlive"))
+    running = pipelines.loaded
+    assert running is not None
+    serving.prepared.clear()
+    pipelines.request_load(request("memflow"))
+    await asyncio.sleep(0)
+    assert (pipelines.state, running.retired.is_set()) == (State.LOADING, False)
+
+    serving.unprepared = "the disk is full"
+    serving.prepared.set()
+    await settled(pipelines)
+
+    assert (pipelines.loaded, serving.calls) == (running, ["load longlive"])
+    assert pipelines.status()["error"] == "Failed to load pipeline memflow: the disk is full"
+    serving.unprepared = None
+    await loaded_with(pipelines, serving, request("memflow"))
+    assert (pipelines.status()["pipeline_id"], pipelines.status()["error"]) == ("memflow", None)
+
+
+async def test_a_preparation_that_is_given_up_leaves_what_is_loaded(
+    pipelines: Pipelines, serving: SlowServing
+) -> None:
+    await loaded_with(pipelines, serving, request("longlive"))
+    running = pipelines.loaded
+    serving.prepared.clear()
+    pipelines.request_load(request("memflow"))
+    await asyncio.sleep(0)
+
+    pipelines.request_load(request("longlive"))
+    await settled(pipelines)
+
+    assert (pipelines.loaded, serving.calls) == (running, ["load longlive"])
 
 
 async def test_the_newest_request_wins(pipelines: Pipelines, serving: SlowServing) -> None:
