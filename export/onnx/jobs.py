@@ -310,15 +310,15 @@ def _branch(
         load_weights(weights, *modules, dtype=DTYPES[precision])
         return modules
 
+    # A smaller network than the released one has a block beside each layer.
+    stride = max(1, config.num_layers // files.published_vace_blocks)
+    layers = tuple(range(0, config.num_layers, stride))
+
     def published() -> tuple[VaceTransformer, VaceTextKV]:
-        stride = config.num_layers // files.published_vace_blocks
-        layers = tuple(range(0, config.num_layers, stride))
         return branch_modules(config, VaceConfig(layers), loop.cached_keys, adapted=request.adapters)
 
     def blocks() -> int:
-        if not path.is_file():
-            return files.published_vace_blocks
-        return len(open_vace(path, config)[1].layers)
+        return len(open_vace(path, config)[1].layers if path.is_file() else layers)
 
     transformer, text_kv = plain.graphs
     facts = {"vace_blocks": blocks()}

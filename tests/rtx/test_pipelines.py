@@ -34,8 +34,8 @@ def test_every_engine_of_a_pipeline_compiles_whole(
 
 
 def test_no_kind_of_engine_and_no_group_of_inputs_is_left_out(small_sets: OpenSet) -> None:
-    """Who adds one lets `tests.engines` or `tests.rtx.variants` export it, or this fails."""
-    inputs = [s for variant in VARIANTS for signature in signatures(variant) for s in signature.inputs]
+    """Who adds one lets `tests.engines` or an option of `Request` export it, or this fails."""
+    inputs = [s for options, _ in VARIANTS for signature in signatures(options) for s in signature.inputs]
     kinds, groups = set(), {group_of(tensor.name) for tensor in inputs}
     for pipeline in TRANSFORMER_FILES:
         store, engines = small_sets(pipeline, "fp32")
