@@ -1,11 +1,13 @@
 """Request and response bodies of the REST API, for the OpenAPI document."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.http.validation import FilePath, Number
 from gateway.serving.interface import ServedPlan
+
+MAX_GRACE_S: Final = 60
 
 
 class _Body(BaseModel):
@@ -129,6 +131,13 @@ class OfferBody(_Body):
     role: Literal["viewer", "controller"] = Field("viewer", description="of who joins")
     publish: bool = Field(False, description="whether the video of who joins becomes the stream's source")
     label: str = Field("browser", description="what the others call who joins")
+    grace_s: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_GRACE_S,
+        description="how long a stream that nobody else holds goes on without whoever leaves: a page that is "
+        "loaded again joins it as a controller",
+    )
 
 
 class AnswerBody(BaseModel):

@@ -5,14 +5,15 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 from quart import Blueprint, abort, request
-from quart_schema import document_request, tag, validate_response
+from quart_schema import document_querystring, document_request, tag, validate_response
 
 from gateway.access.auth import Access, needs
 from gateway.fleet.forwarding import Forwarding
 from gateway.http import bodies
 from gateway.http.json_body import json_object
 from gateway.http.openapi import answers, refuses
-from gateway.http.validation import Text, check
+from gateway.http.query import query_int
+from gateway.http.validation import Number, Text, check
 from gateway.stream.streams import Streams
 from gateway.webrtc.sessions import Join, Sessions
 
@@ -25,6 +26,13 @@ class _Offer(BaseModel):
     role: Literal["viewer", "controller"] = "viewer"
     publish: bool = False
     label: Annotated[Text, Field(max_length=64)] = "browser"
+    grace_s: Annotated[Number, Field(ge=0, le=bodies.MAX_GRACE_S)] = 0.0
+
+
+class _CloseQuery(BaseModel):
+    grace_s: Annotated[int, Field(ge=0, le=bodies.MAX_GRACE_S)] = Field(
+        0, description="in place of the offer's: the stream goes on for so long without whoever leaves"
+    )
 
 
 _ROOT: Final = "/api/v1/webrtc/offer"
@@ -57,9 +65,9 @@ def webrtc_blueprint(
         access.require("view")
         if body.streamId is None:
             access.require("all")
-            answer = await sessions.offer(body.sdp, body.type, body.initialParameters)
+            answer = await sessions.offer(body.sdp, body.type, body.initialParameters, body.grace_s)
         else:
-            join = Join(streams.find(body.streamId), body.role, body.publish, body.label)
+            join = Join(streams.find(body.streamId), body.role, body.publish, body.label, body.grace_s)
             access.require("view" if body.role == "viewer" and not body.publish else "drive", join.stream)
             answer = await sessions.join(body.sdp, body.type, join, body.initialParameters)
         body_of_answer = bodies.AnswerBody(
@@ -86,11 +94,13 @@ def webrtc_blueprint(
     @bp.delete("/<session_id>")
     @needs("view")
     @tag(["webrtc"])
+    @document_querystring(_CloseQuery)
     @answers(204, description="closed")
-    @refuses(404)
+    @refuses(404, 422)
     async def close(session_id: str) -> tuple[str, int]:
         """Close a session; unknown ids are fine."""
-        await sessions.delete(session_id)
+        grace_s = query_int("grace_s", 0, minimum=0, maximum=bodies.MAX_GRACE_S)
+        await sessions.delete(session_id, float(grace_s))
         return "", 204
 
     return bp

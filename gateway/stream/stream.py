@@ -271,21 +271,25 @@ class Stream:
         if not self.stopped:
             self._cancel_end()
 
-    def release(self, holder: object) -> None:
-        """`holder` has no more need of the stream, which ends after the last one. Idempotent."""
+    def release(self, holder: object, grace_s: float = 0.0) -> None:
+        """`holder` has no more need of the stream, which ends after the last one. Idempotent.
+
+        grace_s: how long it is to wait at least for somebody to hold it again.
+        """
         was_held = bool(self._holders)
         self._holders.pop(holder, None)
         if was_held and not self._holders:
-            self.linger()
+            self.linger(grace_s)
 
-    def linger(self) -> None:
-        """End the stream in `linger_s`, unless somebody comes to hold it."""
+    def linger(self, grace_s: float = 0.0) -> None:
+        """End the stream in `linger_s`, or `grace_s` if that is longer, unless somebody comes to hold it."""
         if self.stopped or self.closed:  # it ends anyway
             return
         self._cancel_end()
-        if self.linger_s > 0:
+        wait_s = max(self.linger_s, grace_s)
+        if wait_s > 0:
             loop = asyncio.get_running_loop()
-            self._end = loop.call_later(self.linger_s, self._end_unheld)
+            self._end = loop.call_later(wait_s, self._end_unheld)
         else:
             self._end_unheld()
 

@@ -29,11 +29,13 @@ class Part:
     """What a peer is to its stream.
 
     is_owner: the stream was made by its offer. role: what it may do: the seat goes to controllers only.
+    grace_s: how long the stream waits for it to come back when it leaves, however it does.
     """
 
     role: Role = "controller"
     is_owner: bool = True
     label: str = "browser"
+    grace_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -73,6 +75,7 @@ class Peer:
         self.closed = False
         self.candidates = candidates
         self.adding_candidates = asyncio.Lock()
+        self.grace_s = part.grace_s
         self._on_end = on_end
         self._tasks: set[asyncio.Task[Any]] = set()
         self._camera: DecodedVideo | None = None
@@ -152,7 +155,7 @@ class Peer:
         self.stream.remove_control(self.channels)
         counted = self.track.failure is not None
         self.stream.remove_sink(self._viewer, None if counted else self._end_reason)
-        self.stream.release(self)
+        self.stream.release(self, self.grace_s)
         if self.stream.closed:
             await self.stream.close()
 

@@ -36,12 +36,14 @@ class Join:
     """An offer to join a stream that is there (streams.md 1.5).
 
     publish: its video takes the place of the stream's source. label: what the others call whoever sends it.
+    grace_s: as in `Part`.
     """
 
     stream: Stream
     role: Literal["viewer", "controller"] = "viewer"
     publish: bool = False
     label: str = "browser"
+    grace_s: float = 0.0
 
 
 class Sessions:
@@ -62,19 +64,23 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def offer(self, sdp: str, kind: str, initial_parameters: dict[str, Any] | None) -> Answer:
-        """Answer an offer; the session exists from then on.
+    async def offer(
+        self, sdp: str, kind: str, initial_parameters: dict[str, Any] | None, grace_s: float = 0.0
+    ) -> Answer:
+        """Answer an offer; the session exists from then on. grace_s: as in `Part`.
 
         Raises ApiError 400 (no pipeline, unusable offer), 503 (full), ValidationFailed (initial parameters).
         """
         with self._streams.counting_refusals():
-            return await self._open(sdp, kind, initial_parameters)
+            return await self._open(sdp, kind, initial_parameters, grace_s)
 
-    async def _open(self, sdp: str, kind: str, initial_parameters: dict[str, Any] | None) -> Answer:
+    async def _open(
+        self, sdp: str, kind: str, initial_parameters: dict[str, Any] | None, grace_s: float
+    ) -> Answer:
         loaded = self._streams.require_service()
         offer = read_offer(sdp, kind)
         stream = await self._streams.create(parameters=initial_parameters)
-        peer = self._bind(stream.id, stream, offer, Part())
+        peer = self._bind(stream.id, stream, offer, Part(grace_s=grace_s))
         answer = await self._connect(peer, offer)
         peer.channels.report(stream.state.remarks)
         logger.info("[%s] Session opened for %s", peer.id, loaded.spec.id)
@@ -106,7 +112,7 @@ class Sessions:
             text = f"Stream {stream.id} has a source already: stop it first"
             raise ApiError(409, text, headers={"Retry-After": "2"})
         self._streams.require_place(stream)
-        part = Part(join.role, is_owner=False, label=join.label)
+        part = Part(join.role, is_owner=False, label=join.label, grace_s=join.grace_s)
         peer = self._bind(self._streams.new_id(), stream, offer, part)
         answer = await self._connect(peer, offer)
         if join.publish:
@@ -178,10 +184,14 @@ class Sessions:
         turn = peer.adding_candidates
         await add_remote_candidates(peer.connection, candidates, peer.candidates, turn, peer.id)
 
-    async def delete(self, session_id: str) -> None:
-        """Close a session; unknown ids are fine."""
+    async def delete(self, session_id: str, grace_s: float = 0.0) -> None:
+        """Close a session; unknown ids are fine.
+
+        grace_s: in place of the one of its offer.
+        """
         peer = self._sessions.get(session_id)
         if peer is not None:
+            peer.grace_s = grace_s
             await peer.close()
 
     async def drain(self, timeout_s: float) -> None:

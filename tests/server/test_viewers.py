@@ -159,3 +159,37 @@ async def test_viewers_who_leave_while_they_connect_leave_nothing_behind(server:
             return not {name for name in new if "query_consent" in name or "rtcp" in name}
 
         await until(nothing_is_left, 30, "the viewers' connections to end")
+
+
+async def test_a_stream_waits_for_whoever_said_so_and_is_gone_on_with(server: DoubleProcess) -> None:
+    async with Peer(server.client) as viewer, Peer(server.client) as again:
+        async with Peer(server.client) as owner:
+            body = {"sdp": await owner.offer_sdp(), "type": "offer", "initialParameters": PROMPTS}
+            refused = await server.client.call(
+                "POST", "/api/v1/webrtc/offer", json_body={**body, "grace_s": 3600}
+            )
+            answer = await server.client.call(
+                "POST", "/api/v1/webrtc/offer", json_body={**body, "grace_s": 60}
+            )
+            await owner.accept(answer.json())
+            await owner.connected()
+            stream_id = answer.json()["streamId"]
+            await join(viewer, stream_id)
+            await viewer.wait_frames(1)
+            opened = len(server.sessions())
+        changed = await viewer.wait_message("driver_changed", 30)  # it has left
+        joined = (await join(again, stream_id, "controller")).json()
+        again.send({"prompts": [{"text": "again", "weight": 1}]})
+        await until(lambda: server.prompts() == ["again"], 30, "what the page has set")
+        told = [message["type"] for message in viewer.messages]
+        path = f"/api/v1/webrtc/offer/{joined['sessionId']}"
+        bad = await server.client.call("DELETE", f"{path}?grace_s=61")
+        await server.client.call("DELETE", path)  # in place of what the offer has said
+        stopped = await viewer.wait_message("stream_stopped", 30)
+
+        assert (refused.status, bad.status) == (422, 422)
+        assert changed["driver"] is None
+        assert joined["role"] == "driver"
+        assert "stream_stopped" not in told
+        assert len(server.sessions()) == opened, "the same caches, without a gap"
+        assert stopped["type"] == "stream_stopped"
