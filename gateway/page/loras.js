@@ -116,6 +116,7 @@ export class Loras extends EventTarget {
     const path = this.#pathOf(file);
     const merged = this.#inUse.get(path)?.merge_mode === "permanent_merge";
     item.dataset.lora = file.name;
+    slider.id = `lora-${[file.folder, file.name].filter(Boolean).join("/")}`; // what a MIDI controller is bound to
     part(".lora-name").textContent = file.title ?? file.name;
     part(".lora-name").title = [file.folder, file.name].filter(Boolean).join("/");
     part(".lora-facts").textContent = facts(file);

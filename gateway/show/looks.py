@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 MAX_LOOKS: Final = 200
 MAX_MAPPINGS: Final = 500
+MAX_HIGH_CC: Final = 31
 
 Name = Annotated[str, Field(pattern=rf"^{NAME_RULE}$")]
 Seconds = Annotated[Number, Field(ge=0, le=MAX_TRANSITION_S)]
@@ -49,12 +50,20 @@ class Look(LookBody):
     name: Name = Field(description="its address")
 
 
+Encoding = Literal["14_bit", "twos_complement", "binary_offset", "signed_bit"]
+
+
 class MidiSource(_Document):
     """A knob, fader or key. One of `midi_cc` and `midi_note`; channel: 0 to 15, None for any."""
 
     midi_cc: Annotated[Integer, Field(ge=0, le=127)] | None = None
     midi_note: Annotated[Integer, Field(ge=0, le=127)] | None = None
     channel: Annotated[Integer, Field(ge=0, le=15)] | None = None
+    encoding: Encoding | None = Field(
+        None,
+        description="how a controller sends its values; null: 0 to 127; 14_bit: with the one 32 above as its "
+        "low bits; the others: endless knobs, which send steps",
+    )
 
 
 class MidiTarget(_Document):
@@ -64,6 +73,9 @@ class MidiTarget(_Document):
     action: Annotated[Text, Field(max_length=200)] | None = None
     look: Name | None = None
     cue: Name | None = None
+    begin: Annotated[Integer, Field(ge=0)] | None = Field(
+        None, description="the line of the cue list, from 0"
+    )
 
 
 class MidiRange(_Document):
@@ -244,8 +256,20 @@ def _read_midi(value: Any) -> list[MidiMapping]:
 def _check_midi(mappings: Sequence[MidiMapping], *place: str) -> None:
     for number, mapping in enumerate(mappings):
         for part in ("source", "target"):
-            values = getattr(mapping, part).model_dump(exclude={"channel"})
+            values = getattr(mapping, part).model_dump(exclude={"channel", "encoding", "begin"})
             if sum(value is not None for value in values.values()) != 1:
                 text = f"Exactly one of {', '.join(values)} is needed"
-                where = [*place, number, part]
-                raise ValidationFailed([Problem(type="one_of", loc=where, msg=text, input=None)])
+                raise _wrong(text, *place, number, part, kind="one_of")
+        source, target = mapping.source, mapping.target
+        if source.encoding is not None and (source.midi_cc is None or mapping.type != "continuous"):
+            text = "Only a `continuous` mapping of a `midi_cc` has an encoding"
+            raise _wrong(text, *place, number, "source", "encoding")
+        if source.encoding == "14_bit" and (source.midi_cc or 0) > MAX_HIGH_CC:
+            text = f"Controllers of 14 bit are 0 to {MAX_HIGH_CC}: the one 32 above has the low bits"
+            raise _wrong(text, *place, number, "source", "midi_cc")
+        if target.begin is not None and target.cue is None:
+            raise _wrong("Only a cue list begins with a line", *place, number, "target", "begin")
+
+
+def _wrong(text: str, *place: str | int, kind: str = "value_error") -> ValidationFailed:
+    return ValidationFailed([Problem(type=kind, loc=[*place], msg=text, input=None)])

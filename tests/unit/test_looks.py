@@ -63,6 +63,9 @@ async def test_export_is_what_import_takes_with_the_midi_mappings(looks: Looks, 
     assert await other.all() == await looks.all()
 
 
+KNOB = '"continuous", "source": {{"midi_cc": {}, "encoding": "14_bit"'
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "said"),
     [
@@ -76,6 +79,11 @@ async def test_export_is_what_import_takes_with_the_midi_mappings(looks: Looks, 
         ('"name": "wild"', '"name": "Wild"', 8, "pattern"),
         ('"transition_s": 2', '"transition_s": -2', 7, "greater"),
         ('"midi_note": 36', '"midi_cc": 1, "midi_note": 36', 12, "Exactly one"),
+        ('"midi_note": 36', '"midi_note": 36, "encoding": "signed_bit"', 12, "continuous"),
+        ('"midi_note": 36', '"midi_cc": 1, "encoding": "14_bit"', 12, "continuous"),
+        ('"midi_note": 36', '"midi_cc": 1, "encoding": "8_bit"', 12, "14_bit"),
+        ('"trigger", "source": {"midi_note": 36', KNOB.format(40), 12, "0 to 31"),
+        ('{"look": "calm"}', '{"look": "calm", "begin": 2}', 12, "cue list"),
     ],
 )
 async def test_a_bad_file_is_refused_with_its_line_and_the_looks_before_stay(

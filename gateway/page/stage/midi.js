@@ -2,20 +2,12 @@
 
 import { api } from "../api.js";
 import { MidiClock } from "./midi_clock.js";
+import { comesFrom, ENCODINGS, isEndless, pairOf, Positions, readMessage, stepsOf } from "./midi_values.js";
 import { button, el, part } from "./dom.js";
 
-const [NOTE_OFF, NOTE_ON, CONTROL] = [0x80, 0x90, 0xb0];
 const CLOCK_BYTES = 0xf8; // and above: messages of one byte, in real time
 const PRESSED = 64; // a button that sends a controller
-const TARGETS = "input[type=range][id], input[type=checkbox][id], .look, #cue-play, #pause, #freeze, #blackout, #record, #tempo-tap, #reset_cache";
-
-/** {kind, number, channel, value} of a message of a knob or key; null for others. */
-export function readMessage([status, number, value]) {
-  const [kind, channel] = [status & 0xf0, status & 0x0f];
-  if (kind === CONTROL) return { kind: "midi_cc", number, channel, value };
-  if (kind === NOTE_ON || kind === NOTE_OFF) return { kind: "midi_note", number, channel, value: kind === NOTE_ON ? value : 0 };
-  return null;
-}
+const TARGETS = "input[type=range][id], input[type=checkbox][id], .look, .cue-go, #cue-play, #pause, #freeze, #blackout, #record, #tempo-tap, #reset_cache";
 
 export class Midi {
   #looks;
@@ -29,7 +21,9 @@ export class Midi {
   #learning = false;
   #target = null; // what the next message is bound to
   #mappings = [];
-  #values = new Map(); // mapping -> newest value, until they are applied together
+  #moves = new Map(); // mapping -> its newest position, or steps, until they are applied together
+  #positions = new Positions();
+  #bound = null; // the message that was bound last
   #clock;
 
   constructor(looks, cues, tempo) {
@@ -115,82 +109,135 @@ export class Midi {
     if (data[0] >= CLOCK_BYTES) return this.#clock.receive(data[0], timeStamp);
     const message = readMessage(data);
     if (!message) return;
-    if (this.#learning && this.#target) return message.value > 0 && this.#bind(this.#target, message);
+    if (this.#learning && this.#hear({ ...message, time: timeStamp })) return;
     for (const mapping of this.#mappings.filter(({ source }) => comesFrom(source, message))) {
-      if (mapping.type === "continuous") this.#gather(mapping, message.value);
+      if (mapping.type === "continuous") this.#gather(mapping, message);
       else this.#press(mapping, message);
     }
   }
 
-  async #bind(control, { kind, number, channel }) {
-    const source = { [kind]: number, channel };
+  /** Whether a message was of use for learning. */
+  #hear(message) {
+    const low = this.#bound && !this.#target ? pairOf(this.#bound.message, message) : null;
+    if (low !== null) {
+      this.#bind(this.#bound.control, { ...message, number: low }, "14_bit");
+      return true;
+    }
+    if (!this.#target) return false;
+    if (message.value > 0) this.#bind(this.#target, message);
+    return true;
+  }
+
+  #bind(control, message, encoding = null) {
+    const { kind, number, channel } = message;
+    const source = { [kind]: number, channel, ...(encoding ? { encoding } : {}) };
     const target = targetOf(control);
     const type = control.type === "range" ? "continuous" : control.type === "checkbox" ? "toggle" : "trigger";
-    const same = (mapping) => comesFrom(mapping.source, { kind, number, channel }) || equal(mapping.target, target);
-    await this.#keep([...this.#mappings.filter((mapping) => !same(mapping)), { type, source, target }]);
+    const same = (mapping) => comesFrom(mapping.source, message) || equal(mapping.target, target);
+    this.#mappings = [...this.#mappings.filter((mapping) => !same(mapping)), { type, source, target }];
     this.#say(`${nameOf(control)} is moved by ${describe(source)}.`);
     control.classList.remove("midi-target");
     this.#target = null;
+    this.#bound = { control, message };
+    this.#keep(this.#mappings);
   }
 
-  async #keep(mappings) {
-    this.#error.textContent = "";
-    try {
-      this.#mappings = (await api.putMidi(mappings)).midi;
-    } catch (error) {
-      this.#error.textContent = error.message;
-    }
-    this.#render();
+  /** One after another: a knob of 14 bit is bound in two steps. */
+  #keep(mappings) {
+    this.#kept = this.#kept.then(async () => {
+      this.#error.textContent = "";
+      try {
+        this.#mappings = (await api.putMidi(mappings)).midi;
+      } catch (error) {
+        this.#error.textContent = error.message;
+      }
+      this.#render();
+    });
   }
+  #kept = Promise.resolve();
 
-  /** A fader sends hundreds of values in a second: the newest one counts, once in a picture. */
-  #gather(mapping, value) {
-    if (!this.#values.size) setTimeout(() => this.#apply(), 16);
-    this.#values.set(mapping, value);
+  /** A fader sends hundreds of values in a second: the newest one counts, once in a picture; steps add up. */
+  #gather(mapping, message) {
+    if (!this.#moves.size) setTimeout(() => this.#apply(), 16);
+    const { source } = mapping;
+    if (isEndless(source)) this.#moves.set(mapping, (this.#moves.get(mapping) ?? 0) + stepsOf(source, message.value));
+    else this.#moves.set(mapping, this.#positions.of(source, message));
   }
 
   #apply() {
-    for (const [{ target, range }, value] of this.#values) {
+    for (const [{ source, target, range }, moved] of this.#moves) {
       const slider = document.getElementById(target.parameter);
       if (!slider) continue;
       const { min, max } = range ?? { min: Number(slider.min || 0), max: Number(slider.max || 100) };
-      slider.value = String(min + ((max - min) * value) / 127);
-      slider.dispatchEvent(new Event("input", { bubbles: true }));
+      const step = Math.max(Number(slider.step) || 0, Math.abs(max - min) / 127);
+      const wanted = isEndless(source) ? slider.valueAsNumber + moved * step : min + (max - min) * moved;
+      moveTo(slider, Math.min(Math.max(min, max), Math.max(Math.min(min, max), wanted)), source.encoding === "14_bit");
     }
-    this.#values.clear();
+    this.#moves.clear();
   }
 
   #press({ target, source }, { value }) {
-    if (source.midi_cc !== undefined && source.midi_cc !== null ? value < PRESSED : value === 0) return;
+    if (isSet(source.midi_cc) ? value < PRESSED : value === 0) return;
     if (target.look) this.#looks.recallByName(target.look);
-    else if (target.cue) this.#cues.play(target.cue);
+    else if (target.cue) this.#cues.play(target.cue, target.begin ?? null);
     else document.getElementById(target.action ?? target.parameter)?.click();
   }
 
   #render() {
-    const items = this.#mappings.map((mapping) => {
-      const [what, from] = [Object.values(mapping.target).find((value) => value !== null), describe(mapping.source)];
-      const remove = button("Remove", () => this.#keep(this.#mappings.filter((each) => each !== mapping)), { className: "plain", "aria-label": `Remove ${from} to ${what}` });
-      return el("li", {}, `${from} → ${what}`, remove);
-    });
-    this.#list.replaceChildren(...items);
+    this.#list.replaceChildren(...this.#mappings.map((mapping) => this.#item(mapping)));
   }
+
+  #item(mapping) {
+    const [what, from] = [nameOfTarget(mapping.target), describe(mapping.source)];
+    const others = this.#mappings.filter((each) => each !== mapping);
+    const remove = button("Remove", () => this.#keep(others), { className: "plain", "aria-label": `Remove ${from} to ${what}` });
+    return el("li", {}, `${from} → ${what}`, this.#encoding(mapping, from), remove);
+  }
+
+  /** How a knob or fader sends its values; nothing to choose for keys. */
+  #encoding(mapping, from) {
+    if (mapping.type !== "continuous" || !isSet(mapping.source.midi_cc)) return null;
+    const choice = el("select", { "aria-label": `Values of ${from}` });
+    for (const [value, text] of Object.entries(ENCODINGS)) {
+      if (value !== "14_bit" || mapping.source.midi_cc < 32) choice.append(new Option(text, value));
+    }
+    choice.value = mapping.source.encoding ?? "";
+    choice.addEventListener("change", () => {
+      const source = { ...mapping.source, encoding: choice.value || null };
+      this.#keep(this.#mappings.map((each) => (each === mapping ? { ...each, source } : each)));
+    });
+    return choice;
+  }
+}
+
+/** fine: to a place between the slider's own steps, too. */
+function moveTo(slider, value, fine) {
+  const { step } = slider;
+  if (fine && Number(step) < 1) slider.step = "any";
+  slider.value = String(Math.round(value * 1e5) / 1e5);
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  slider.step = step;
 }
 
 function targetOf(control) {
   const item = control.closest("[data-look]");
   if (item) return { look: item.dataset.look };
+  const line = control.closest("[data-cue]");
+  if (line) return { cue: line.dataset.cue, begin: Number(line.dataset.line) };
   if (control.id === "cue-play") return { cue: document.getElementById("cue-choice").value };
   return control.matches("input") ? { parameter: control.id } : { action: control.id };
 }
 
 const nameOf = (control) => control.labels?.[0]?.textContent || control.getAttribute("aria-label") || control.textContent || control.id;
 
-const comesFrom = (source, { kind, number, channel }) => source[kind] === number && (source.channel ?? channel) === channel;
+const isSet = (value) => value !== null && value !== undefined;
 
-const equal = (a, b) => ["parameter", "action", "look", "cue"].every((key) => (a[key] ?? null) === (b[key] ?? null));
+const equal = (a, b) => ["parameter", "action", "look", "cue", "begin"].every((key) => (a[key] ?? null) === (b[key] ?? null));
+
+const nameOfTarget = ({ cue, begin, ...others }) =>
+  isSet(cue) ? [cue, isSet(begin) && `line ${begin + 1}`].filter(Boolean).join(", ") : Object.values(others).find(isSet);
 
 function describe({ midi_cc: cc, midi_note: note, channel }) {
-  const what = cc !== null && cc !== undefined ? `controller ${cc}` : `note ${note}`;
-  return channel === null || channel === undefined ? what : `${what}, channel ${channel + 1}`;
+  const what = isSet(cc) ? `controller ${cc}` : `note ${note}`;
+  return isSet(channel) ? `${what}, channel ${channel + 1}` : what;
 }
