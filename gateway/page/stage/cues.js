@@ -1,9 +1,11 @@
 // Cue lists: looks one after another, by time or on the beat. They are kept and played on the server.
 
 import { api, problemText } from "../api.js";
+import { CueLine } from "./cue_line.js";
 import { button, download, el, field, nameFor, part, upload } from "./dom.js";
 
 const CLOCKS = { time: "seconds", beat: "beats", chunk: "chunks" };
+const STEP = 8; // from one line to the next, as the page writes them
 
 export class Cues extends EventTarget {
   #stream;
@@ -13,6 +15,10 @@ export class Cues extends EventTarget {
   #lines = el("ol", { className: "cue-lines", "aria-label": "Lines of the cue list" });
   #clock = el("select", { "aria-label": "Lines are placed in", id: "cue-clock" });
   #loop = el("input", { type: "checkbox", id: "cue-loop" });
+  #rename = el("input", { type: "text", maxLength: 64, id: "cue-name" });
+  #nameField = field("Name", this.#rename);
+  #edit = button("Edit", () => this.#setEditing(!this.#editing), { id: "cue-edit", "aria-pressed": "false" });
+  #editing = false;
   #length = el("input", { type: "number", min: 0.1, step: 0.5, id: "cue-length", "aria-label": "Length of a round" });
   #play = button("Play", () => this.toggle(), { id: "cue-play", className: "accent", "aria-keyshortcuts": "c" });
   #error = el("p", { className: "error-text", role: "alert" });
@@ -28,13 +34,14 @@ export class Cues extends EventTarget {
     super();
     this.#stream = stream;
     this.#looks = looks;
-    for (const [value, text] of Object.entries(CLOCKS)) if (value !== "chunk") this.#clock.append(new Option(text, value));
+    for (const [value, text] of Object.entries(CLOCKS)) this.#clock.append(new Option(text, value));
     const head = el(
       "div",
       { className: "part-head" },
       this.#choice,
       button("New list", () => this.#new(), { id: "cue-new" }),
       this.#play,
+      this.#edit,
       button("Import", () => this.#try(() => this.#import())),
       button("Export", () => this.#list && download(`${this.#name}.json`, JSON.stringify(this.#list, null, 1))),
       button("Delete", () => this.#try(() => this.#delete()), { className: "plain" }),
@@ -42,6 +49,7 @@ export class Cues extends EventTarget {
     const settings = el(
       "div",
       { className: "part-head" },
+      this.#nameField,
       field("Lines in", this.#clock),
       el("label", { className: "inline" }, this.#loop, el("span", {}, "Loop after")),
       this.#length,
@@ -49,13 +57,12 @@ export class Cues extends EventTarget {
     );
     this.#element.body.append(head, settings, this.#lines, this.#error);
     this.#choice.addEventListener("change", () => this.#try(() => this.#open(this.#choice.value)));
-    this.#clock.addEventListener("change", () => this.#change({ clock: this.#clock.value }));
+    this.#nameField.hidden = true;
+    this.#rename.addEventListener("change", () => this.#try(() => this.#setName(this.#rename.value)));
+    this.#clock.addEventListener("change", () => this.#setClock(this.#clock.value));
     for (const input of [this.#loop, this.#length]) input.addEventListener("change", () => this.#change(this.#rounds()));
     stream.addEventListener("show", ({ detail }) => detail.type === "cues_changed" && this.#follow(detail));
-    looks.addEventListener("change", () => {
-      this.#items = new WeakMap();
-      this.#render();
-    });
+    looks.addEventListener("change", () => this.#render());
   }
 
   get element() {
@@ -109,7 +116,7 @@ export class Cues extends EventTarget {
     const list = name === null ? null : await api.cueList(name);
     if (name !== this.#name || number !== this.#changes) return; // something newer is shown
     // Somebody may be writing in a row: those of the same list stay.
-    if (JSON.stringify(list) !== JSON.stringify(this.#list)) this.#list = list;
+    if (plain(list) !== plain(this.#list)) this.#list = list;
     if (name !== null) this.#choice.value = name;
     this.#render();
   }
@@ -117,8 +124,8 @@ export class Cues extends EventTarget {
   async #new() {
     const name = nameFor("show", this.names);
     const looks = this.#looks.looks;
-    const lines = looks.map((look, index) => ({ at: index * 8, look: look.name }));
-    const list = { clock: "time", loop: true, length: Math.max(8, looks.length * 8), lines: lines.length ? lines : [{}] };
+    const lines = looks.map((look, index) => ({ at: index * STEP, look: look.name }));
+    const list = { clock: "time", loop: true, length: Math.max(STEP, looks.length * STEP), lines: lines.length ? lines : [{}] };
     await this.#try(async () => {
       await api.putCues(name, list);
       this.#name = name;
@@ -146,7 +153,43 @@ export class Cues extends EventTarget {
   }
 
   #rounds() {
-    return this.#loop.checked ? { loop: true, length: this.#length.valueAsNumber || 8 } : { loop: undefined, length: undefined };
+    return this.#loop.checked ? { loop: true, length: this.#length.valueAsNumber || STEP } : { loop: undefined, length: undefined };
+  }
+
+  /** The same list under another name. */
+  async #setName(title) {
+    const before = this.#name;
+    if (before === null) return;
+    const name = nameFor(title, this.names.filter((each) => each !== before));
+    if (name === before) return;
+    await this.#kept;
+    await api.putCues(name, JSON.stringify(this.#list));
+    await api.deleteCues(before);
+    this.#name = name;
+    await this.refresh();
+  }
+
+  /** Lines keep their places, counted in another unit. */
+  #setClock(clock) {
+    if (!this.#list) return;
+    const before = placedBy(this.#list);
+    const changes = clock === "chunk" ? { clock: undefined, loop: undefined, length: undefined } : { clock };
+    const now = placedBy({ clock });
+    for (const line of this.#list.lines) {
+      const place = line[before] ?? 0;
+      delete line[before];
+      line[now] = now === "chunk" ? Math.round(place) : place;
+      if (now === "chunk") for (const name of ["jump", "times"]) delete line[name];
+    }
+    this.#change(changes);
+  }
+
+  #setEditing(editing) {
+    this.#editing = editing;
+    this.#edit.setAttribute("aria-pressed", String(editing));
+    this.#edit.textContent = editing ? "Done" : "Edit";
+    this.#nameField.hidden = !editing;
+    this.#render();
   }
 
   /** Shown at once, so that the next change builds on it; they reach the server one after another. */
@@ -171,10 +214,58 @@ export class Cues extends EventTarget {
 
   #add() {
     if (!this.#list) return;
-    const last = Math.max(0, ...this.#list.lines.map(({ at }) => at ?? 0));
+    this.#insert(this.#inOrder().at(-1));
+  }
+
+  /** Another line after this one: halfway to the next, or a step later. */
+  #insert(line) {
+    const [lines, key] = [this.#inOrder(), placedBy(this.#list)];
+    const index = lines.indexOf(line);
+    const [here, next] = [line[key] ?? 0, lines[index + 1]?.[key]];
+    const between = next === undefined ? here + STEP : (here + next) / 2;
+    const place = key === "chunk" ? Math.round(between) : between;
     const look = this.#looks.looks[0]?.name;
-    const length = this.#list.loop ? Math.max(this.#list.length ?? 0, last + 16) : undefined;
-    this.#change({ length, lines: [...this.#list.lines, { at: last + 8, ...(look ? { look } : {}) }] });
+    const length = this.#list.loop ? Math.max(this.#list.length ?? 0, place + STEP) : undefined;
+    this.#change({ length, lines: lines.toSpliced(index + 1, 0, { [key]: place, ...(look ? { look } : {}) }) });
+  }
+
+  /** Change places with a neighbour: the times stay. */
+  #move(line, by) {
+    const [lines, key] = [this.#inOrder(), placedBy(this.#list)];
+    const index = lines.indexOf(line);
+    const other = lines[index + by];
+    if (!other) return;
+    [line[key], other[key]] = [other[key] ?? 0, line[key] ?? 0];
+    [lines[index], lines[index + by]] = [other, line];
+    this.#change({ lines });
+  }
+
+  /** Jumps to a line follow its label; without one, they go on. */
+  #relabel(line, label) {
+    const before = line.label;
+    if (label === undefined) delete line.label;
+    else line.label = label;
+    this.#followLabel(before, label);
+    this.#change({});
+  }
+
+  #followLabel(before, label) {
+    if (before === undefined || this.#list.lines.some((each) => each.label === before)) return;
+    for (const each of this.#list.lines.filter(({ jump }) => jump === before)) {
+      if (label !== undefined) each.jump = label;
+      else for (const name of ["jump", "times"]) delete each[name];
+    }
+  }
+
+  #remove(line) {
+    this.#list.lines = this.#list.lines.filter((each) => each !== line);
+    this.#followLabel(line.label, undefined);
+    this.#change({});
+  }
+
+  #inOrder() {
+    const key = this.#list ? placedBy(this.#list) : "at";
+    return (this.#list?.lines ?? []).toSorted((a, b) => (a[key] ?? 0) - (b[key] ?? 0));
   }
 
   #follow({ state, list, line, round }) {
@@ -184,12 +275,13 @@ export class Cues extends EventTarget {
   }
 
   #render() {
-    const timed = this.#list && this.#list.clock && this.#list.clock !== "chunk";
-    this.#clock.value = timed ? this.#list.clock : "time";
+    this.#clock.value = this.#list?.clock ?? (this.#list ? "chunk" : "time");
     this.#loop.checked = Boolean(this.#list?.loop);
     this.#length.value = this.#list?.length ?? "";
-    const lines = (this.#list?.lines ?? []).toSorted((a, b) => (a.at ?? a.chunk ?? 0) - (b.at ?? b.chunk ?? 0));
-    const rows = lines.map((line, index) => this.#row(line, index, lines.length === 1));
+    for (const input of [this.#loop, this.#length]) input.disabled = this.#clock.value === "chunk";
+    if (document.activeElement !== this.#rename) this.#rename.value = this.#name ?? "";
+    const lines = this.#inOrder();
+    const rows = lines.map((line, index) => this.#row(line, index, lines));
     if (rows.length !== this.#lines.children.length || rows.some((row, index) => row !== this.#lines.children[index])) {
       const focused = document.activeElement;
       this.#lines.replaceChildren(...rows);
@@ -210,37 +302,42 @@ export class Cues extends EventTarget {
     }
   }
 
-  #row(line, index, isOnly) {
-    const row = this.#items.get(line) ?? this.#line(line);
-    this.#items.set(line, row);
-    const [go, at, look, , remove] = row.children;
-    const names = [[go, "Go to"], [at, "Time of"], [look, "Look of"], [remove, "Remove"]];
-    for (const [control, name] of names) control.setAttribute("aria-label", `${name} line ${index + 1}`);
-    remove.disabled = isOnly;
-    return row;
+  #row(line, index, lines) {
+    const item = this.#items.get(line) ?? new CueLine(line, this.#actions);
+    this.#items.set(line, item);
+    const key = placedBy(this.#list);
+    const earlier = lines.filter((each) => (each[key] ?? 0) < (line[key] ?? 0));
+    item.show({
+      name: this.#name,
+      index,
+      count: lines.length,
+      placedBy: key,
+      looks: this.#looks.looks,
+      labels: earlier.map(({ label }) => label).filter(Boolean),
+      editing: this.#editing,
+    });
+    return item.element;
   }
 
-  #line(line) {
-    const at = el("input", { type: "number", min: 0, step: 0.5, value: String(line.at ?? line.chunk ?? 0) });
-    const look = el("select", {}, new Option("(no look)", ""));
-    for (const each of this.#looks.looks) look.append(new Option(each.title ?? each.name, each.name));
-    if (line.look && !this.#looks.looks.some(({ name }) => name === line.look)) look.append(new Option(`${line.look} (missing)`, line.look));
-    look.value = line.look ?? "";
-    const put = (changes) => {
-      Object.assign(line, changes);
-      this.#change({});
-    };
-    at.addEventListener("change", () => put({ at: Math.max(0, at.valueAsNumber || 0) }));
-    look.addEventListener("change", () => put({ look: look.value || undefined }));
-    const row = el(
-      "li",
-      {},
-      button("Go", () => this.play(this.#name, [...this.#lines.children].indexOf(row)), { className: "cue-go" }),
-      at,
-      look,
-      el("span", { className: "quiet" }, [line.label, line.jump && `back to ${line.jump}`].filter(Boolean).join(", ")),
-      button("Remove", () => this.#change({ lines: this.#list.lines.filter((each) => each !== line) }), { className: "plain" }),
-    );
-    return row;
-  }
+  #actions = {
+    changed: () => this.#change({}),
+    relabel: (line, label) => this.#relabel(line, label),
+    move: (line, by) => this.#move(line, by),
+    insert: (line) => this.#insert(line),
+    remove: (line) => this.#remove(line),
+    play: (index) => this.play(this.#name, index),
+  };
+}
+
+/** What places the lines of a list. */
+const placedBy = ({ clock }) => (clock === "time" || clock === "beat" ? "at" : "chunk");
+
+/** A list as text, the same for all that means the same: the server leaves out what is as usual. */
+function plain(list) {
+  const isUsual = (value) => value === undefined || value === 0 || value === false;
+  return JSON.stringify(list, (key, value) => {
+    if (key === "version") return undefined;
+    if (value === null || typeof value !== "object" || Array.isArray(value)) return value;
+    return Object.fromEntries(Object.entries(value).filter(([, each]) => !isUsual(each)).toSorted(([a], [b]) => (a < b ? -1 : 1)));
+  });
 }
