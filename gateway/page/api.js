@@ -123,7 +123,7 @@ export const api = {
     }),
   addCandidates: (id, candidates) => request("PATCH", session(id), { body: { candidates } }),
   /** Also works while the page is being closed. */
-  closeSession: (id) => request("DELETE", session(id), { keepalive: true }),
+  closeSession: (id, graceS = 0) => request("DELETE", session(id) + (graceS ? `?grace_s=${graceS}` : ""), { keepalive: true }),
   stream: (id) => request("GET", `/api/v1/streams/${encodeURIComponent(id)}`),
   /** Numbers of one session; 404 when the server does not have it. */
   session: (id) => request("GET", `/api/v1/session/${encodeURIComponent(id)}/metrics`, { timeoutMs: STATUS_TIMEOUT_MS }),

@@ -27,7 +27,7 @@ export class Connection extends EventTarget {
   }
 
   /**
-   * track: input video or null. initialParameters: see fields.js. join: see api.js; to see somebody else's stream.
+   * track: input video or null. initialParameters: see fields.js. join: see api.js; to see a stream that is there.
    * Resolves when the answer is applied; media follows with the "media" event.
    */
   async open(track, initialParameters, signal, join) {
@@ -39,7 +39,7 @@ export class Connection extends EventTarget {
     this.#channel.onopen = () => this.#flush();
     this.#channel.onmessage = ({ data }) => this.#receive(data);
     // sendrecv also without a track: a later switch to video needs no new negotiation.
-    const direction = join && !join.publish ? "recvonly" : "sendrecv";
+    const direction = join?.streamId && !join.publish ? "recvonly" : "sendrecv";
     this.#sender = this.#peer.addTransceiver(track ?? "video", { direction }).sender;
     await this.#peer.setLocalDescription();
     const answer = await api.offer(this.#peer.localDescription, initialParameters, signal, join);
@@ -67,17 +67,17 @@ export class Connection extends EventTarget {
     else this.#timer ??= setTimeout(() => this.#flush(), DEBOUNCE_MS);
   }
 
-  /** Ends the session here and on the server; also called when the page goes away. */
-  close() {
+  /** Ends the session here and on the server. graceS: how long the stream is to wait for this page. */
+  close({ graceS = 0 } = {}) {
     if (this.#closed) return;
     this.#closed = true;
     clearTimeout(this.#timer);
+    this.#release(graceS);
     this.#peer?.close();
-    this.#release();
   }
 
-  #release() {
-    if (this.sessionId) api.closeSession(this.sessionId).catch(() => {}); // the server also notices by itself
+  #release(graceS = 0) {
+    if (this.sessionId) api.closeSession(this.sessionId, graceS).catch(() => {}); // the server also notices by itself
   }
 
   #emit(type, detail) {

@@ -62,7 +62,9 @@ export class Share {
 
   #receive(message) {
     if (message.type === "viewers_changed") {
-      $("share-count").textContent = message.viewers ? `(${message.viewers} watching)` : "";
+      const { streamId, sessionId } = this.#stream;
+      const others = message.viewers - (streamId === sessionId ? 0 : 1); // a page that has come back counts as one
+      $("share-count").textContent = others > 0 ? `(${others} watching)` : "";
     }
     if (message.type === "driver_changed") this.#setDriver(message.driver);
     if (message.type === "control_requested") {

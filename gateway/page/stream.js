@@ -12,6 +12,7 @@ const GIVE_UP_MS = 600_000;
 const TRIES_TO_CONNECT = 6;
 const FULL = [429, 503]; // no place; or too many at once from one address, as when all viewers of an office come back
 const SLOW_ANSWER_MS = 2_500;
+const GRACE_S = 15; // a stream waits so long for a page that is loaded again
 const OF_SHOW = new Set(["look_recalled", "cues_changed", "replay_changed", "tempo_update", "change_scheduled", "change_applied"]);
 const OF_PEOPLE = new Set(["viewers_changed", "driver_changed", "control_requested"]);
 
@@ -49,7 +50,9 @@ export class Stream extends EventTarget {
   #successor = null; // message about the pipeline that took the place of the stream's
   #unloaded = false; // by someone
   #asking = false; // for the session
+  #paused = false; // a stream that this page has joined
   #cameFrom = null; // id of the stream that this page was connected to last
+  #returns = false; // to that stream, because it goes on for a while after a page has left
 
   get sessionId() {
     return this.#connection?.sessionId ?? null;
@@ -96,11 +99,20 @@ export class Stream extends EventTarget {
     });
   }
 
-  /** Come back to a stream that goes on without this page: a cue list keeps it. */
+  /** Come back to a stream that goes on without this page; where it has just ended, nothing is begun. */
   async comeBack(plan, streamId) {
     this.#plan = plan;
     this.#cameFrom = streamId;
-    await this.#attempt((signal) => this.#connectWhenFree(signal));
+    this.#returns = true;
+    await this.#attempt(async (signal) => {
+      try {
+        await this.#connectWhenFree(signal);
+      } catch (error) {
+        if (signal.aborted || error.kind !== "gone") throw error;
+        this.stop();
+      }
+    });
+    this.#returns = false;
   }
 
   /** Load without streaming, or put another pipeline under a running stream. */
@@ -131,7 +143,7 @@ export class Stream extends EventTarget {
 
   /** The first picture is on the screen. */
   playing() {
-    if (this.state === "connecting") this.#set("streaming");
+    if (this.state === "connecting") this.#set(this.#paused ? "paused" : "streaming");
     if (this.state === "replacing" && this.#successor) this.#set(this.#before);
   }
 
@@ -188,13 +200,21 @@ export class Stream extends EventTarget {
     await this.#connection?.replaceTrack(track);
   }
 
-  /** cancelLoad: also on the server; not when the page goes away, a reload of the page should find it done. */
-  stop({ cancelLoad = true } = {}) {
-    const wasLoading = cancelLoad && this.state === "loading" && !this.#connection;
+  /** Ends the stream, and a load that is under way for it. */
+  stop() {
+    const wasLoading = this.state === "loading" && !this.#connection;
     this.#run?.abort();
     this.#disconnect();
     this.#set("idle");
     if (wasLoading) api.unload().catch(() => {});
+  }
+
+  /** The page goes away, perhaps to come back: a reload should find the stream going on, and a load done. */
+  leave() {
+    this.#run?.abort();
+    this.#connection?.close({ graceS: GRACE_S });
+    this.#connection = null;
+    this.#set("idle");
   }
 
   #interrupt(interrupted) {
@@ -340,7 +360,10 @@ export class Stream extends EventTarget {
         return await this.#connect(signal);
       } catch (error) {
         if (signal.aborted || !(error instanceof ApiError)) throw error;
-        if (!FULL.includes(error.status)) throw new StreamError("The server refused the stream", error.message, "offer");
+        if (!FULL.includes(error.status)) {
+          const kind = this.#returns && error.status === 404 ? "gone" : "offer";
+          throw new StreamError("The server refused the stream", error.message, kind);
+        }
         this.#disconnect();
         this.#set("waiting");
         const inS = error.retryAfterS ?? 5;
@@ -356,7 +379,7 @@ export class Stream extends EventTarget {
 
   async #connect(signal) {
     this.#disconnect();
-    this.#unloaded = false;
+    this.#unloaded = this.#paused = false;
     this.#set("connecting");
     this.#emit("stage", "Connecting");
     const connection = (this.#connection = new Connection());
@@ -381,15 +404,20 @@ export class Stream extends EventTarget {
   async #open(connection, signal) {
     const { track } = this.#plan;
     const join = await this.#joinable();
-    if (!join) return connection.open(track, this.#plan.parameters(), signal);
-    return connection.open(track, null, signal, { ...join, role: "controller", publish: track !== null, label: "the page" });
+    if (!join) return connection.open(track, this.#plan.parameters(), signal, { grace_s: GRACE_S });
+    const part = { role: "controller", label: "the page", grace_s: GRACE_S };
+    return connection.open(track, null, signal, { ...join, ...part });
   }
 
   async #joinable() {
     const streamId = this.#cameFrom;
     if (streamId === null) return null;
-    const { state } = await api.playing(streamId).catch(() => ({ state: "stopped" }));
-    return state === "playing" ? { streamId } : null;
+    if (!this.#returns) {
+      const { state } = await api.playing(streamId).catch(() => ({ state: "stopped" }));
+      if (state !== "playing") return null;
+    }
+    const { source } = await api.stream(streamId);
+    return { streamId, publish: this.#plan.track !== null || source.kind === "none" };
   }
 
   #receive(message) {
@@ -424,7 +452,8 @@ export class Stream extends EventTarget {
 
   /** A script changed parameters of this stream over HTTP. */
   #adopt(parameters) {
-    if (this.isLive && "paused" in parameters) this.#set(parameters.paused ? "paused" : "streaming");
+    if ("paused" in parameters) this.#paused = Boolean(parameters.paused);
+    if (this.isLive && "paused" in parameters) this.#set(this.#paused ? "paused" : "streaming");
     this.#emit("changed", parameters);
   }
 

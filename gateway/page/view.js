@@ -123,8 +123,36 @@ export class Progress {
   }
 }
 
+/**
+ * The line below the settings: what the server holds, and whether the settings differ from that.
+ * isChosen: whether it holds the chosen pipeline; changed: with other settings.
+ */
+export function showLoaded({ loaded, loading, failure, locked, online }, { entry, isChosen, changed, isConnected, nameOf }) {
+  const params = loaded?.load_params;
+  const size = isChosen && params?.width && entry.requires_models ? `, ${params.width} × ${params.height}` : "";
+  const plan = describePlan(loaded?.load_plan);
+  const held = loaded
+    ? `Loaded: ${nameOf(loaded.pipeline_id)}${size}${plan && ` (${plan})`}.`
+    : loading
+      ? `Loading ${nameOf(loading.loading_pipeline_id)}.`
+      : (failure ?? (online ? "Nothing is loaded." : ""));
+  const pending = locked
+    ? " What is loaded here is its operator's choice."
+    : changed
+      ? " Your changes apply after loading again."
+      : isConnected && !isChosen && entry
+        ? ` Switch to use ${entry.name}.`
+        : "";
+  setText("loaded", held + pending);
+  const reason = loaded?.load_plan?.reason;
+  $("loaded").title = reason ? `Chosen because ${reason}.` : "";
+  $("load").textContent = changed ? "Reload" : isConnected ? "Switch" : "Load";
+  $("load").hidden = locked || (isChosen && !changed);
+  $("load").classList.toggle("accent", Boolean(pending));
+}
+
 /** "ONNX Runtime on the CPU, 8 streams, 0.7 GB". plan: `load_plan` of the server's status, null without engines. */
-export function describePlan(plan) {
+function describePlan(plan) {
   if (!plan?.engines.length) return "";
   const [{ runtime, device }] = plan.engines;
   const names = { tensorrt: "TensorRT", onnxruntime: "ONNX Runtime", pytorch: "PyTorch" };

@@ -2,8 +2,11 @@
 
 import asyncio
 import io
+import itertools
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from tests.server.browser import PHONE, field, opened, out_of_reach, pixels, sessions_end, start, state
 from tests.server.double import COLOURS
@@ -51,6 +54,59 @@ async def colour(page: Page, wanted: str, within_s: float = 30.0, video: str = "
         return bool(np.abs(middle - COLOURS[wanted]).max() < 40)
 
     await until(is_there, within_s, f"a {wanted} picture")
+
+
+@dataclass
+class MinuteShow:
+    """A cue list across 60 s on a server and a page of its own, which runs beside the other tests."""
+
+    server: DoubleProcess
+    task: "asyncio.Task[dict[str, Any]]"
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module", autouse=True)
+async def minute(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MinuteShow]:
+    home = tmp_path_factory.mktemp("minute")
+    server = await asyncio.to_thread(DoubleProcess, home, {"WANSTREAM_MAX_SESSIONS": "2"})
+    await put(server, "/api/v1/looks", book(*COLOURS))
+    lines = [{"at": 15 * number, "look": name} for number, name in enumerate(COLOURS)]
+    await put(server, "/api/v1/cues/evening", {"clock": "time", "lines": lines})
+    task = asyncio.create_task(play_a_minute(browser, server))
+    yield MinuteShow(server, task)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.to_thread(server.stop)
+
+
+async def play_a_minute(browser: Browser, server: DoubleProcess) -> dict[str, Any]:
+    """Play the list, load the page again in its middle; what was seen."""
+    names = list(COLOURS)
+    lines: list[int] = []
+
+    async def reached(number: int) -> bool:
+        status = (await server.client.call("GET", f"/api/v1/streams/{before}/cues")).json()
+        if status.get("line") is not None and status["line"] not in lines:
+            lines.append(status["line"])
+        return bool(lines and lines[-1] >= number)
+
+    async with opened(browser, server.url) as page:
+        await start(page, "LongLive")
+        before = await page.evaluate("wanstream.streamId")
+        began = time.monotonic()
+        await page.keyboard.press("c")
+        await colour(page, names[0])
+        await until(lambda: reached(2), 120, "the middle of the show")
+        await colour(page, names[2])
+        await page.reload()
+        await state(page, "streaming")
+        after = await page.evaluate("wanstream.streamId")
+        await expect(page.locator("#cues-state")).to_contain_text("evening plays")
+        await colour(page, names[-1], within_s=120)  # the last one stays
+        took_s = time.monotonic() - began
+        await expect(page.locator("#cues-state")).to_have_text("")
+        said = [chunk["active_prompts"][0]["text"] for chunk in server.chunks()]
+        order = [text for text, _ in itertools.groupby(said)]
+        return {"ids": [before, after], "shown": order[-len(names) :], "took_s": took_s}
 
 
 async def test_a_show_of_five_looks_is_recalled_by_keys(
@@ -141,6 +197,62 @@ async def test_a_cue_list_goes_on_while_its_page_is_loaded_again(
     await sessions_end(show)
 
 
+async def test_a_page_that_is_loaded_again_finds_its_stream_as_it_was(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    def has_video() -> bool:
+        chunks = show.chunks()
+        return bool(chunks and chunks[-1]["video_frames"])
+
+    async with opened(browser, show.url) as page:
+        await start(page, "LongLive")
+        before = await page.evaluate("wanstream.streamId")
+        await page.keyboard.press("2")
+        await colour(page, "green")
+        opened_before = len(show.sessions())
+
+        await page.reload()
+        await state(page, "streaming")
+        after = await page.evaluate("wanstream.streamId")
+        opened_after = len(show.sessions())
+        await colour(page, "green")
+        await expect(field(page, "Prompt 1")).to_have_value("green")
+        await expect(page.locator("#driven")).to_be_hidden()
+        await expect(page.locator("#trust")).to_contain_text("Others nobody")
+        await field(page, "Prompt 1").fill("blue")  # over the data channel: it drives
+        await field(page, "Prompt 1").press("Enter")
+        await colour(page, "blue")
+        await page.get_by_role("radio", name="Video", exact=True).check()
+        await page.get_by_role("button", name="Reload", exact=True).click()  # in the size of that mode
+        await until(has_video, 60, "the camera arrives")
+
+        await page.reload()  # with the camera
+        await state(page, "streaming")
+        await until(has_video, 60, "the camera arrives again")
+        await page.keyboard.press("Space")
+        await state(page, "paused")
+        await page.reload()
+        await state(page, "paused")
+        await page.keyboard.press("Space")
+        await state(page, "streaming")
+
+        await page.goto("about:blank")
+        await show.client.call("DELETE", f"/api/v1/streams/{before}")
+        await page.goto(show.url)  # it has ended meanwhile: the settings are there, and one click begins
+        await state(page, "idle")
+        await expect(field(page, "Prompt 1")).to_have_value("blue")
+        await start(page, "LongLive")
+        await page.get_by_role("button", name="Stop", exact=True).first.click()
+        await sessions_end(show)
+        await page.reload()
+        await state(page, "idle")
+        await expect(page.get_by_role("button", name="Start", exact=True)).to_be_enabled()
+
+    assert after == before
+    assert opened_after == opened_before, "the same caches"
+    assert (await show.client.call("GET", "/api/v1/streams")).json()["streams"] == []
+
+
 async def test_a_cue_list_is_made_on_the_page(browser: Browser, show: DoubleProcess) -> None:
     async with opened(browser, show.url) as page:
         await state(page, "idle")
@@ -168,6 +280,77 @@ async def test_a_cue_list_is_made_on_the_page(browser: Browser, show: DoubleProc
         *((0, "red"), (4, "green"), (16, "red"), (24, "grey")),
     ]
     assert unreachable == []
+
+
+async def test_lines_of_a_cue_list_are_labelled_moved_added_and_jumped_to_on_the_page(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    async def kept() -> dict[str, Any]:
+        answer = await show.client.call("GET", "/api/v1/cues/main-set")
+        return dict(answer.json()) if answer.status == 200 else {"lines": []}
+
+    async def lines_are(*wanted: dict[str, Any]) -> None:
+        now: list[Any] = []
+
+        async def same() -> bool:
+            now[:] = (await kept())["lines"]
+            return now == list(wanted)
+
+        try:
+            await until(same, 30, f"{wanted} on the server")
+        except AssertionError as error:
+            shown = await page.locator("#cues [role=alert]").inner_text()
+            raise AssertionError(f"{now} on the server; the page says: {shown}") from error
+
+    async with opened(browser, show.url) as page:
+        await state(page, "idle")
+        await page.locator("#cues summary").click()
+        await page.get_by_role("button", name="New list").click()
+        await expect(page.locator(".cue-lines > li")).to_have_count(5)
+        for _ in range(3):
+            await page.get_by_role("button", name="Remove line 3").click()
+        await page.locator("#cue-edit").click()
+        await page.locator("#cue-name").fill("Main set")
+        await page.locator("#cue-name").press("Enter")
+        red, green = {"look": "red"}, {"at": 8, "look": "green"}
+        await lines_are(red, green)
+
+        await page.get_by_label("Label of line 1", exact=True).fill("verse")
+        await page.get_by_label("Label of line 1", exact=True).press("Enter")
+        await page.get_by_label("What comes after line 2").select_option("verse")
+        await page.get_by_label("Times of the jump of line 2").fill("2")
+        await page.get_by_label("Times of the jump of line 2").press("Enter")
+        await page.get_by_label("Seconds to line 2").fill("3")
+        await page.get_by_label("Seconds to line 2").press("Enter")
+        await page.get_by_label("Fresh caches with line 2").check()
+        end = green | {"jump": "verse", "times": 2, "transition_s": 3, "event": "reset"}
+        await lines_are(red | {"label": "verse"}, end)
+        await page.get_by_label("Label of line 1", exact=True).fill("intro")  # jumps go with it
+        await page.get_by_label("Label of line 1", exact=True).press("Enter")
+        await page.get_by_role("button", name="Add a line after line 1").click()
+        await page.get_by_label("Look of line 2").select_option("blue")
+        added = {"at": 4, "look": "blue"}
+        await lines_are(red | {"label": "intro"}, added, end | {"jump": "intro"})
+        await page.get_by_role("button", name="Move down line 2").click()
+        await lines_are(red | {"label": "intro"}, end | {"at": 4, "jump": "intro"}, added | {"at": 8})
+        await page.get_by_role("button", name="Move up line 2").click()  # then the jump would lead nowhere
+        await expect(page.locator("#cues [role=alert]")).to_contain_text("no earlier line with the label")
+        await lines_are(red | {"label": "intro"}, end | {"at": 4, "jump": "intro"}, added | {"at": 8})
+        await expect(page.get_by_label("Look of line 1")).to_have_value("red")  # as the server has it
+        await page.get_by_role("button", name="Remove line 1").click()
+        for key in ("jump", "times"):
+            end.pop(key)
+        await lines_are(end | {"at": 4}, added | {"at": 8})
+        await page.get_by_label("Lines are placed in").select_option("chunk")
+        end.pop("at")
+        await lines_are(end | {"chunk": 4}, {"chunk": 8, "look": "blue"})
+        reach = {"desktop": await out_of_reach(page)}
+        await page.set_viewport_size(PHONE)
+        reach["phone"] = await out_of_reach(page)
+        names = (await show.client.call("GET", "/api/v1/cues")).json()["cues"]
+
+    assert names == ["main-set"]
+    assert reach == {"desktop": [], "phone": []}
 
 
 async def test_the_clean_feed_shows_the_stream_alone_and_obeys_freeze_and_blackout_at_once(
@@ -219,6 +402,27 @@ async def test_the_clean_feed_shows_the_stream_alone_and_obeys_freeze_and_blacko
     assert np.abs(smooth - near["green"]).max() < 40
     assert fit == "cover"
     assert nothing.max() < 5
+
+
+TWO_DISPLAYS = """
+Object.defineProperty(screen, "isExtended", { get: () => true });
+const here = { availLeft: 0 };
+const there = { availLeft: 1920, availTop: 40, availWidth: 1280, availHeight: 720 };
+window.getScreenDetails = async () => ({ screens: [here, there], currentScreen: here });
+window.open = (address, name, features) => (window.openedWith = features);
+"""
+
+
+async def test_the_clean_feed_opens_on_the_other_display(browser: Browser, show: DoubleProcess) -> None:
+    async with opened(browser, "about:blank") as page:
+        await page.context.add_init_script(TWO_DISPLAYS)
+        await page.goto(show.url)
+        await state(page, "idle")
+        await page.get_by_role("button", name="Clean feed").click()
+        await page.wait_for_function("() => window.openedWith")
+        features = await page.evaluate("openedWith")
+
+    assert features == "popup,left=1920,top=40,width=1280,height=720"
 
 
 async def shown(page: Page) -> Any:
@@ -313,7 +517,7 @@ async def test_a_midi_controller_is_learned_and_moves_sliders_looks_cues_and_the
         await page.locator("#midi-learn").click()
 
         await page.reload()  # the mappings are the server's
-        await start(page, "LongLive")
+        await state(page, "streaming")
         await page.locator("#midi summary").click()
         await page.get_by_role("button", name="Use MIDI").click()
         await page.evaluate("() => { for (let value = 0; value <= 127; value += 1) midi([0xb2, 7, value]); }")
@@ -332,8 +536,81 @@ async def test_a_midi_controller_is_learned_and_moves_sliders_looks_cues_and_the
         said = (await show.client.call("GET", "/api/v1/midi")).json()["midi"]
 
     assert [mapping["type"] for mapping in said] == ["continuous", "trigger", "trigger", "trigger"]
-    assert said[0]["source"] == {"midi_cc": 7, "midi_note": None, "channel": 2}
+    assert said[0]["source"] == {"midi_cc": 7, "midi_note": None, "channel": 2, "encoding": None}
     assert "red" not in show.prompts()
+
+
+async def test_knobs_of_14_bit_and_endless_ones_are_learned_and_reach_every_value(
+    browser: Browser, show: DoubleProcess
+) -> None:
+    await put(show, "/api/v1/midi", {"midi": []})
+    lines = [{"look": "red"}, {"at": 4, "look": "green"}, {"at": 8, "look": "blue"}]
+    await put(show, "/api/v1/cues/evening", {"clock": "time", "lines": lines})
+
+    async def worker_has(value: float) -> None:
+        def there() -> bool:
+            return abs(show.chunks()[-1]["parameters"]["vace_context_scale"] - value) < 1e-9
+
+        await until(there, 30, f"a strength of {value}")
+
+    async def turn(*messages: Sequence[int]) -> None:
+        await page.evaluate("all => all.forEach((bytes) => midi(bytes))", list(messages))
+
+    async with opened(browser, "about:blank") as page:
+        await page.context.add_init_script(FAKE_MIDI)
+        await page.goto(show.url)
+        await start(page, "LongLive")
+        for part in ("midi", "cues"):
+            await page.locator(f"#{part} summary").click()
+        await page.get_by_role("button", name="Use MIDI").click()
+        await page.get_by_role("button", name="Learn").click()
+        strength = field(page, "VACE strength")
+        await strength.focus()
+        await turn([0xB0, 5, 100], [0xB0, 37, 20])  # both halves of one knob
+        await expect(page.get_by_label("Values of controller 5, channel 1")).to_have_value("14_bit")
+        await page.get_by_role("button", name="Go to line 3").focus()
+        await turn([0x99, 40, 100])
+        await expect(page.locator(".mappings")).to_contain_text("note 40, channel 10 → evening, line 3")
+        await page.locator("#midi-learn").click()
+
+        await turn([0xB0, 5, 64], [0xB0, 37, 1])
+        await worker_has(round(2 * (64 * 128 + 1) / 16_383, 5))  # between the slider's own steps
+        await turn([0xB0, 5, 127], [0xB0, 37, 127])
+        await worker_has(2)
+        await turn([0xB0, 5, 32])  # a high part alone
+        await worker_has(round(2 * 32 * 128 / 16_383, 5))
+        await turn([0x99, 40, 100])
+        await colour(page, "blue")
+
+        for encoding, left, right in (
+            ("twos_complement", 127, 1),
+            ("binary_offset", 63, 65),
+            ("signed_bit", 65, 1),
+        ):
+            await page.get_by_label("Values of controller 5, channel 1").select_option(encoding)
+            await expect(page.get_by_label("Values of controller 5, channel 1")).to_have_value(encoding)
+            await until(lambda wanted=encoding: encoding_of(show) == wanted, 30, "the mapping is kept")
+            await turn(*[[0xB0, 5, left]] * 200)  # far beyond the end
+            await worker_has(0)
+            await turn(*[[0xB0, 5, right]] * 12, *[[0xB0, 5, left]] * 2)
+            await worker_has(
+                round(round(20 / 127 / 0.01) * 0.01, 2)
+            )  # ten steps of 127, on the slider's grid
+
+
+def encoding_of(server: DoubleProcess) -> str:
+    mappings = server.client.request("GET", "/api/v1/midi").json()["midi"]
+    return str(mappings[0]["source"]["encoding"])
+
+
+SAY_LOOKAHEAD = """() => {
+    const send = RTCDataChannel.prototype.send;
+    RTCDataChannel.prototype.send = function (text) {
+        const { lookahead_ms: ahead } = JSON.parse(text);
+        if (ahead !== undefined) tellLookahead(ahead);
+        send.call(this, text);
+    };
+}"""
 
 
 async def test_changes_wait_for_the_beat_of_the_page_and_the_delay_is_shown_and_made_up_for(
@@ -351,14 +628,35 @@ async def test_changes_wait_for_the_beat_of_the_page_and_the_delay_is_shown_and_
         await page.keyboard.press("1")
         await colour(page, "red")
         await expect(page.locator("#cue-delay")).to_contain_text("varying by", timeout=30_000)
+        measured = {"median": 400.0, "spread": 30.0, "count": 20}
+
+        async def known(route: Route) -> None:
+            body = await (await route.fetch()).json()
+            for numbers in body["sessions"].values():
+                numbers["change_to_picture_ms"] = measured
+            await route.fulfill(json=body)
+
+        sent: list[float] = []
+        await page.expose_function("tellLookahead", lambda ahead: sent.append(ahead))
+        await page.evaluate(SAY_LOOKAHEAD)
+        await page.route("**/api/v1/session/metrics", known)
+        await expect(page.locator("#cue-delay")).to_contain_text("400 ms, varying by 30 ms")
         await page.get_by_label("Begin earlier by the delay to the picture").check()
-
-        async def compensates() -> bool:
-            timing = (await show.client.call("GET", "/api/v1/tempo/status")).json()
-            return bool(timing["enabled"] and timing["bpm"] == 240)
-
-        await until(compensates, 30, "the tempo")
+        await until(lambda: sent[-1:] == [400], 30, "changes begin so much earlier")
+        measured["median"] = 1600.0  # longer than the most: what is left after whole beats of 250 ms
+        await until(lambda: sent[-1:] == [100], 30, "less whole beats")
+        timing = (await show.client.call("GET", "/api/v1/tempo/status")).json()
+        assert (timing["enabled"], timing["bpm"]) == (True, 240)
         for _ in range(3):
             await page.keyboard.press("t")
         await expect(page.locator("#trust")).to_contain_text("Change to picture")
         await expect(page.locator("#trust")).to_contain_text("TensorRT")
+
+
+async def test_a_cue_list_across_a_minute_goes_on_while_its_page_is_loaded_again(minute: MinuteShow) -> None:
+    """The last one: it began with the first test of this module."""
+    seen = await minute.task
+
+    assert seen["ids"][0] == seen["ids"][1]
+    assert seen["shown"] == list(COLOURS), "each look once, in order"
+    assert seen["took_s"] >= 60

@@ -68,6 +68,18 @@ export class OutputState extends EventTarget {
   }
 }
 
+/** Where a window has to open to be on another display than this one; null: there is none, or nobody may know. */
+async function otherDisplay() {
+  if (!window.screen.isExtended || !window.getScreenDetails) return null;
+  try {
+    const { screens, currentScreen } = await window.getScreenDetails();
+    const other = screens.find((each) => each !== currentScreen);
+    return other ? `left=${other.availLeft},top=${other.availTop},width=${other.availWidth},height=${other.availHeight}` : null;
+  } catch {
+    return null; // not allowed: the window opens here and can be moved there
+  }
+}
+
 /** Buttons for the outputs, and their effect on this page's own picture. */
 export class Output {
   #stream;
@@ -110,10 +122,11 @@ export class Output {
     this.#state.set({ black: !this.#state.black });
   }
 
-  open() {
+  /** On another display where there is one; there one click makes it fill that. */
+  async open() {
     const address = new URL("view", document.baseURI);
     if (this.#stream.streamId) address.searchParams.set("stream", this.#stream.streamId);
-    window.open(address, "wanstream-view", "popup,width=960,height=540");
+    window.open(address, "wanstream-view", `popup,${(await otherDisplay()) ?? "width=960,height=540"}`);
   }
 
   #show() {

@@ -34,7 +34,7 @@ export class Trust {
         ["Change to picture", delay(numbers.change_to_picture_ms), false],
         ["Dropped here", `${numbers.frames_dropped ?? 0}`, (numbers.frames_dropped ?? 0) > 0],
         ["Failed chunks", `${numbers.failed_chunks ?? 0}`, (numbers.failed_chunks ?? 0) > 0],
-        ["Others", people(stream.people.filter(({ sessionId }) => sessionId !== mine), stream.viewers), false],
+        ["Others", people(stream.people.filter(({ sessionId }) => sessionId !== mine), stream.viewers - (mine === id ? 0 : 1)), false],
       ]);
     } catch (error) {
       this.#show([["Server", error.message, true]]);
@@ -57,8 +57,9 @@ function device({ load_plan: plan }) {
 
 const delay = (measured) => (measured ? `${Math.round(measured.median)} ± ${Math.round(measured.spread / 2)} ms` : "not yet measured");
 
+/** viewers: without this page, which is one of them where it has come back to its stream. */
 function people(others, viewers) {
   const drives = others.filter(({ role }) => role === "driver").map(({ label }) => `${label} drives`);
-  const watching = viewers ? [`${viewers} watching`] : [];
+  const watching = viewers > 0 ? [`${viewers} watching`] : [];
   return [...drives, ...watching].join(", ") || "nobody";
 }
