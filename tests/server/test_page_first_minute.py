@@ -128,6 +128,7 @@ async def test_nothing_keeps_anybody_out_at_any_size(browser: Browser, looks: Do
         for part in ("cues", "tempo", "midi"):
             await page.locator(f"#{part} > summary").click()
         await page.get_by_role("button", name="Edit", exact=True).click()
+        await page.get_by_role("button", name="Edit lines").click()
         found = {"live": await serious(page)}
         reach = {"laptop": await out_of_reach(page)}
         for name, size in (("zoomed", ZOOMED), ("phone", PHONE)):

@@ -17,7 +17,7 @@ export class Cues extends EventTarget {
   #loop = el("input", { type: "checkbox", id: "cue-loop" });
   #rename = el("input", { type: "text", maxLength: 64, id: "cue-name" });
   #nameField = field("Name", this.#rename);
-  #edit = button("Edit", () => this.#setEditing(!this.#editing), { id: "cue-edit", "aria-pressed": "false" });
+  #edit = button("Edit lines", () => this.#setEditing(!this.#editing), { id: "cue-edit", "aria-pressed": "false" });
   #editing = false;
   #length = el("input", { type: "number", min: 0.1, step: 0.5, id: "cue-length", "aria-label": "Length of a round" });
   #play = button("Play", () => this.toggle(), { id: "cue-play", className: "accent", "aria-keyshortcuts": "c" });
@@ -187,7 +187,7 @@ export class Cues extends EventTarget {
   #setEditing(editing) {
     this.#editing = editing;
     this.#edit.setAttribute("aria-pressed", String(editing));
-    this.#edit.textContent = editing ? "Done" : "Edit";
+    this.#edit.textContent = editing ? "Done" : "Edit lines";
     this.#nameField.hidden = !editing;
     this.#render();
   }
