@@ -192,10 +192,22 @@ async def out_of_reach(page: Page) -> Sequence[str]:
     )
 
 
-async def sessions_end(server: ServerProcess, within_s: float = 30.0) -> None:
-    """Wait until the server has no session."""
+async def sessions_end(server: ServerProcess, within_s: float = 30.0, *, stopped: bool = False) -> None:
+    """Wait until the server has no session.
+
+    stopped: the page has ended its stream. Otherwise that waits for the page to come back, and is ended here.
+    """
 
     async def none_left() -> bool:
+        if not stopped:
+            await end_what_waits(server)
         return not await sessions(server.client)
 
     await until(none_left, within_s, "no session on the server")
+
+
+async def end_what_waits(server: ServerProcess) -> None:
+    """End streams that nobody is connected to."""
+    for stream in (await server.client.call("GET", "/api/v1/streams")).json()["streams"]:
+        if not stream["people"]:
+            await server.client.call("DELETE", f"/api/v1/streams/{stream['id']}")

@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -24,7 +23,6 @@ from tests.server.browser import (
 )
 from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import sessions
-from tests.server.peer import until
 from tests.server.processes import ServerProcess
 
 MOVING = 0.01  # share of pixels that change clearly: the fake camera's are more, a frozen picture's fewer
@@ -75,7 +73,7 @@ async def test_stop_frees_the_session_and_the_camera(browser: Browser, server: S
         await page.get_by_role("button", name="Stop").click()
 
         await state(page, "idle")
-        await sessions_end(server)
+        await sessions_end(server, stopped=True)
         assert await track.evaluate("track => track.readyState") == "ended"
 
 
@@ -85,15 +83,6 @@ async def test_leaving_the_page_frees_the_session(browser: Browser, server: Serv
 
         await page.goto("about:blank")
 
-        streams: list[dict[str, Any]] = []
-
-        async def nobody_is_there() -> bool:
-            streams[:] = (await server.client.call("GET", "/api/v1/streams")).json()["streams"]
-            return not any(stream["people"] for stream in streams)
-
-        await until(nobody_is_there, 30, "the session is freed")
-        for stream in streams:  # it waits a moment for the page to come back
-            await server.client.call("DELETE", f"/api/v1/streams/{stream['id']}")
         await sessions_end(server)
 
 

@@ -194,7 +194,7 @@ async def test_a_cue_list_goes_on_while_its_page_is_loaded_again(
 
         assert after == before
         await page.get_by_role("button", name="Stop", exact=True).first.click()
-    await sessions_end(show)
+    await sessions_end(show, stopped=True)
 
 
 async def test_a_page_that_is_loaded_again_finds_its_stream_as_it_was(
@@ -243,7 +243,7 @@ async def test_a_page_that_is_loaded_again_finds_its_stream_as_it_was(
         await expect(field(page, "Prompt 1")).to_have_value("blue")
         await start(page, "LongLive")
         await page.get_by_role("button", name="Stop", exact=True).first.click()
-        await sessions_end(show)
+        await sessions_end(show, stopped=True)
         await page.reload()
         await state(page, "idle")
         await expect(page.get_by_role("button", name="Start", exact=True)).to_be_enabled()
