@@ -232,45 +232,48 @@ def scope_recordings_blueprint(recordings: Recordings, streams: Streams) -> Blue
     """Scope's requests, for a session's or a stream's id."""
     bp = Blueprint("scope_recordings", __name__, url_prefix="/api/v1/recordings")
 
-    @bp.post("/<session_id>/start")
+    @bp.post("/<stream_id>/start")
+    @needs("drive")
     @tag(["recordings"])
     @refuses(400, 404, 507)
     @validate_response(RecordingStatus)
-    async def start(session_id: str) -> dict[str, Any]:
+    async def start(stream_id: str) -> dict[str, Any]:
         """Record a session."""
         _refuse_nodes()
-        stream = streams.find(session_id)
+        stream = streams.find(stream_id)
         if recordings.is_running(stream):
             return {"status": "already_recording"}
         await recordings.start(stream)
         return {"status": "started"}
 
-    @bp.post("/<session_id>/stop")
+    @bp.post("/<stream_id>/stop")
+    @needs("drive")
     @tag(["recordings"])
     @refuses(400, 404)
     @validate_response(RecordingStatus)
-    async def stop(session_id: str) -> dict[str, Any]:
+    async def stop(stream_id: str) -> dict[str, Any]:
         """End a session's recording; the take stays."""
         _refuse_nodes()
-        stream = _live(streams, session_id)
+        stream = _live(streams, stream_id)
         if stream is not None and await recordings.stop(stream):
             return {"status": "stopped"}
-        await _newest(recordings, stream, session_id)
+        await _newest(recordings, stream, stream_id)
         return {"status": "not_recording"}
 
-    @bp.get("/<session_id>")
+    @bp.get("/<stream_id>")
+    @needs("drive")
     @tag(["recordings"])
     @answers(200, _VIDEO, description="the take")
     @answers(206, _VIDEO, description="the range of bytes that was asked for")
     @answers(304, description="not modified since")
     @refuses(400, 404, 416, 507)
-    async def download(session_id: str) -> Response:
+    async def download(stream_id: str) -> Response:
         """A session's newest take. One that is being recorded is complete then, and the next one begins."""
         _refuse_nodes()
-        stream = _live(streams, session_id)
+        stream = _live(streams, stream_id)
         if stream is not None and recordings.is_running(stream):
             await _begin_another(recordings, stream)
-        take = await _newest(recordings, stream, session_id)
+        take = await _newest(recordings, stream, stream_id)
         stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(take.head.get("started_at")))
         return await _video(recordings, take.id, 1, f"recording-{stamp}.mp4")
 

@@ -115,7 +115,7 @@ def _add_headless(bp: Blueprint, streams: Streams) -> None:
 
     @bp.get("/output.ts")
     @operators_only(_NO_BROWSER)
-    @needs("view")
+    @needs("view", HEADLESS)
     @tag(["session"])
     @answers(200, TRANSPORT_STREAM, description="H.264, as long as the stream lives")
     @refuses(404, 503)

@@ -169,6 +169,8 @@ async def test_scope_s_headless_session_is_watched_by_a_player_that_opens_an_add
     stopped = [await session("stop"), await session("stop")]
 
     assert [answer.status for answer in (none, started, again, *stopped)] == [404, 200, 409, 200, 200]
+    assert (set(started.json()), started.json()["status"]) == ({"status", "sessionId"}, "started")
+    assert [answer.json() for answer in stopped] == [{"status": "stopped"}] * 2
     for played in (pictures, by_name):
         times = [time for _, time in played]
         assert {size for size, _ in played} == {(128, 96)}
@@ -309,13 +311,42 @@ REQUESTS = {
     "one": ("GET", "/{id}", "view", False),
     "parameters": ("GET", "/{id}/parameters", "view", False),
     "frame": ("GET", "/{id}/frame", "view", False),
+    "still of the control": ("GET", "/{id}/control", "view", False),
+    "numbers": ("GET", "/{id}/metrics", "view", False),
+    "code": ("GET", "/{id}/qr.svg", "view", False),
+    "events": ("GET", "/{id}/events", "view", False),
+    "mjpeg": ("GET", "/{id}/mjpeg", "view", False),
+    "video": ("GET", "/{id}/output.ts", "view", False),
     "patch": ("PATCH", "/{id}/parameters", "drive", False),
+    "post": ("POST", "/{id}/parameters", "drive", False),
     "source": ("PUT", "/{id}/source", "drive", False),
     "no source": ("DELETE", "/{id}/source", "drive", False),
+    "sink": ("PUT", "/{id}/sinks/ndi", "drive", False),
+    "record": ("POST", "/{id}/recordings", "drive", False),
+    "stop": ("POST", "/{id}/recordings/stop", "drive", False),
+    "mark": ("POST", "/{id}/recordings/mark", "drive", False),
+    "replay": ("POST", "/{id}/replay", "drive", False),
+    "no replay": ("DELETE", "/{id}/replay", "drive", False),
+    "cue": ("POST", "/{id}/cues/none", "drive", False),
+    "look": ("POST", "/{id}/looks/none", "drive", False),
+    "scope's start": ("POST", "/api/v1/recordings/{id}/start?node_id=1", "drive", False),
+    "scope's stop": ("POST", "/api/v1/recordings/{id}/stop?node_id=1", "drive", False),
+    "scope's download": ("GET", "/api/v1/recordings/{id}?node_id=1", "drive", False),
     "driver": ("POST", "/{id}/driver", "all", False),
+    "publish": ("POST", "/{id}/publications", "all", False),
+    "end": ("DELETE", "/{id}", "all", False),  # by those who may not
     "make": ("POST", "", "all", True),
 }
-BODIES = {"patch": {"base_seed": 1}, "source": {"kind": "none"}, "driver": {"sessionId": None}, "make": {}}
+BODIES = {
+    "patch": {"base_seed": 1},
+    "post": {"base_seed": 1},
+    "source": {"kind": "none"},
+    "sink": {"enabled": False},
+    "driver": {"sessionId": None},
+    "make": {},
+    # Those who may are told that there is something wrong.
+    **{key: {"quality": "best"} for key in ("record", "mark", "replay", "publish")},
+}
 OPENS = {
     "all": {"view", "drive", "all"},
     "drive": {"view", "drive"},
@@ -363,16 +394,30 @@ async def test_every_token_opens_what_it_grants_and_no_more(
     table += [("public", tokens[grant], None) for grant in ("view", "drive", "publish")]
 
     wrong = []
-    for stream_id, token, grant in table:
-        for name, (method, path, need, is_global) in REQUESTS.items():
-            answer = await asked(guarded, token, method, ROOT + path.format(id=stream_id), BODIES.get(name))
-            known = token not in (None, "made-up")
-            opens = need in OPENS[grant] or (is_global and known and need == "view")
-            refusal = 403 if known else 401
-            if opens != (answer.status not in (401, 403)) or (not opens and answer.status != refusal):
-                wrong.append((stream_id, grant, token == VIEW, name, answer.status))
-            if answer.status == 401:
-                assert answer.headers["www-authenticate"] == "Bearer"
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=30) as client:
+        for stream_id, token, grant in table:
+            for name, (method, path, need, is_global) in REQUESTS.items():
+                known = token not in (None, "made-up")
+                opens = need in OPENS[grant] or (is_global and known and need == "view")
+                if name == "end" and opens:
+                    continue
+                request = client.build_request(
+                    method,
+                    path.format(id=stream_id)
+                    if path.startswith("/api/")
+                    else ROOT + path.format(id=stream_id),
+                    json=BODIES.get(name),
+                    headers={} if token is None else {"Authorization": f"Bearer {token}"},
+                )
+                answer = await client.send(request, stream=True)  # some go on without end
+                await answer.aclose()
+                refusal = 403 if known else 401
+                if opens != (answer.status_code not in (401, 403)) or not (
+                    opens or answer.status_code == refusal
+                ):
+                    wrong.append((stream_id, grant, token == VIEW, name, answer.status_code))
+                if answer.status_code == 401:
+                    assert answer.headers["www-authenticate"] == "Bearer"
 
     assert wrong == []
 
@@ -456,13 +501,22 @@ async def test_a_private_stream_of_an_open_server_is_closed_to_strangers(server:
         (await asked(server, None, method, f"{ROOT}/secret{path}")).status
         for method, path in [("GET", ""), ("GET", "/parameters"), ("GET", "/frame"), ("DELETE", "")]
     ]
+    scopes_words = [
+        (await asked(server, None, method, f"/api/v1/{path}")).status
+        for method, path in [
+            ("POST", "recordings/secret/start"),
+            ("POST", "recordings/secret/stop"),
+            ("GET", "recordings/secret"),
+            ("GET", "session/output.ts"),
+        ]
+    ]
     strangers_list = (await asked(server, None, "GET", ROOT)).json()["streams"]
     everybody = await asked(server, None, "POST", "/api/v1/session/parameters", {"base_seed": 3})
     seed = (await asked(server, tokens["view"], "GET", f"{ROOT}/secret/parameters")).json()["parameters"]
     viewers_delete = (await asked(server, tokens["view"], "DELETE", f"{ROOT}/secret")).status
     owners_delete = (await asked(server, tokens["drive"], "DELETE", f"{ROOT}/secret")).status
 
-    assert open_to_strangers == [401] * 4
+    assert open_to_strangers == scopes_words == [401] * 4
     assert strangers_list == []
     assert everybody.status == 200
     assert seed["base_seed"] == 42

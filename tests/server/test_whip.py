@@ -167,6 +167,20 @@ async def test_without_a_pipeline_a_publisher_is_asked_to_come_back(server: Doub
     assert answer.headers["retry-after"] == "5"
 
 
+async def test_without_room_for_a_stream_a_publisher_is_asked_to_come_back(server: DoubleProcess) -> None:
+    streams = "/api/v1/streams"
+    for name in ("a", "b", "c", "d"):
+        assert (await server.client.call("POST", streams, json_body={"name": name})).status == 201
+    try:
+        answer = await posted(server.client, f"{WHIP}/e", await offered(("video", "sendonly")))
+    finally:
+        for name in ("a", "b", "c", "d"):
+            await server.client.call("DELETE", f"{streams}/{name}")
+
+    assert refused(answer) == (503, "Maximum number of concurrent sessions (4) reached")
+    assert answer.headers["retry-after"] == "5"
+
+
 async def test_a_second_publisher_waits_unless_it_takes_over(server: DoubleProcess) -> None:
     path = f"{WHIP}/stage"
     async with (
