@@ -182,6 +182,8 @@ export const api = {
     request("POST", "/api/v1/pipeline/loras", { body: { path, scale }, timeoutMs: ADAPT_TIMEOUT_MS }),
   removeLora: (path) =>
     request("DELETE", `/api/v1/pipeline/loras?path=${encodeURIComponent(path)}`, { timeoutMs: ADAPT_TIMEOUT_MS }),
+  mergedSets: async () => (await request("GET", "/api/v1/pipeline/merged-sets")).sets,
+  deleteMergedSets: () => request("DELETE", "/api/v1/pipeline/merged-sets", { timeoutMs: ADAPT_TIMEOUT_MS }),
   images: async () => (await request("GET", "/api/v1/assets?type=image")).assets,
   uploadImage: (file) =>
     request("POST", `/api/v1/assets?filename=${encodeURIComponent(file.name)}`, {

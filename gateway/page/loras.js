@@ -22,6 +22,7 @@ export class Loras extends EventTarget {
     this.#settings.loras ??= {};
     $("lora-file").addEventListener("change", ({ target }) => this.#upload(target));
     $("lora-install").addEventListener("click", () => this.#install());
+    $("lora-merged").querySelector("button").addEventListener("click", ({ target }) => this.#bring(target, api.deleteMergedSets));
   }
 
   get #chosen() {
@@ -91,12 +92,22 @@ export class Loras extends EventTarget {
   async refresh() {
     this.#read = true;
     try {
-      this.#files = await api.loras();
+      const [files, merged] = await Promise.all([api.loras(), api.mergedSets()]);
+      this.#files = files;
+      this.#showMerged(merged);
       this.#draw();
     } catch (error) {
       this.#read = false; // tried again when the panel is drawn again
       this.#say(error.message);
     }
+  }
+
+  /** Engines that were made for loads with files in their weights; they take room on the server's disk. */
+  #showMerged(sets) {
+    const megabytes = sets.reduce((sum, { size_bytes }) => sum + size_bytes, 0) / 1e6;
+    $("lora-merged").hidden = !sets.length;
+    $("lora-merged").querySelector("span").textContent =
+      `Engines with files merged in: ${sets.length}, ${megabytes.toFixed(1)} MB.`;
   }
 
   #draw() {

@@ -7,6 +7,7 @@ import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
 from gateway.files.models.artifacts import ARTIFACTS
+from streaming.engines.engine_set import SET, EngineSet, MergedLora
 from tests.hub_double import HubDouble
 from tests.server.browser import PHONE, field, opened, out_of_reach, start, state
 from tests.server.case_runner import png_of
@@ -133,6 +134,26 @@ async def test_refused_upload_shows_why(browser: Browser, double: DoubleProcess)
         detail = (await (await answer.value).json())["detail"]
 
         await expect(page.locator("#image-error")).to_have_text(detail)
+
+
+async def test_merged_engines_are_shown_and_deleted(
+    browser: Browser, double: DoubleProcess, exported_engines: tuple[Path, EngineSet]
+) -> None:
+    engines = exported_engines[1].model_copy(
+        update={"name": "merged", "loras": (MergedLora(file="a.safetensors", sha256="0" * 64, scale=0.8),)}
+    )
+    directory = double.home / "engines" / "sets" / "merged"
+    directory.mkdir(parents=True)
+    (directory / SET).write_text(engines.model_dump_json())
+    async with opened(browser, double.url) as page:
+        await choose_longlive(page)
+        merged = page.locator("#lora-merged")
+        await expect(merged).to_contain_text("Engines with files merged in: 1, 0.0 MB.", timeout=30_000)
+
+        await merged.get_by_role("button").click()
+
+        await expect(merged).to_be_hidden(timeout=30_000)
+    assert not directory.exists()
 
 
 async def test_reference_images_fit_a_phone(browser: Browser, double: DoubleProcess) -> None:

@@ -14,6 +14,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from export.onnx.store import EngineStore
+from gateway.embedded.server import EmbeddedTriton, model_repository
 from gateway.routes.merged_sets import merged_sets_blueprint
 from gateway.serving import merged_sets as module
 from gateway.serving.adapters import Adapters
@@ -21,6 +22,7 @@ from gateway.serving.engine_sets import EngineSets, FoundSet
 from gateway.serving.interface import Serving, ServingError
 from gateway.serving.load_plans import EngineLoad, LoadPlanner
 from gateway.serving.merged_sets import MergedSets, SetMerger, loras_of
+from gateway.triton.serving import TritonServing
 from streaming.engines.demo import DEMO_MODELS
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
 from streaming.engines.load_plan import LoadPlan, PlannedAdapter
@@ -124,6 +126,37 @@ async def test_a_merged_set_is_made_once_and_makes_the_pictures_of_a_merge(
     plain = first_chunk(load_plan(store, before.engines))
     assert np.abs(in_files.astype(int) - in_memory.astype(int)).max() <= 1
     assert np.abs(in_files.astype(int) - plain.astype(int)).max() > 8
+
+
+async def test_triton_runs_a_merged_set(planner: LoadPlanner, home: Path) -> None:
+    repository = model_repository()
+    serving = TritonServing(
+        repository,
+        embedded=EmbeddedTriton([repository, planner.sets.models]),
+        engines=planner.sets,
+        adapters=planner.adapters,
+        merger=planner.merger,
+    )
+    stages: list[str] = []
+    await serving.start(lambda text: None)
+    try:
+        await serving.prepare(LONGLIVE, load_params(), stages.append)
+        await serving.load(LONGLIVE, load_params(), stages.append)
+        served = serving.load_plan
+        session = serving.open_session()
+        chunk = CHUNK | {"input_mode": "text", "init_cache": True}
+        parts = [part.frames async for part in session.generate(chunk, None)]
+        await session.close()
+    finally:
+        await serving.close()
+
+    merged = decided(planner).engines
+    assert served is not None
+    assert served.engine_set == merged.name
+    assert {engine.backend for engine in served.engines} == {"triton"}
+    in_process = first_chunk(load_plan(EngineStore(home / "engines"), merged))
+    difference = np.abs(np.concatenate(parts).astype(int) - in_process.astype(int))
+    assert difference.max() <= 1
 
 
 async def test_no_other_load_takes_a_merged_set(planner: LoadPlanner) -> None:
