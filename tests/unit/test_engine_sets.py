@@ -126,7 +126,10 @@ def test_only_what_one_set_has_goes_together(store: EngineStore) -> None:
 
     combinations = EngineSets(store.root, on_cpu=False).availability(LONGLIVE).combinations
 
-    assert combinations == (Combination(*SIZE, "wan", None), Combination(96, 96, "tae", "fp8_e4m3fn"))
+    assert combinations == (
+        Combination(*SIZE, "wan", None, vace=False),
+        Combination(96, 96, "tae", "fp8_e4m3fn", vace=False),
+    )
 
 
 def planned(store: EngineStore, on_cpu: bool = True, **params: Any) -> LoadPlan:
