@@ -45,8 +45,8 @@ ROUTES = {  # api.md 2, without the document itself
 }
 WITHOUT_INPUT = {
     "/api/v1/pipeline/unload",
-    "/api/v1/recordings/{session_id}/start",
-    "/api/v1/recordings/{session_id}/stop",
+    "/api/v1/recordings/{stream_id}/start",
+    "/api/v1/recordings/{stream_id}/stop",
     "/api/v1/session/stop",
     "/api/v1/streams/{stream_id}/recordings/stop",
     "/api/v1/tempo/disable",
