@@ -274,7 +274,16 @@ def test_engines_are_built_while_no_pod_holds_the_gpu(chart: Chart) -> None:
         False,
         True,
     ]
-    assert objects["PersistentVolumeClaim"]["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    claim = objects["PersistentVolumeClaim"]["metadata"]
+    assert claim["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert objects["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    serving = containers(objects)["triton"]
+    for spec in (job, pod(objects)):  # what is built there is found here
+        (volume,) = (v for v in spec["volumes"] if v["name"] == "engines")
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["name"]
+    for step in steps:
+        assert {"name": "engines", "mountPath": "/shared"} in step["volumeMounts"]
+        assert variables(step)["WANSTREAM_ENGINES_DIR"] == variables(serving)["WANSTREAM_ENGINES_DIR"]
 
 
 def test_a_viewer_s_requests_stay_with_one_pod(chart: Chart) -> None:
@@ -389,6 +398,58 @@ def test_the_relay_knows_the_secret_and_reaches_gateways_alone(chart: Chart, tmp
     assert out["to"][0]["podSelector"]["matchLabels"].items() <= gateways.items()
     assert out["ports"] == media["ports"]
     assert not objects["Service"]["spec"]["selector"].items() <= labels.items()
+
+
+def test_all_that_was_asked_for_is_there_and_only_that(chart: Chart) -> None:
+    few = {"Deployment", "Service", "HeadlessService", "PodDisruptionBudget", "ServiceAccount", "Pod"}
+    more = {"Ingress", "HTTPRoute", "BackendTrafficPolicy", "HorizontalPodAutoscaler", "NetworkPolicy"}
+    more |= {"PodMonitor", "PrometheusRule", "PersistentVolumeClaim"}
+
+    assert rendered(chart, {}).keys() == few
+    assert rendered(chart, EVERYTHING).keys() == few | more
+
+
+def test_the_gateway_meets_its_triton_and_knows_the_secrets(chart: Chart) -> None:
+    values = example("cloud-turn") | {"triton": {"grpcPort": 9001, "metricsPort": 9002}}
+    found = containers(rendered(chart, values))
+    config = Config.from_env(variables(found["gateway"]))
+
+    assert found["gateway"]["envFrom"] == [{"secretRef": {"name": "wanstream"}}]
+    assert "envFrom" not in found["triton"]
+    assert config.triton_url == "127.0.0.1:9001"
+    assert config.triton_metrics_url == "http://127.0.0.1:9002/metrics"
+    assert {"--grpc-port=9001", "--metrics-port=9002"} < set(found["triton"]["args"])
+    assert config.triton_shared_memory is True  # they are in one pod
+    assert config.relay_only is True
+
+
+def test_pods_go_to_nodes_with_the_gpu_and_stay_while_they_have_viewers(chart: Chart) -> None:
+    objects = rendered(chart, EVERYTHING)
+    spec, template = pod(objects), objects["Deployment"]["spec"]["template"]
+    readiness = containers(objects)["gateway"]["readinessProbe"]
+
+    assert spec["runtimeClassName"] == "nvidia"
+    assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert template["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert objects["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    assert (
+        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"].items()
+        <= template["metadata"]["labels"].items()
+    )
+    assert (readiness["periodSeconds"], readiness["failureThreshold"]) == (2, 1)
+
+
+def test_pods_are_added_when_three_quarters_of_the_places_are_taken(chart: Chart) -> None:
+    objects = rendered(chart, {"autoscaling": {"mode": "hpa", "sessionsPerPod": 8, "maxReplicas": 5}})
+    scaler = objects["HorizontalPodAutoscaler"]["spec"]
+    (metric,) = scaler["metrics"]
+
+    assert scaler["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]
+    assert "replicas" not in objects["Deployment"]["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 5)
+    assert metric["pods"]["metric"]["name"] == "wanstream_sessions"
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "6000m"}
+    assert scaler["behavior"]["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 600}]
 
 
 def test_the_host_s_network_is_used_only_where_it_was_asked_for(chart: Chart) -> None:
