@@ -1,6 +1,7 @@
 """A page whose gateway drains, or is killed, goes on at the other one behind the same router."""
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.server.peer import Peer, until
 
 pytest_plugins = "tests.server.page_fixtures"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+DRAIN_S = 4  # a page that is cut off at once has moved over before
 
 
 async def show(page: Page, prompt: str) -> str:
@@ -44,23 +47,27 @@ async def effective(gateway: DoubleProcess, session_id: str) -> dict[str, Any]:
 async def test_a_page_moves_over_at_the_end_of_a_drain_and_not_before(
     browser: Browser, tmp_path: Path
 ) -> None:
-    async with routed(tmp_path, WANSTREAM_DRAIN_S="4") as place, opened(browser, place.envoy.url) as page:
+    async with (
+        routed(tmp_path, WANSTREAM_DRAIN_S=str(DRAIN_S)) as place,
+        opened(browser, place.envoy.url) as page,
+    ):
         before = await show(page, "a glass house")
         old = await place.holder(before)
         new = place.other(old)
         async with Peer(CookieClient(place.envoy.url)) as peer:
             old.send_signal(signal.SIGTERM)
+            since = time.monotonic()
             await until(
-                lambda: place.envoy.healthy() == {new.port}, 5, "no new viewers for the one that ends"
+                lambda: place.envoy.healthy() == {new.port}, 30, "no new viewers for the one that ends"
             )
-            in_drain = await page.evaluate("[window.wanstream.state, window.wanstream.sessionId]")
             await peer.offer(PROMPTS)
             newcomer = await place.holder(peer.session_id)
-            after = await moved(page, before, 25)
+            after = await moved(page, before, 60)
+            streamed_s = time.monotonic() - since
         parameters = await effective(new, after)
         code = old.stop(None)
 
-    assert in_drain == ["streaming", before]
+    assert streamed_s >= DRAIN_S
     assert newcomer is new
     assert parameters["prompts"][0]["text"] == "a glass house"
     assert code == 0
