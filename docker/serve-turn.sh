@@ -8,6 +8,7 @@ if [ -z "${TURN_SECRET:-}" ]; then
     exit 1
 fi
 
+relays=${TURN_RELAY_PORTS:-49160-49359}
 umask 077
 file=$(mktemp)
 cat > "$file" <<EOF
@@ -22,8 +23,8 @@ no-dtls
 no-tcp-relay
 no-multicast-peers
 denied-peer-ip=169.254.0.0-169.254.255.255
-min-port=49160
-max-port=49359
+min-port=${relays%-*}
+max-port=${relays#*-}
 log-file=stdout
 EOF
 if [ -n "${TURN_EXTERNAL_IP:-}" ]; then echo "external-ip=$TURN_EXTERNAL_IP" >> "$file"; fi

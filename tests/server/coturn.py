@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import os
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from tests.server.processes import free_port
 
 SECRET = "shared-secret-of-the-tests"
+_SCRIPT = Path(__file__).resolve().parents[2] / "docker" / "serve-turn.sh"
 
 
 class TurnServer:
@@ -21,18 +23,19 @@ class TurnServer:
 
     def __init__(self, directory: Path) -> None:
         """Start it and wait until it accepts connections. AssertionError, with the log, after 10 s."""
-        program = shutil.which("turnserver")
-        if program is None:
+        if shutil.which("turnserver") is None:
             pytest.fail("coturn is not installed. Run: scripts/setup.sh test")
         self.port = free_port()
         self._log_path = directory / "turnserver.log"
-        command = [program, "-n", "--verbose", "--log-file=stdout", "--new-log-timestamp"]
-        command += ["--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={self.port}"]
-        command += ["--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=tests.example"]
-        command += ["--allow-loopback-peers", "--no-cli", "--no-tls", "--no-dtls", "--relay-threads=1"]
+        # As the compose file starts it, but for addresses: those of this machine alone.
+        command = ["sh", str(_SCRIPT), "--verbose", "--new-log-timestamp", "--allow-loopback-peers"]
+        command += ["--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", "--relay-threads=1"]
         command += [f"--pidfile={directory / 'pid'}", f"--userdb={directory / 'users'}"]
+        env = os.environ | {"TURN_SECRET": SECRET, "TURN_PORT": str(self.port), "TMPDIR": str(directory)}
         with self._log_path.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
+            )
         try:
             self._wait_until_it_listens(10.0)
         except BaseException:

@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from dockerfile_parse import DockerfileParser
 
@@ -20,6 +22,7 @@ from gateway.embedded.installation import TritonInstallation
 from gateway.embedded.plain_paths import PlainPaths
 from tests.containers.services import compose
 from tests.server.camera import NumberedCamera
+from tests.server.double_process import DoubleProcess
 from tests.server.gateway_calls import wait_status
 from tests.server.peer import Peer, numbers_of, until
 from tests.server.processes import ServerProcess, clean_environment, free_port
@@ -129,6 +132,8 @@ def test_images_install_extras_and_run_commands_that_exist(stages: dict[str, lis
     assert {"wanstream", "wanstream-build"} <= project["scripts"].keys()
     assert ("COPY", "docker/serve-triton.sh /usr/local/bin/serve-triton") in stages["triton"]
     assert os.access(DOCKER / "serve-triton.sh", os.X_OK)
+    assert value(stages["tools"], "ENTRYPOINT") == "[]"  # NVIDIA's prints a banner before what programs read
+    assert 'python3 -c "import tensorrt' in value(stages["tools"], "RUN")
 
 
 def test_both_sides_see_the_same_files_as_the_same_user(
@@ -168,6 +173,8 @@ def test_the_services_have_what_they_need(services: dict[str, Any]) -> None:
     assert all(str(port).startswith("127.0.0.1:") for port in triton["ports"])
     assert gateway["network_mode"] == "host"
     assert gateway["depends_on"]["triton"]["condition"] == "service_healthy"
+    assert gateway["depends_on"]["demonstration"]["condition"] == "service_completed_successfully"
+    assert "profiles" not in {**triton, **gateway, **services["demonstration"]}  # `up` starts all three
     drain_s = int(gateway["environment"]["WANSTREAM_DRAIN_S"])
     assert seconds(gateway["stop_grace_period"]) >= drain_s + 10
     assert seconds(triton["stop_grace_period"]) >= 15  # Triton itself waits 10 s for its requests
@@ -186,7 +193,9 @@ def test_every_service_is_confined_and_its_output_bounded(services: dict[str, An
 
 
 def test_ports_and_names_are_free_to_choose_for_a_second_pair() -> None:
-    services = compose({"PORT": 9000, "TRITON_GRPC_PORT": 9001, "TRITON_METRICS_PORT": 9002, "GPU": 1})
+    triton_ports = {"TRITON_GRPC_PORT": 9001, "TRITON_METRICS_PORT": 9002}
+    others = {"SITE": "localhost:9443", "HTTP_PORT": 9080, "TURN_PORT": 9478, "TURN_RELAY_PORTS": "9500-9509"}
+    services = compose({"PORT": 9000, "GPU": 1, **triton_ports, **others})
     environment = services["gateway"]["environment"]
 
     assert services["triton"]["ports"] == ["127.0.0.1:9001:8001", "127.0.0.1:9002:8002"]
@@ -195,6 +204,8 @@ def test_ports_and_names_are_free_to_choose_for_a_second_pair() -> None:
     assert environment["WANSTREAM_TRITON_METRICS_URL"] == "http://127.0.0.1:9002/metrics"
     assert services["gateway"]["command"][-2:] == ["--port", "9000"]
     assert services["tls"]["environment"]["UPSTREAM"] == "127.0.0.1:9000"
+    given = services["tls"]["environment"] | services["turn"]["environment"]
+    assert {name: given[name] for name in others} == {name: str(port) for name, port in others.items()}
 
 
 def test_the_example_of_settings_names_variables_that_exist() -> None:
@@ -260,6 +271,7 @@ def test_the_relay_starts_only_with_a_secret_which_no_command_line_shows(tmp_pat
     program.write_text('#!/bin/sh\necho "$*"\ncat "$2"\n')
     program.chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TURN_EXTERNAL_IP": "192.0.2.1"}
+    env["TURN_RELAY_PORTS"] = "50000-50099"
     command = ["sh", DOCKER / "serve-turn.sh"]
 
     refused = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -271,6 +283,7 @@ def test_the_relay_starts_only_with_a_secret_which_no_command_line_shows(tmp_pat
     options, *lines = started.stdout.splitlines()
     assert "geheim" not in options
     assert {"static-auth-secret=geheim", "use-auth-secret", "external-ip=192.0.2.1"} < set(lines)
+    assert {"min-port=50000", "max-port=50099"} < set(lines)
 
 
 def seconds(duration: str) -> float:
@@ -325,6 +338,42 @@ async def running(command: list[str], env: dict[str, str]) -> AsyncIterator[asyn
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_caddy_serves_the_page_by_https_and_the_cookie_stays_there(tmp_path: Path) -> None:
+    """Caddy itself, with the file and the variables of the profile `tls`."""
+    server = DoubleProcess(tmp_path, {"WANSTREAM_TOKEN": "geheim", "WANSTREAM_TRUSTED_PROXIES": "127.0.0.1"})
+    http, https = free_port(), free_port()
+    service = compose({"PORT": server.port, "HTTP_PORT": http, "SITE": f"localhost:{https}"})["tls"]
+    env = os.environ | service["environment"] | {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    caddy = str(Path(sys.executable).with_name("caddy"))
+    command = [caddy, "run", "--config", str(DOCKER / "Caddyfile"), "--adapter", "caddyfile"]
+    authority = tmp_path / "caddy/pki/authorities/local/root.crt"
+
+    async def has_its_certificate() -> bool:
+        with contextlib.suppress(OSError):
+            context = ssl.create_default_context(cafile=authority)
+            _, writer = await asyncio.open_connection("localhost", https, ssl=context)
+            writer.close()
+            return True
+        return False
+
+    try:
+        async with running(command, env):
+            await until(has_its_certificate, 30, "Caddy has its certificate")
+            context = ssl.create_default_context(cafile=authority)
+            async with httpx.AsyncClient(verify=context, trust_env=False, timeout=30) as client:
+                page = await client.get(f"https://localhost:{https}/?token=geheim")
+                status = await client.get(f"https://localhost:{https}/api/v1/pipeline/status")
+                plain = await client.get(f"http://localhost:{http}/")
+    finally:
+        await asyncio.to_thread(server.stop)
+
+    assert page.status_code == 200
+    assert "Secure" in page.headers["set-cookie"]
+    assert status.status_code == 200  # the cookie came along
+    assert plain.headers["location"].startswith(f"https://localhost:{https}")
+    assert "geheim" not in server.log
 
 
 async def test_the_gateway_s_image_streams_through_triton_s(
