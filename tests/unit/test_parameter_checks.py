@@ -293,7 +293,7 @@ def test_sinks_and_sources_of_this_machine_are_no_parameters_of_a_chunk() -> Non
 
 
 @pytest.mark.parametrize(
-    ("spec", "vace"), [(LONGLIVE, False), (KREA_REALTIME_VIDEO, True), (PASSTHROUGH, True)]
+    ("spec", "vace"), [(LONGLIVE, False), (KREA_REALTIME_VIDEO, False), (PASSTHROUGH, True)]
 )
 def test_vace_without_vace_is_remarked_but_does_not_refuse_an_offer(
     assets: Path, spec: PipelineSpec, vace: bool
