@@ -23,7 +23,7 @@ def test_make_sets_up_and_serves_from_any_directory(venv: str, tmp_path: Path) -
         path.write_text(f'#!/bin/sh\nprintf "%s\\n" "{shown} $*"\n')
         path.chmod(0o755)
     shutil.copy(ROOT / "Makefile", checkout)
-    environment = os.environ | {"VENV": venv, "ARGS": "--port 9000"}
+    environment = os.environ | {"VENV": venv, "ARGS": "--port 9000", "JOBS": "5"}
 
     made = [
         subprocess.run(["make", "-s", target], cwd=checkout, env=environment, capture_output=True, text=True)
@@ -32,7 +32,7 @@ def test_make_sets_up_and_serves_from_any_directory(venv: str, tmp_path: Path) -
 
     assert [(m.stderr, m.stdout.splitlines()) for m in made] == [
         ("", [f"setup {venv} serve", "python -m gateway --port 9000"]),
-        ("", [f"setup {venv} test", "python -m pytest -n 3 tests/unit tests/golden"]),
+        ("", [f"setup {venv} test", "python -m pytest -n 5 tests/unit tests/golden"]),
     ]
 
 
