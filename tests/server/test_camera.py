@@ -28,15 +28,15 @@ async def test_a_camera_that_is_too_large_is_named_once_and_may_become_smaller(s
 
     async with Peer(server.client, source=GreyCamera(4096, 2304)) as peer:
         await peer.connect(VIDEO)
-        refusal = await peer.wait_message("parameter_error", within_s=30)
+        refusal = await peer.wait_message("parameter_error", within_s=60)
         refused_pictures = len(peer.frames)
         peer.pc.getSenders()[0].replaceTrack(NumberedCamera())
-        frames = await peer.wait_frames(5, within_s=30)
+        frames = await peer.wait_frames(5, within_s=60)
 
     assert [error["type"] for error in refusal["errors"]] == ["picture_too_large"]
     assert "4096x2304" in refusal["errors"][0]["msg"]
     assert refused_pictures == 0
-    assert len(peer.messages) == 1
+    assert [message["type"] for message in peer.messages].count("parameter_error") == 1
     assert (frames[-1].width, frames[-1].height) == (256, 192)
 
 
