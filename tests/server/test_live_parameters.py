@@ -57,7 +57,7 @@ TWO = [{"text": "a boat"}, {"text": "a bird"}]
 CAMERA = {"input_mode": VIDEO}
 BIRD_IN = {"target_prompts": "a bird"}
 SCALE = {"path": "style.safetensors", "scale": 0.5}
-NO_VACE = "has no VACE"
+NO_VACE = "VACE is not loaded"
 IMAGE = "picture.png"
 CASES = {
     "input_mode": Case({"input_mode": VIDEO}, Effect.AFRESH),
