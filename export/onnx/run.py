@@ -47,6 +47,7 @@ from streaming.engines.engine_set import (
     MergedLora,
     ModelFacts,
     VaeSet,
+    merged_loras,
     read_engine_set,
 )
 from streaming.engines.engine_set import TOKENIZER as TOKENIZER_DIRECTORY
@@ -61,7 +62,6 @@ from streaming.engines.manifest import (
     TensorInfo,
     file_info,
     fingerprint,
-    sha256,
 )
 from streaming.engines.records import EngineError
 from streaming.memory.units import in_units
@@ -416,7 +416,7 @@ def engine_set(
         cache_frames=request.loop.cache_frames,
         padding_keys=request.loop.padding_keys,
         adapters=request.adapters,
-        loras=merged_loras(request),
+        loras=_merged_loras(request),
         model=ModelFacts(
             text_len=config.text_len,
             text_dim=config.text_dim,
@@ -450,18 +450,17 @@ def set_name(request: Request) -> str:
     window = "" if request.window is None else f"_window{request.window}"
     padding = "" if request.padding_keys else "_unpadded"
     adapters = "_adapters" if request.adapters else ""
-    merged = [lora.model_dump(exclude={"file"}) for lora in merged_loras(request)]
+    merged = [lora.model_dump(exclude={"file"}) for lora in _merged_loras(request)]
     loras = f"_lora_{fingerprint(merged)[:8]}" if merged else ""
     name = f"{kind}{request.pipeline}_{request.precision}_{request.vae_type}"
     return f"{name}{window}{padding}{adapters}{loras}"
 
 
-def merged_loras(request: Request) -> tuple[MergedLora, ...]:
+def _merged_loras(request: Request) -> tuple[MergedLora, ...]:
     """What is merged into the weights. Raises CheckpointError for a file that is not there."""
     for lora in request.loras:
         require_file(lora.path)
-    found = (MergedLora(file=x.path.name, sha256=sha256(x.path), scale=x.scale) for x in request.loras)
-    return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
+    return merged_loras((lora.path, lora.scale) for lora in request.loras)
 
 
 def _served_as_before(result: EngineSet, store: EngineStore) -> EngineSet:

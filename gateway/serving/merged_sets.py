@@ -25,7 +25,7 @@ from gateway.serving.commands import run_command
 from gateway.serving.engine_sets import EngineSets, FoundSet, missing_packages
 from gateway.serving.interface import ServingError, StageCallback
 from streaming.engines.demo import DEMO_MODELS
-from streaming.engines.engine_set import SET, EngineSet, MergedLora
+from streaming.engines.engine_set import SET, EngineSet, MergedLora, merged_loras
 from streaming.engines.load_plan import PlannedAdapter
 from streaming.engines.manifest import sha256
 from streaming.engines.records import EngineError
@@ -44,8 +44,7 @@ _LAST_LINES: Final = 5
 def loras_of(adapters: Sequence[PlannedAdapter]) -> tuple[MergedLora, ...]:
     """What a set has to have in its weights. Raises ServingError when a file is gone."""
     try:
-        found = (MergedLora(file=a.path.name, sha256=sha256(a.path), scale=a.scale) for a in adapters)
-        return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
+        return merged_loras((adapter.path, adapter.scale) for adapter in adapters)
     except OSError as error:
         raise ServingError(f"A LoRA file cannot be read: {error}") from error
 

@@ -1,10 +1,12 @@
 """Which engines make up a pipeline: `set.json`, written last by an export. Torch-free."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from streaming.checkpoints.config import TransformerConfig
+from streaming.engines.manifest import sha256
 from streaming.engines.records import EngineError, Record, read_record
 from streaming.specs import LoopSpec
 
@@ -40,6 +42,12 @@ class MergedLora(Record):
     file: str
     sha256: str
     scale: float
+
+
+def merged_loras(files: Iterable[tuple[Path, float]]) -> tuple[MergedLora, ...]:
+    """LoRA files and their scales, as the set keeps them that has them in its weights. Raises OSError."""
+    found = (MergedLora(file=path.name, sha256=sha256(path), scale=scale) for path, scale in files)
+    return tuple(sorted(found, key=lambda lora: (lora.sha256, lora.scale)))
 
 
 class ModelFacts(Record):
