@@ -28,12 +28,13 @@ from gateway.pipelines.preparation import CHOICES, PreparedChoice, Tools, Wish, 
 from gateway.server import bind, serve
 from gateway.serving.adapters import Adapters
 from gateway.serving.checkpoints import Checkpoints, checkpoints_of
+from gateway.serving.commands import has_tensorrt
 from gateway.serving.demo import DemoEngines
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
 from gateway.serving.load_plans import LoadPlanner
 from gateway.serving.memory import Memory
-from gateway.serving.merged_sets import MergedSets, SetMerger, has_tensorrt
+from gateway.serving.merged_sets import MergedSets, SetMerger
 from gateway.serving.recipes import recipes
 from gateway.triton.serving import TritonServing
 from streaming.engines.demo import demo_adapters

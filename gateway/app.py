@@ -1,7 +1,6 @@
 """The gateway as a Quart app: services are made here and handed to the blueprints."""
 
 import importlib.metadata
-import importlib.util
 import logging
 import re
 from collections.abc import Callable
@@ -70,6 +69,7 @@ from gateway.routes.sessions import sessions_blueprint
 from gateway.routes.streams import streams_blueprint
 from gateway.routes.tempo import tempo_blueprint
 from gateway.routes.webrtc import webrtc_blueprint
+from gateway.serving.commands import has_tensorrt
 from gateway.serving.engine_sets import EngineSets
 from gateway.serving.interface import Serving
 from gateway.serving.merged_sets import MergedSets
@@ -280,7 +280,7 @@ def tools_of(config: Config, *, on_gpu: bool) -> Tools:
         engines=config.directories.engines,
         on_gpu=on_gpu,
         embedded=config.triton_url is None,
-        has_tensorrt=importlib.util.find_spec("tensorrt") is not None,
+        has_tensorrt=has_tensorrt(),
     )
 
 

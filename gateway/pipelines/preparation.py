@@ -7,7 +7,6 @@ cancelled, or failed, goes on where it stopped when it is begun again.
 import asyncio
 import logging
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 
 from gateway.errors import ApiError
 from gateway.files.models.models import DownloadError, Models, Progress
-from gateway.serving.commands import run_command
+from gateway.serving.commands import BUILD, EXPORT, run_command
 from gateway.waiting import end
 from streaming.checkpoints.files import DOWNLOADED_VAE, VAE_FILES
 from streaming.errors import WanstreamError
@@ -121,8 +120,8 @@ class Tools:
     on_gpu: bool
     embedded: bool
     has_tensorrt: bool
-    export: Sequence[str] = (sys.executable, "-u", "-m", "export")
-    build: Sequence[str] = (sys.executable, "-u", "-m", "export.tensorrt.cli")
+    export: Sequence[str] = EXPORT
+    build: Sequence[str] = BUILD
 
     def best(self) -> tuple[Prepared, str]:
         """The fastest backend that can be prepared on this machine, and why it is that one."""

@@ -2,12 +2,23 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Final
 
+# Without their arguments.
+EXPORT: Final = (sys.executable, "-u", "-m", "export")
+BUILD: Final = (sys.executable, "-u", "-m", "export.tensorrt.cli")
 _LONGEST_LINE = 8 << 10  # bytes
+
+
+def has_tensorrt() -> bool:
+    """Whether its builder is in this Python environment."""
+    return importlib.util.find_spec("tensorrt") is not None
 
 
 async def run_command(command: Sequence[str], cwd: Path, on_line: Callable[[str], None]) -> int:

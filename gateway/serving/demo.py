@@ -7,11 +7,10 @@ has finished is kept, so an export that was cut short goes on where it stopped.
 import importlib.util
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway.serving.commands import run_command
+from gateway.serving.commands import EXPORT, run_command
 from gateway.serving.interface import ServingError, StageCallback
 from streaming.engines.demo import DEMO_MODELS, DEMO_PIPELINES, DemoInfo, demo_info
 from streaming.source_version import source_version
@@ -34,7 +33,7 @@ class DemoEngines:
         command: the export, without its arguments; None: this installation's.
         """
         self._home, self._engines = home, engines
-        self._command = command or (sys.executable, "-u", "-m", "export")
+        self._command = command or EXPORT
 
     def offers(self, spec: PipelineSpec) -> bool:
         """Whether there is a demonstration of this pipeline, and what makes it is installed."""

@@ -6,12 +6,10 @@ plans, in processes of their own; so what runs goes on meanwhile, and nothing ha
 """
 
 import contextlib
-import importlib.util
 import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,7 +19,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from gateway.serving.adapters import COPY_HASH
-from gateway.serving.commands import run_command
+from gateway.serving.commands import BUILD, EXPORT, run_command
 from gateway.serving.engine_sets import EngineSets, FoundSet, missing_packages
 from gateway.serving.interface import ServingError, StageCallback
 from streaming.engines.demo import DEMO_MODELS
@@ -188,8 +186,8 @@ class SetMerger:
     home: Path
     models: Path
     has_tensorrt: bool
-    export: Sequence[str] = (sys.executable, "-u", "-m", "export")
-    build: Sequence[str] = (sys.executable, "-u", "-m", "export.tensorrt.cli")
+    export: Sequence[str] = EXPORT
+    build: Sequence[str] = BUILD
 
     def require_tools(self, base: FoundSet) -> None:
         """Raises ServingError, with what to do, when this machine cannot make a set from that one."""
@@ -289,11 +287,6 @@ class SetMerger:
         command = f"wanstream-export {engines.pipeline} --precision {engines.precision} --lora FILE=SCALE"
         built = engines.serve_with == "tensorrt"
         return f"{command}, then wanstream-build of the set that it names" if built else command
-
-
-def has_tensorrt() -> bool:
-    """Whether its builder is in this Python environment."""
-    return importlib.util.find_spec("tensorrt") is not None
 
 
 def _without_files(loras: Sequence[MergedLora]) -> list[tuple[str, float]]:
