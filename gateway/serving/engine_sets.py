@@ -12,11 +12,10 @@ from gateway.serving.demo import DemoEngines
 from gateway.serving.interface import Availability, Combination, ServingError, StageCallback, fp8_remedy
 from streaming.engines.demo import OPENING
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
-from streaming.engines.manifest import EngineManifest, engine_directory, read_manifest
+from streaming.engines.manifest import MANIFEST, EngineManifest, engine_directory, read_manifest
 from streaming.engines.ort import GpuProviders, Provider
 from streaming.engines.records import EngineError
 from streaming.engines.rtx import check_compiled
-from streaming.memory.plan import read_manifests
 from streaming.specs import SPECS, PipelineSpec
 
 logger = logging.getLogger(__name__)
@@ -59,6 +58,7 @@ class EngineSets:
         self.on_cpu = on_cpu
         self._demo = demo
         self._known: dict[Path, tuple[_Version, FoundSet | None]] = {}
+        self._manifests: dict[str, tuple[_Version, EngineManifest]] = {}
 
     def availability(self, spec: PipelineSpec) -> Availability:
         """Whether there are engines for `spec`, and for which sizes."""
@@ -95,9 +95,8 @@ class EngineSets:
             for v in s.vae
         ]
         servable = _servable(combinations, runtime_loras=self.takes_adapters(spec))
-        by_itself = any(s.branch for s in sets) and not self._makes(
-            spec
-        )  # the same before it is made, and after
+        # The same before it is made, and after.
+        by_itself = any(s.branch for s in sets) and not self._makes(spec)
         return replace(servable, vace_default=by_itself, note=sets[0].note, examples=sets[0].examples)
 
     def opening(self) -> PipelineSpec | None:
@@ -164,7 +163,7 @@ class EngineSets:
         if not self.on_cpu or (not gpu.cuda and (gpu.rtx is None or gpu.target is None)):
             return "cpu"
         try:
-            manifests = read_manifests(self.models, found.content.engines())
+            manifests = {name: self.manifest(name) for name in found.content.engines()}
         except EngineError:
             return "cpu"  # the load tells what is wrong
         if gpu.rtx is not None and gpu.target is not None and self._are_compiled(manifests, gpu):
@@ -211,8 +210,13 @@ class EngineSets:
         )
 
     def manifest(self, name: str) -> EngineManifest:
-        """Of an engine. Raises EngineError."""
-        return read_manifest(engine_directory(self.models, name))
+        """Of an engine; read again only when it has changed, as sets are. Raises EngineError."""
+        directory = engine_directory(self.models, name)
+        version = _version(directory / MANIFEST)
+        last = self._manifests.get(name)
+        if last is None or last[0] != version:
+            last = self._manifests[name] = version, read_manifest(directory)
+        return last[1]
 
     def merged(self) -> list[FoundSet]:
         """Sets with LoRA files in their weights, of all pipelines."""

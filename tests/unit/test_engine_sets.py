@@ -18,7 +18,7 @@ from gateway.serving.interface import Combination, ServingError
 from gateway.serving.load_plans import plan_load
 from streaming.engines.engine_set import SET, EngineSet, read_engine_set
 from streaming.engines.load_plan import LoadPlan
-from streaming.engines.manifest import MANIFEST, ONNX_FILE, PLAN_FILE, read_manifest
+from streaming.engines.manifest import MANIFEST, ONNX_FILE, PLAN_FILE, EngineManifest, read_manifest
 from streaming.engines.records import EngineError
 from streaming.specs import LONGLIVE
 from tests.engines import SIZE, small_request
@@ -77,6 +77,26 @@ def test_sets_are_read_again_only_when_they_change(
     assert warnings == 1  # of the broken one
     assert with_another == [SIZE, (2 * SIZE[0], SIZE[1])] or with_another == [(2 * SIZE[0], SIZE[1]), SIZE]
     assert sets.availability(LONGLIVE).supported_resolutions == [SIZE]
+
+
+def test_manifests_are_read_again_only_when_they_change(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+
+    def read(directory: Path) -> EngineManifest:
+        reads.append(directory)
+        return read_manifest(directory)
+
+    monkeypatch.setattr("gateway.serving.engine_sets.read_manifest", read)
+    sets = EngineSets(store.root, on_cpu=True)
+    name = read_engine_set(next(store.sets.iterdir())).transformer
+    before = [sets.manifest(name) for _ in range(2)][-1]
+    changed = before.model_copy(update={"form": "portable" if before.form == "cpu" else "cpu"})
+    store.write_file(store.engine(name) / MANIFEST, changed.model_dump_json().encode())
+
+    assert sets.manifest(name) == changed
+    assert len(reads) == 2
 
 
 def test_a_demonstration_is_the_last_choice(store: EngineStore) -> None:
