@@ -77,8 +77,8 @@ def parse_load_request(body: Mapping[str, Any], context: LoadContext) -> LoadReq
     availability = context.availability(spec, _backend(choice.load_params))
     if not availability.available:
         raise ApiError(400, availability.reason or f"Pipeline {spec.id} cannot be loaded on this server.")
-    has_vace = spec.names_vace or offers_vace(spec, availability)
-    values, warnings = _checked(_fields(spec, has_vace), spec.id, choice.load_params, choice.loc)
+    fields = _fields(spec, _knows_vace(spec, availability))
+    values, warnings = _checked(fields, spec.id, choice.load_params, choice.loc)
     warnings = [*choice.warnings, *warnings, *_vram_warnings(spec, context.vram_gib)]
     warnings += _quantization_warnings(spec, values, availability, context.vram_gib)
     _require_engines(spec, values, availability)
@@ -237,9 +237,14 @@ def _fits(size: SizeRange, name: str, value: int) -> int:
     return value
 
 
+def _knows_vace(spec: PipelineSpec, availability: Availability) -> bool:
+    """Whether a load has the parameters of VACE, of use here or not."""
+    return spec.supports_vace and (spec.names_vace or offers_vace(spec, availability))
+
+
 @cache
-def _fields(spec: PipelineSpec, has_vace: bool) -> dict[str, TypeAdapter[Any]]:
-    """The load parameters that a pipeline knows, aliases included. has_vace: those of VACE, if it has any"""
+def _fields(spec: PipelineSpec, knows_vace: bool) -> dict[str, TypeAdapter[Any]]:
+    """The load parameters that a pipeline knows, aliases included. knows_vace: those of VACE, too"""
     fields: dict[str, Any] = {
         name: Annotated[Integer, AfterValidator(partial(_fits, spec.size, name))]
         for name in ("height", "width")
@@ -252,7 +257,7 @@ def _fields(spec: PipelineSpec, has_vace: bool) -> dict[str, TypeAdapter[Any]]:
         fields["sink_ema_float32"] = bool
     if spec.supports_quantization:
         fields["quantization"] = Quantization | None
-    if spec.supports_vace and has_vace:
+    if knows_vace:
         fields |= {"vace_enabled": bool, "vace_encoder_cache": EncoderCache, "vace_pad_attention": bool}
     if spec.supports_lora:
         fields["loras"] = Annotated[list[_Lora], Field(max_length=_MAX_LORAS)] | None
@@ -313,7 +318,7 @@ def _effective(
         default = _default_quantization(spec, vram_gib)
         default = default if default in availability.quantizations else None
         params["quantization"] = values.get("quantization", default)
-    if spec.supports_vace and (spec.names_vace or offers_vace(spec, availability)):
+    if _knows_vace(spec, availability):
         params["vace_enabled"] = availability.vace and values.get("vace_enabled", availability.vace_default)
     if spec.loop is not None:
         params["vae_type"] = values.get("vae_type", _VAE_TYPE)

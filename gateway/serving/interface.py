@@ -89,8 +89,7 @@ class Availability:
 
 def offers_vace(spec: PipelineSpec, availability: Availability) -> bool:
     """Whether a load of `spec` may have the VACE branch, as clients are told."""
-    there = availability.vace_default if not spec.names_vace else True
-    return spec.supports_vace and availability.vace and there
+    return spec.supports_vace and availability.vace and (spec.names_vace or availability.vace_default)
 
 
 @dataclass(frozen=True, slots=True)
