@@ -15,7 +15,7 @@ from torch import Tensor
 from streaming.engines.bound import BoundEngine, OrtPlace
 from streaming.engines.exchange import from_triton, to_triton
 from streaming.engines.manifest import EngineManifest
-from streaming.engines.ort import open_graph, ort_values
+from streaming.engines.ort import open_graph
 from streaming.engines.records import EngineError
 from streaming.network.video import FrameGroups
 from streaming.triton.sessions import ModelRunner
@@ -97,14 +97,13 @@ class OrtEngine:
     Inputs are brought to the types of the graph, as those of a served engine are.
     """
 
-    def __init__(self, path: Path, threads: int = 0, weights: Mapping[str, Any] | None = None) -> None:
-        """threads: 0 is one per core. weights: arrays in place of those in the file, by name.
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        """threads: 0 is one per core.
 
         Raises WanstreamError when the file is absent or no valid graph.
         """
         self._path = path
-        self._weights = weights, ort_values(weights or {})  # the graph only points at them
-        self._graph = open_graph(path, threads, self._weights[1])
+        self._graph = open_graph(path, threads)
         self._dtypes = {value.name: _DTYPES[value.type] for value in self._graph.get_inputs()}
         self.inputs = tuple(self._dtypes)
         self.outputs = tuple(value.name for value in self._graph.get_outputs())
