@@ -366,6 +366,7 @@ images.addEventListener("choose", () => {
 });
 loras.addEventListener("scale", ({ detail }) => stream.send(detail));
 for (const part of [loras, controls]) part.addEventListener("load", render);
+models.addEventListener("downloaded", () => server.readPipelines().then(render, showProblem));
 controls.addEventListener("source", changeInput);
 controls.addEventListener("vace", () => {
   if (stream.isLive && !server.locked) load();

@@ -27,7 +27,6 @@ export class Server extends EventTarget {
       this.loading = this.failure = null;
       this.#tell();
     });
-    models.addEventListener("downloaded", () => this.readPipelines().then(() => this.#tell()));
   }
 
   async refresh() {
