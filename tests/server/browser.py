@@ -1,5 +1,6 @@
 """Real Chromium for tests of the page: starting it, waiting for the page's states, comparing pictures."""
 
+import io
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 from tests.server.gateway_calls import sessions
@@ -76,6 +78,13 @@ async def opened(browser: Browser, url: str, *, record: bool = False, **context:
     finally:
         await profile.close()
     assert errors == []
+
+
+async def mean_colour(page: Page, x: float, y: float, width: float, height: float) -> npt.NDArray[np.float64]:
+    """RGB of what the window shows in a rectangle, in pixels from its upper left corner; 0 to 255."""
+    clip = {"x": x, "y": y, "width": width, "height": height}
+    picture = Image.open(io.BytesIO(await page.screenshot(clip=clip)))  # type: ignore[arg-type]
+    return np.asarray(picture.convert("RGB"), np.float64).mean(axis=(0, 1))
 
 
 async def state(page: Page, *wanted: str, within_s: float = 60.0) -> str:

@@ -1,7 +1,6 @@
 """The stage of the built-in page in real Chromium: looks, keys, cue lists, the clean feed."""
 
 import asyncio
-import io
 import itertools
 import json
 import time
@@ -13,10 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
-from PIL import Image
 from playwright.async_api import Browser, Page, Route, expect
 
-from tests.server.browser import PHONE, field, opened, out_of_reach, pixels, sessions_end, start, state
+from tests.server.browser import (
+    PHONE,
+    field,
+    mean_colour,
+    opened,
+    out_of_reach,
+    pixels,
+    sessions_end,
+    start,
+    state,
+)
 from tests.server.double import COLOURS
 from tests.server.double_process import DoubleProcess
 from tests.server.peer import until
@@ -428,9 +436,7 @@ async def test_the_clean_feed_opens_on_the_other_display(browser: Browser, show:
 async def shown(page: Page) -> Any:
     """Mean colour of what the window shows a little below its middle."""
     size = page.viewport_size or {"width": 960, "height": 540}
-    clip = {"x": size["width"] / 2 - 40, "y": size["height"] * 0.7, "width": 80.0, "height": 20.0}
-    picture = Image.open(io.BytesIO(await page.screenshot(clip=clip)))  # type: ignore[arg-type]
-    return np.asarray(picture.convert("RGB"), np.float64).mean(axis=(0, 1))
+    return await mean_colour(page, size["width"] / 2 - 40, size["height"] * 0.7, 80, 20)
 
 
 async def test_the_keys_are_explained_and_do_nothing_while_somebody_writes(

@@ -1,14 +1,11 @@
 """What stays on the page while something else is made ready, the last picture, with a mark."""
 
-import io
-
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
 from playwright.async_api import Browser, Page, expect
 
-from tests.server.browser import field, opened, start, state
+from tests.server.browser import field, mean_colour, opened, start, state
 from tests.server.double import COLOURS
 from tests.server.double_process import DoubleProcess
 from tests.server.peer import until
@@ -37,9 +34,7 @@ async def seen(page: Page) -> npt.NDArray[np.float64]:
     box = await page.locator("#screen").bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] * 0.28, box["y"] + box["height"] * 0.7
-    clip = {"x": x, "y": y, "width": 40.0, "height": 20.0}
-    picture = Image.open(io.BytesIO(await page.screenshot(clip=clip)))  # type: ignore[arg-type]
-    return np.asarray(picture.convert("RGB"), np.float64).mean(axis=(0, 1))
+    return await mean_colour(page, x, y, 40, 20)
 
 
 async def test_the_last_picture_stays_with_a_mark_while_another_pipeline_or_size_is_loaded(
