@@ -134,21 +134,26 @@ export class Midi {
     const target = targetOf(control);
     const type = control.type === "range" ? "continuous" : control.type === "checkbox" ? "toggle" : "trigger";
     const same = (mapping) => comesFrom(mapping.source, message) || equal(mapping.target, target);
-    this.#mappings = [...this.#mappings.filter((mapping) => !same(mapping)), { type, source, target }];
+    this.#keep([...this.#mappings.filter((mapping) => !same(mapping)), { type, source, target }]);
     this.#say(`${nameOf(control)} is moved by ${describe(source)}.`);
     control.classList.remove("midi-target");
     this.#target = null;
     this.#bound = { control, message };
-    this.#keep(this.#mappings);
   }
 
-  /** One after another: a knob of 14 bit is bound in two steps. */
+  /**
+   * In force at once, and kept by the server one after another: a knob of 14 bit is bound in two steps. What the
+   * server refuses is taken back.
+   */
   #keep(mappings) {
+    const before = this.#mappings;
+    this.#mappings = mappings;
     this.#kept = this.#kept.then(async () => {
       this.#error.textContent = "";
       try {
         this.#mappings = (await api.putMidi(mappings)).midi;
       } catch (error) {
+        this.#mappings = before;
         this.#error.textContent = error.message;
       }
       this.#render();
